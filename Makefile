@@ -1,0 +1,46 @@
+# Two commands for a fresh machine with Python 3.11+, make and PyPI:
+#   make demo   trains an LSTM and a BN-LSTM on real digits, prints the table, saves runs/demo/curves.png
+#   make test   every test but the slow ones
+# Both make the same environment, .venv/, once.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint types format peers clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# The stamp is newer than pyproject.toml exactly when the environment is up to date.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "normjax needs Python 3.11 or newer and found %d.%d: run make PYTHON=/path/to/python3.11" % v[:2])'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) -m experiments.demo --workdir=runs/demo
+
+test: $(STAMP)
+	$(PY) -m pytest -m 'not slow'
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+# The libraries that some tests and the benchmarks compare with (torch, Haiku, Equinox).
+peers: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+
+lint: $(STAMP)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache runs
