@@ -1,0 +1,220 @@
+"""Layer normalization: statistics over the features of one sample; and its empty control."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks, _moments
+from normjax._batch import start_affine
+from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LayerNorm(Norm):
+    """The value behind `layer_norm`; see there."""
+
+    factory: ClassVar[str] = "layer_norm"
+
+    axes: tuple[int, ...] = (-1,)
+    feature_axes: tuple[int, ...] | None = None
+    eps: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: float = 1.0
+    bias_init: float = 0.0
+    feature_axis_name: AxisName = None
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Affine, PyTree]:
+        """Return `(Affine, ())`, the affine of the shape of the feature axes; `key` is not used."""
+        del key
+        features = tuple(shape[a] for a in self._features(len(shape)))
+        return start_affine(self, features, dtype), ()
+
+    def moments(
+        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
+    ) -> Moments:
+        """Measure each sample; `axis_name`, the batch's, does not matter."""
+        del params, axis_name
+        return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: Moments | None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize each sample by itself."""
+        del state, stats, hyper
+        kept = self._features(jnp.ndim(x))
+
+        def place(v: Array | None) -> Array | None:
+            return None if v is None else _moments.expand(v, kept, jnp.ndim(x))
+
+        scale, bias = place(params.scale), place(params.bias)
+        assert seen is not None
+        return _moments.normalize(
+            x, seen, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask
+        )
+
+    def _features(self, ndim: int) -> tuple[int, ...]:
+        axes = self.axes if self.feature_axes is None else self.feature_axes
+        return _checks.resolve_axes(axes, ndim, name="feature_axes")
+
+
+def layer_norm(
+    *,
+    axes: int | Sequence[int] = -1,
+    feature_axes: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+    feature_axis_name: AxisName = None,
+) -> Norm:
+    r"""Layer normalization: all features of one sample, at every position by itself.
+
+    $$y = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta, \qquad
+      \mu = \tfrac1H \sum_{i=1}^H x_i$$
+
+    Nothing depends on the batch, so there is no state and both modes are the same.
+
+    Args:
+        axes: axes averaged over, those of the features.
+        feature_axes: axes that scale and bias run over; by default the same.
+        eps: added to the variance; 1e-5 is that of the authors' code (Flax: 1e-6).
+        use_scale: whether there is a gain.
+        use_bias: whether there is a bias.
+        scale_init: start of the gain; the authors found 1 better than the 0.1 that suits
+            recurrent batch norm.
+        bias_init: start of the bias.
+        feature_axis_name: device axis that the *features* are split over.
+
+    Returns:
+        A `Norm` with params `Affine` and no state.
+
+    Raises:
+        ValueError: a number outside its range, axes that name nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.layer_norm()
+        >>> params, state = norm.init((1, 2))
+        >>> y, state = norm.apply(params, state, jnp.array([[1.0, 3.0]]), stats="batch")
+        >>> [round(v, 3) for v in y[0].tolist()]
+        [-1.0, 1.0]
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer Normalization", 2016.
+    """
+    _checks.positive("eps", eps)
+    _checks.number("scale_init", scale_init)
+    _checks.number("bias_init", bias_init)
+    return LayerNorm(
+        axes=_checks.axes(axes) or (-1,),
+        feature_axes=_checks.axes(feature_axes),
+        eps=eps,
+        use_scale=use_scale,
+        use_bias=use_bias,
+        scale_init=scale_init,
+        bias_init=bias_init,
+        feature_axis_name=feature_axis_name,
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Identity(Norm):
+    """The value behind `identity`; see there."""
+
+    factory: ClassVar[str] = "identity"
+
+    use_scale: bool = False
+    use_bias: bool = False
+    scale_init: float = 1.0
+    bias_init: float = 0.0
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Affine, PyTree]:
+        """Return `(Affine, ())`, the affine over the last axis; `key` is not used."""
+        del key
+        return start_affine(self, shape[-1:], dtype), ()
+
+    def moments(
+        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
+    ) -> None:
+        """Measure nothing."""
+        del params, x, mask, axis_name
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Apply the affine alone."""
+        del state, seen, stats, hyper
+        x = jnp.asarray(x)
+        y = x.astype(_moments.stat_dtype(x.dtype))
+        if mask is not None:
+            y = jnp.where(mask, y, 0)
+        return _moments.affine(y, params.scale, params.bias).astype(x.dtype)
+
+
+def identity(
+    *,
+    use_scale: bool = False,
+    use_bias: bool = False,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+) -> Norm:
+    r"""No normalization, with the affine of one: the control of every ablation.
+
+    $$y = \gamma \odot x + \beta$$
+
+    The recurrent paper's LSTM baseline keeps a bias on the cell, `identity(use_bias=True)`,
+    so that only the statistics differ.
+
+    Args:
+        use_scale: whether there is a gain over the last axis.
+        use_bias: whether there is a bias over the last axis.
+        scale_init: start of the gain.
+        bias_init: start of the bias.
+
+    Returns:
+        A `Norm` with params `Affine` and no state.
+
+    Raises:
+        TypeError: a start that is not a plain number.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.identity(use_bias=True, bias_init=1.0)
+        >>> params, state = norm.init((1, 2))
+        >>> norm.apply(params, state, jnp.zeros((1, 2)), stats="batch")[0].tolist()
+        [[1.0, 1.0]]
+
+    Reference:
+        Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017
+        (the baseline of its experiments).
+    """
+    _checks.number("scale_init", scale_init)
+    _checks.number("bias_init", bias_init)
+    return Identity(use_scale, use_bias, scale_init, bias_init)

@@ -1,0 +1,191 @@
+"""Population statistics: a pass over data in place of an exponential average.
+
+The mechanism is one: `collecting` puts a `Collect` in the place of every `Running` of a
+state, whatever pytree it is, `apply` then adds each batch to it, and `settle` turns the
+result back into the state that evaluation reads. Exact gradient accumulation is the same
+two calls around the microbatches of one step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks, _moments
+from normjax.base import BatchMeans, Collect, Moments, PyTree, Running
+
+How = Literal["pooled", "unbiased", "mean"]
+
+
+def collecting(state: PyTree, how: How = "pooled") -> PyTree:
+    """Make every running average of `state` gather batches exactly, starting empty.
+
+    Args:
+        state: any pytree with `Running` nodes, such as `init` of a norm or a layer returns.
+        how: as in `population`; `"pooled"` merges counts, the others average per batch.
+
+    Returns:
+        The same tree with a `Collect` in the place of each `Running`.
+
+    Raises:
+        ValueError: unknown `how`.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.batch_norm()
+        >>> params, state = norm.init((1, 1))
+        >>> state = nj.collecting(state)
+        >>> for micro in jnp.array([[[1.0], [2.0]], [[3.0], [6.0]]]):
+        ...     _, state = norm.apply(params, state, micro, stats="batch")
+        >>> nj.settle(state).mean.tolist()
+        [3.0]
+    """
+    _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
+
+    def swap(leaf: PyTree) -> PyTree:
+        if not _moments.is_stats(leaf):
+            return leaf
+        running = leaf.running if isinstance(leaf, Collect) else leaf
+        zero = jax.tree.map(jnp.zeros_like, running)
+        if how == "pooled":
+            return Collect(running, Moments(zero.mean, zero.var, zero.var))
+        return Collect(running, BatchMeans(zero.mean, zero.var, zero.var, zero.var))
+
+    return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
+
+
+def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree:
+    """Turn what `collecting` gathered into running statistics.
+
+    Args:
+        state: a tree with `Collect` nodes.
+        how: as in `population`, and as given to `collecting`.
+        correction: with `"pooled"`, 1 stores the variance times n / (n - 1).
+
+    Returns:
+        The tree with a `Running` for each `Collect`; statistics that saw no value keep what
+        they were before.
+
+    Raises:
+        ValueError: unknown `how` or `correction`, or a tree that was gathered the other way.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.batch_norm()
+        >>> _, state = norm.init((1, 1))
+        >>> nj.settle(nj.collecting(state)) == state  # nothing seen, nothing changed
+        True
+    """
+    _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
+    _checks.one_of("correction", correction, (0, 1))
+
+    def swap(leaf: PyTree) -> PyTree:
+        if not isinstance(leaf, Collect):
+            return leaf
+        seen = leaf.seen
+        if isinstance(seen, Moments) != (how == "pooled"):
+            raise ValueError(
+                f"settle(how={how!r}) on a state that was gathered another way: write the same "
+                "how in collecting() and settle()"
+            )
+        if isinstance(seen, Moments):
+            var = _moments.unbiased(seen) if correction else seen.var
+            some = seen.count > 0
+        else:
+            var = seen.unbiased_var if how == "unbiased" else seen.var
+            some = seen.batches > 0
+        return Running(
+            jnp.where(some, seen.mean, leaf.running.mean), jnp.where(some, var, leaf.running.var)
+        )
+
+    return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
+
+
+def population(
+    layer: Any,
+    params: PyTree,
+    state: PyTree,
+    batches: Iterable[Any],
+    *,
+    how: How = "pooled",
+    upstream: Literal["batch", "running"] = "batch",
+    correction: int = 0,
+) -> PyTree:
+    r"""Estimate the statistics for inference in one pass over a data set.
+
+    Three ways of the literature, for batches $B_1 \dots B_k$ of sizes $m_j$:
+
+    $$\text{pooled:}\;\; \mu = \frac{\sum m_j \mu_j}{\sum m_j},\;\;
+      \sigma^2 = \frac{\sum m_j(\sigma_j^2 + (\mu_j - \mu)^2)}{\sum m_j}$$
+    $$\text{unbiased:}\;\; \mu = \tfrac1k \sum \mu_j,\;\;
+      \sigma^2 = \tfrac1k \sum \tfrac{m_j}{m_j - 1}\sigma_j^2 \qquad
+      \text{mean:}\;\; \mu = \tfrac1k \sum \mu_j,\;\; \sigma^2 = \tfrac1k \sum \sigma_j^2$$
+
+    `"pooled"` is exact: the moments of the whole set. `"unbiased"` is the batch norm paper's
+    (and the tutorials') estimate, `"mean"` the recurrent paper's; both leave out the spread
+    of the means between batches.
+
+    Args:
+        layer: a `Norm`, a recurrent layer, or any function
+            `apply(params, state, batch, *, stats) -> (output, state)` of a whole model.
+        params: its parameters.
+        state: its state; where no batch has a value, it is kept.
+        batches: what `apply` takes as its input, one batch at a time; for norms and layers
+            also dictionaries of the keywords of `apply`, such as `{"x": x, "lengths": n}`.
+        how: `"pooled"`, `"unbiased"` or `"mean"`.
+        upstream: what norms before a norm do meanwhile: normalize with each batch's own
+            statistics, as in training, or with the running ones, as in evaluation.
+        correction: with `"pooled"`, 1 stores the unbiased variance.
+
+    Returns:
+        The state with new statistics, to be used with `stats="running"`.
+
+    Raises:
+        ValueError: unknown `how` or `upstream`, no batch, a state without statistics.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.batch_norm()
+        >>> params, state = norm.init((1, 1))
+        >>> data = [jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])]
+        >>> for how in ("pooled", "unbiased", "mean"):
+        ...     print(how, nj.population(norm, params, state, data, how=how).var.tolist())
+        pooled [5.0]
+        unbiased [2.0]
+        mean [1.0]
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2; Cooijmans et al., "Recurrent
+        Batch Normalization", 2017; Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021
+        (precise statistics).
+    """
+    _checks.stats(upstream)
+    collected = collecting(state, how)
+    if not any(map(_moments.is_stats, jax.tree.leaves(state, is_leaf=_moments.is_stats))):
+        raise ValueError(
+            "population() found no running statistics in state: pass the state that init returned "
+            "for this layer (a layer of stateless norms needs no population statistics)"
+        )
+    seen_any = False
+    for batch in batches:
+        collected = _pass(layer, params, collected, batch, upstream)
+        seen_any = True
+    if not seen_any:
+        raise ValueError(
+            "population() got no batch: pass an iterable with at least one (an iterator that was "
+            "read before is empty)"
+        )
+    return settle(collected, how, correction=correction)
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "stats"))
+def _pass(layer: Callable | Any, params: PyTree, state: PyTree, batch: Any, stats: str) -> PyTree:
+    apply = getattr(layer, "apply", None)
+    if apply is None:
+        return layer(params, state, batch, stats=stats)[1]
+    keywords = batch if isinstance(batch, dict) else {"x": batch}
+    return apply(params, state, stats=stats, **keywords)[1]

@@ -1,0 +1,267 @@
+"""The contracts, written once: what a norm is, what it returns, what it keeps.
+
+A `Norm` is a value: a frozen, hashable dataclass of static hyperparameters with pure
+functions. Nothing here touches data; every average is taken in `_moments.py`.
+
+A method of the library answers four questions and nothing else:
+**which set** the statistics run over, **where they come from**, **what they do**, and
+**the affine** after it. `Norm.apply` composes the answers in that order:
+
+    moments (measure this batch)  ->  transform (use them)  ->  update (keep them)
+
+so that a new method writes `init`, `moments` and `transform`, and inherits the rest.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Inexact, Num
+
+from normjax import _checks
+
+Array = jax.Array | np.ndarray
+PyTree = Any
+Stats = Literal["batch", "running"]
+AxisName = str | tuple[str, ...] | None
+Hyper = Mapping[str, Any] | None
+
+
+class Moments(NamedTuple):
+    """Mean, biased variance and weight of one set of values.
+
+    Attributes:
+        mean: average; shape of the features (the axes that were not averaged), at least float32.
+        var: biased variance, same shape, real even for complex values.
+        count: how many values each statistic was taken over, same shape; 0 where all were masked.
+    """
+
+    mean: Inexact[Array, "*features"]
+    var: Inexact[Array, "*features"]
+    count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
+
+
+class Running(NamedTuple):
+    """The state of a norm that keeps statistics: Flax's layout, starting at 0 and 1."""
+
+    mean: Inexact[Array, "*features"]
+    var: Inexact[Array, "*features"]
+
+
+class BatchMeans(NamedTuple):
+    """Plain averages of per-batch statistics, and how many batches entered each of them.
+
+    Attributes:
+        mean: average over batches of the batch mean.
+        var: average over batches of the biased batch variance.
+        unbiased_var: average over batches of m / (m - 1) times that variance.
+        batches: number of batches with at least one value.
+    """
+
+    mean: Inexact[Array, "*features"]
+    var: Inexact[Array, "*features"]
+    unbiased_var: Inexact[Array, "*features"]
+    batches: Inexact[Array, "*features"]
+
+
+class Collect(NamedTuple):
+    """A state that gathers statistics exactly instead of averaging them exponentially.
+
+    Put in the place of a `Running` anywhere in a state pytree, it makes `apply` add each
+    batch to `seen`, in either mode; `running` is what `stats="running"` normalizes with.
+    `population` and exact gradient accumulation are built on it.
+    """
+
+    running: Running
+    seen: Moments | BatchMeans
+
+
+class Affine(NamedTuple):
+    """The affine after the statistics, y = scale * x + bias; `None` where a norm has none."""
+
+    scale: Num[Array, "*features"] | None
+    bias: Num[Array, "*features"] | None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Norm(abc.ABC):
+    """An activation normalization: static hyperparameters and pure functions.
+
+    Subclasses are frozen dataclasses; they define `init`, `moments` and `transform`, and
+    `update` if they keep statistics. Two norms with equal fields are equal, hash alike and
+    pickle, so `jax.jit` caches on them and a config can print them.
+
+    Class attributes:
+        factory: name of the public function that makes it, for `repr` and messages.
+        stateful: whether it keeps statistics between calls.
+        hypers: names that `hyper=` may carry, numbers that may vary during training.
+    """
+
+    factory: ClassVar[str] = "norm"
+    stateful: ClassVar[bool] = False
+    hypers: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """Make `(params, state)` for inputs of `shape`; averaged dimensions may be of any size.
+
+        Args:
+            shape: shape of `x`, for example `(1, features)`.
+            dtype: dtype of the parameters; statistics are kept in at least float32.
+            key: PRNG key, for norms that start at random.
+
+        Returns:
+            `(params, state)`, pytrees; `state` is `()` for a norm that keeps nothing.
+        """
+
+    @abc.abstractmethod
+    def moments(
+        self,
+        params: PyTree,
+        x: Inexact[Array, "*shape"],
+        *,
+        mask: Bool[Array, "..."] | None = None,
+        axis_name: AxisName = None,
+    ) -> Any:
+        """Measure this batch: the statistics of `x` that `transform` uses and `update` keeps.
+
+        Args:
+            params: what `init` returned.
+            x: input, any floating or complex dtype.
+            mask: True where a value counts; rank of `x`, broadcastable to it.
+            axis_name: device axis or axes that the batch is split over.
+
+        Returns:
+            `Moments`, or the method's own statistics; `None` if the method measures nothing.
+        """
+
+    @abc.abstractmethod
+    def transform(
+        self,
+        params: PyTree,
+        state: PyTree,
+        seen: Any,
+        x: Inexact[Array, "*shape"],
+        *,
+        stats: Stats,
+        mask: Bool[Array, "..."] | None = None,
+        hyper: Hyper = None,
+    ) -> Inexact[jax.Array, "*shape"]:
+        """Normalize `x` with the statistics that `stats` names and apply the affine.
+
+        Args:
+            params: what `init` returned.
+            state: what `init` or `update` returned.
+            seen: what `moments` returned; `None` where the batch was not measured.
+            x: input.
+            stats: `"batch"` or `"running"`.
+            mask: as in `moments`.
+            hyper: numbers that override static ones in this call.
+
+        Returns:
+            Output of the shape and dtype of `x`.
+        """
+
+    def update(self, state: PyTree, seen: Any, *, stats: Stats, hyper: Hyper = None) -> PyTree:
+        """Return the next state after `seen`; a norm that keeps nothing returns `state`.
+
+        Args:
+            state: the present state.
+            seen: what `moments` returned.
+            stats: mode of the call; statistics move in mode `"batch"` only.
+            hyper: numbers that override static ones in this call.
+
+        Returns:
+            The next state, of the structure of `state`.
+        """
+        del seen, stats, hyper
+        return state
+
+    def apply(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: Inexact[Array, "*shape"],
+        *,
+        stats: Stats,
+        mask: Bool[Array, "..."] | None = None,
+        axis_name: AxisName = None,
+        hyper: Hyper = None,
+    ) -> tuple[Inexact[jax.Array, "*shape"], PyTree]:
+        """Normalize `x` and return the next state.
+
+        Args:
+            params: what `init` returned, or others of the same structure (conditional norms).
+            state: what `init` or the last `apply` returned.
+            x: input, any floating or complex dtype.
+            stats: `"batch"`: this batch's statistics, and the state moves; `"running"`: the
+                state's, and it stays. Norms without state accept both and ignore them.
+            mask: True where a value counts; rank of `x`, broadcastable to it. Masked outputs
+                are finite and otherwise unspecified.
+            axis_name: device axis or axes that the batch is split over. Not needed under
+                `jax.jit` with sharded arrays, where statistics are global by themselves.
+            hyper: numbers that may vary during training, by name.
+
+        Returns:
+            `(y, state)`, with `y` of the shape and dtype of `x`. To freeze the statistics,
+            ignore the returned state.
+
+        Raises:
+            TypeError: `x` is not floating or complex, `mask` is not boolean.
+            ValueError: unknown `stats` or `hyper`, shapes that do not fit.
+        """
+        _checks.stats(stats)
+        _checks.hyper(hyper, self.hypers, self.factory)
+        x = _checks.floating(x, self.factory)
+        mask = _checks.mask(mask, x.shape)
+        seen = None
+        if stats == "batch" or not self.stateful or gathers(state):
+            seen = self.moments(params, x, mask=mask, axis_name=axis_name)
+        y = self.transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
+        return y, self.update(state, seen, stats=stats, hyper=hyper)
+
+    def __repr__(self) -> str:
+        """Show the call that makes it: `batch_norm(scale_init=0.1)`."""
+        changed = (
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        )
+        return f"{self.factory}({', '.join(changed)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reparam(abc.ABC):
+    """A weight written in other parameters: `w = apply(params)`; the function starts unchanged.
+
+    `apply` never writes into what is stored, so a gradient step sees the stored parameters.
+    """
+
+    factory: ClassVar[str] = "reparam"
+
+    @abc.abstractmethod
+    def init(
+        self, w: Inexact[Array, "*shape"], *, key: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """Make `(params, state)` such that `apply` gives back `w`."""
+
+    @abc.abstractmethod
+    def apply(
+        self, params: PyTree, state: PyTree, *, stats: Stats
+    ) -> tuple[Inexact[jax.Array, "*shape"], PyTree]:
+        """Return `(w, state)`."""
+
+    __repr__ = Norm.__repr__
+
+
+def gathers(state: PyTree) -> bool:
+    """Whether `state` wants the batch measured even when running statistics normalize."""
+    return isinstance(state, Collect)
