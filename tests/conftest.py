@@ -1,0 +1,49 @@
+"""Strict numerics for every test: what a user's own strict settings would catch, we catch first."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# Before jax starts: device count is fixed then.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jaxtyping
+
+# Shapes in public signatures are checked while the tests run, and cost nothing elsewhere.
+_hook = jaxtyping.install_import_hook("normjax", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+import normjax  # noqa: E402, F401  (imported under the hook)
+
+_hook.uninstall()
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics(request):
+    """Strict dtype promotion and no rank promotion; Optax and the peers need the standard."""
+    if request.node.get_closest_marker("standard_numerics"):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The folder of real data sets; tests that need it skip where it is absent."""
+    folder = os.environ.get("NORMJAX_DATA_DIR")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("real data sets are absent: set NORMJAX_DATA_DIR to their folder")
+    return pathlib.Path(folder)
