@@ -1,0 +1,217 @@
+"""The two generic Linen modules: one for any norm, one for any recurrent layer.
+
+They hold variables and pass them on; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from normjax import _trees
+from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
+from normjax.recurrent import Recurrent as Layer
+
+COLLECTION = "batch_stats"
+
+
+class Normalize(nn.Module):
+    """Any `Norm` as a Linen module.
+
+    Parameters carry the norm's own names (`scale`, `bias`), statistics are the variables
+    `mean` and `var` of the collection `batch_stats`, as in Flax's layers. Evaluation needs
+    no `mutable`.
+
+    Attributes:
+        norm: the norm.
+        stats: `"batch"` or `"running"`; may be given at the call instead. Norms without
+            state need neither.
+        axis_name: device axis that the batch is split over.
+        param_dtype: dtype of the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, normjax as nj
+        >>> from normjax import linen
+        >>> module = linen.Normalize(nj.batch_norm())
+        >>> x = jnp.ones((4, 3))
+        >>> variables = module.init(jax.random.key(0), x, stats="running")
+        >>> y, new = module.apply(variables, x, stats="batch", mutable=["batch_stats"])
+        >>> y = module.apply(variables, x, stats="running")
+    """
+
+    norm: Norm
+    stats: Stats | None = None
+    axis_name: AxisName = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        stats: Stats | None = None,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: input, as for the norm.
+            stats: `"batch"` or `"running"`, if the module does not say.
+            mask: True where a value counts; rank of `x`.
+            hyper: numbers that may vary during training.
+
+        Returns:
+            Output of the shape and dtype of `x`.
+
+        Raises:
+            ValueError: no mode was given, or two; or mode `"batch"` without
+                `mutable=["batch_stats"]`.
+        """
+        mode = _mode(self, stats, self.norm.stateful)
+        dtype = self.param_dtype
+        params, state = _variables(self, lambda key: self.norm.init(x.shape, dtype, key=key))
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, state = self.norm.apply(
+            params, state, x, stats=mode, mask=mask, axis_name=axis_name, hyper=hyper
+        )
+        _store(self, state, mode)
+        return y
+
+
+class Recurrent(nn.Module):
+    """Any layer of `normjax.recurrent` as a Linen module.
+
+    Attributes:
+        layer: the layer, such as `bn_lstm(100, max_steps=64)`.
+        stats: `"batch"` or `"running"`; may be given at the call instead.
+        axis_name: device axis that the batch is split over.
+        param_dtype: dtype of the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen, recurrent
+        >>> module = linen.Recurrent(recurrent.bn_lstm(4, max_steps=5))
+        >>> x = jnp.ones((2, 5, 3))
+        >>> variables = module.init(jax.random.key(0), x, stats="running")
+        >>> module.apply(variables, x, stats="running").shape
+        (2, 5, 4)
+    """
+
+    layer: Layer
+    stats: Stats | None = None
+    axis_name: AxisName = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        stats: Stats | None = None,
+        lengths: Array | None = None,
+        carry: PyTree | None = None,
+        return_carry: bool = False,
+        hyper: Hyper = None,
+    ) -> Any:
+        """Run the layer over a sequence.
+
+        Args:
+            x: `[batch, time, features]`, or time-major if the layer is.
+            stats: `"batch"` or `"running"`, if the module does not say.
+            lengths: `[batch]`, number of steps of each sequence.
+            carry: start of the carry.
+            return_carry: also return the last carry.
+            hyper: numbers that may vary during training.
+
+        Returns:
+            Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
+            Flax's `RNN`.
+
+        Raises:
+            ValueError: as `Normalize`.
+        """
+        mode = _mode(self, stats, any(n.norm.stateful for n in self.layer.norms().values()))
+        params, state = _variables(
+            self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
+        )
+        (y, carry), state = self.layer.apply(
+            params,
+            state,
+            x,
+            stats=mode,
+            lengths=lengths,
+            carry=carry,
+            key=self.make_rng("noise") if self.layer.h0_noise else None,
+            axis_name=None if self.is_initializing() else self.axis_name,
+            hyper=hyper,
+        )
+        _store(self, state, mode)
+        return (carry, y) if return_carry else y
+
+
+def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
+    if stats is not None and module.stats is not None and stats != module.stats:
+        raise ValueError(
+            f"{type(module).__name__} was made with stats={module.stats!r} and called with "
+            f"stats={stats!r}: give it in one place"
+        )
+    mode = stats if stats is not None else module.stats
+    if mode is None and stateful:
+        raise ValueError(
+            f'{type(module).__name__} needs a mode: call it with stats="batch" in training and '
+            'stats="running" in evaluation'
+        )
+    return mode or "running"
+
+
+def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyTree, PyTree]:
+    """Declare one parameter and one variable for each top-level name, and read them back."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    made = init(module.make_rng("params")) if module.is_initializing() else shapes
+    params = {
+        name: module.param(name, lambda _key, v=value: _zeros_if_shapes(v))
+        for name, value in _trees.to_dict(made[0]).items()
+    }
+    state = {
+        name: module.variable(COLLECTION, name, lambda v=value: _zeros_if_shapes(v)).value
+        for name, value in _trees.to_dict(made[1]).items()
+        if module.is_initializing() or _there(module, name)
+    }
+    return _trees.from_dict(shapes[0], params), _trees.from_dict(shapes[1], state)
+
+
+def _there(module: nn.Module, name: str) -> bool:
+    if module.has_variable(COLLECTION, name):
+        return True
+    raise ValueError(
+        f"{type(module).__name__} found no statistics {name!r}: pass the {COLLECTION!r} that init "
+        f'returned, apply({{"params": …, "{COLLECTION}": …}}, …)'
+    )
+
+
+def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
+    values = _trees.to_dict(state)
+    if module.is_initializing() or mode == "running" or not values:
+        return
+    if not module.is_mutable_collection(COLLECTION):
+        raise ValueError(
+            'stats="batch" moves the running statistics: write apply(..., '
+            f'mutable=["{COLLECTION}"]), and drop what it returns to keep them frozen'
+        )
+    for name, value in values.items():
+        module.put_variable(COLLECTION, name, value)
+
+
+def _zeros_if_shapes(tree: PyTree) -> PyTree:
+    """Flax asks an initializer for shapes even when the value is there already."""
+
+    def fill(leaf: Any) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jnp.zeros(leaf.shape, leaf.dtype) if is_shape else leaf
+
+    return jax.tree.map(fill, tree)

@@ -1,0 +1,31 @@
+"""Every norm of `normjax.testing` through every battery."""
+
+from __future__ import annotations
+
+import pytest
+
+import normjax as nj
+from normjax import testing
+from tests.batteries import check
+
+
+@pytest.mark.parametrize("battery", check.ALL)
+@pytest.mark.parametrize("sample", testing.SAMPLES, ids=lambda s: s.name)
+def test_norm(sample, battery):
+    check.ALL[battery](sample)
+
+
+def test_every_factory_is_in_the_list():
+    """A norm that is public and not in the list would be tested by nothing."""
+    made = {s.norm.factory for s in testing.SAMPLES}
+    public = {
+        name
+        for name in nj.__all__
+        if getattr(getattr(nj, name), "__annotations__", {}).get("return") in ("Norm", nj.Norm)
+    }
+    assert public and public <= made
+
+
+def test_names_are_unique():
+    names = [s.name for s in testing.SAMPLES]
+    assert len(set(names)) == len(names)

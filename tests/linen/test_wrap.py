@@ -1,0 +1,97 @@
+"""The generic Linen modules: names, modes, and the same numbers as the pure functions."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normjax as nj
+from normjax import linen, recurrent
+
+pytestmark = pytest.mark.standard_numerics
+
+X = jax.random.normal(jax.random.key(3), (6, 5, 3))
+
+
+class Net(nn.Module):
+    """A small model of a user's: dense, norm, recurrent layer."""
+
+    @nn.compact
+    def __call__(self, x, *, train, lengths=None):
+        stats = "batch" if train else "running"
+        x = nn.Dense(4)(x)
+        x = linen.Normalize(nj.batch_norm())(x, stats=stats)
+        x = linen.Normalize(nj.layer_norm(use_bias=False))(x)
+        layer = recurrent.bn_lstm(7, max_steps=5, learn_carry=True)
+        return linen.Recurrent(layer)(x, stats=stats, lengths=lengths)
+
+
+def test_variables_have_flax_names_and_shapes():
+    variables = Net().init(jax.random.key(0), X, train=False)
+    shapes = jax.tree.map(jnp.shape, variables)
+    assert shapes["params"]["Normalize_0"] == {"scale": (4,), "bias": (4,)}
+    assert shapes["params"]["Normalize_1"] == {"scale": (4,)}
+    assert shapes["batch_stats"]["Normalize_0"] == {"mean": (4,), "var": (4,)}
+    assert "Normalize_1" not in shapes["batch_stats"]
+    assert shapes["batch_stats"]["Recurrent_0"]["norm_c"] == {"mean": (5, 7), "var": (5, 7)}
+    assert shapes["params"]["Recurrent_0"]["norm_x"] == {"scale": (28,)}
+    flax = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), X)
+    ours = linen.Normalize(nj.batch_norm(), stats="batch").init(jax.random.key(0), X)
+    assert jax.tree.map(jnp.shape, flax) == jax.tree.map(jnp.shape, ours)
+
+
+def test_same_numbers_as_the_pure_layer():
+    layer = recurrent.bn_lstm(7, max_steps=5)
+    module = linen.Recurrent(layer)
+    variables = module.init(jax.random.key(0), X, stats="batch")
+    params, state = layer.init(jax.random.key(1), 3)
+    params = jax.tree.unflatten(
+        jax.tree.structure(params),
+        jax.tree.leaves(nj._trees.from_dict(params, variables["params"])),
+    )
+    lengths = jnp.array([5, 4, 3, 2, 1, 0])
+    got, new = module.apply(variables, X, stats="batch", lengths=lengths, mutable=["batch_stats"])
+    (want, _), state = layer.apply(params, state, X, stats="batch", lengths=lengths)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(new["batch_stats"]["norm_h"]["var"], state["norm_h"].var)
+
+
+def test_training_moves_statistics_and_evaluation_needs_no_mutable():
+    net = Net()
+    variables = net.init(jax.random.key(0), X, train=True)
+    start = variables["batch_stats"]["Normalize_0"]["mean"]
+    np.testing.assert_array_equal(start, 0)  # init itself moves nothing
+    _, new = jax.jit(lambda v: net.apply(v, X, train=True, mutable=["batch_stats"]))(variables)
+    assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+    assert np.abs(new["batch_stats"]["Normalize_0"]["mean"]).max() > 0
+    net.apply({**variables, **new}, X, train=False)
+
+
+def test_mistakes_say_what_to_write():
+    module = linen.Normalize(nj.batch_norm())
+    variables = module.init(jax.random.key(0), X, stats="batch")
+    with pytest.raises(ValueError, match='stats="batch" in training'):
+        module.apply(variables, X)
+    with pytest.raises(ValueError, match=r"mutable=\[\"batch_stats\"\]"):
+        module.apply(variables, X, stats="batch")
+    with pytest.raises(ValueError, match="pass the 'batch_stats' that init returned"):
+        module.apply({"params": variables["params"]}, X, stats="running")
+    with pytest.raises(ValueError, match="give it in one place"):
+        linen.Normalize(nj.batch_norm(), stats="batch").apply(variables, X, stats="running")
+
+
+def test_equal_modules_share_one_trace():
+    traces = []
+
+    @jax.jit
+    def count(x):
+        traces.append(1)
+        return x
+
+    assert linen.Normalize(nj.batch_norm()) == linen.Normalize(nj.batch_norm())
+    assert hash(linen.Normalize(nj.batch_norm())) == hash(linen.Normalize(nj.batch_norm()))
+    count(X), count(X)
+    assert len(traces) == 1
