@@ -1,0 +1,4 @@
+"""The room where experiments run: train, evaluate, report, prepare, demo.
+
+It imports normjax, never the other way.
+"""

@@ -1,0 +1,101 @@
+"""Evaluate the best parameters of a finished or stopped run again.
+
+    python -m experiments.evaluate --workdir=DIR [--split=test] [--stats=population] [--how=mean]
+
+`--stats`: "population" (estimated over the training set now, in the way of `--how`), "batch" (of
+the evaluated batch) or "running" (the moving average kept while training).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from experiments import config as configs
+from experiments import data, model, train
+from experiments.config import UsageError
+from experiments.workdir import Checkpoints
+
+STATS = ("population", "batch", "running")
+SPLITS = ("test", "valid", "train")
+
+_SPLIT = flags.DEFINE_string("split", "test", "test, valid or train")
+_STATS = flags.DEFINE_string("stats", "population", "population, batch or running")
+_HOW = flags.DEFINE_string("how", "", "pooled, unbiased or mean; empty: the run's config says")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder", allow_override=True)
+
+
+def evaluate(
+    workdir: pathlib.Path, *, split: str, stats: str, how: str = "", data_dir: str = ""
+) -> dict[str, Any]:
+    """Scores of the best parameters in a workdir."""
+    configs.one_of("--split", split, SPLITS)
+    configs.one_of("--stats", stats, STATS)
+    if how:
+        configs.one_of("--how", how, configs.POPULATION)
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
+    config = configs.check(json.loads(path.read_text())["config"])
+    dataset = data.load(
+        config["dataset"],
+        data_dir=data_dir or config["data_dir"],
+        permutation=config["permutation"],
+        seed=config["permutation_seed"],
+    ).on_device()
+    classifier = model.build(config, dataset.classes, dataset.white)
+    checkpoints = Checkpoints(workdir)
+    try:
+        if checkpoints.latest() is None:
+            raise UsageError(f"{workdir} has no checkpoint yet.")
+        like = train.start(classifier, train.optimizer(config["optim"]), config)
+        best = checkpoints.restore(like)[0]["best"]
+    finally:
+        checkpoints.close()
+    norm = best["norm"]
+    how = how or config["population"]["how"]
+    if stats == "population":
+        norm = train.population(
+            best["params"],
+            norm,
+            dataset.train,
+            classifier=classifier,
+            how=how,
+            batch_size=config["population"]["batch_size"],
+        )
+    scores = train.evaluate(
+        best["params"],
+        norm,
+        getattr(dataset, split),
+        classifier=classifier,
+        stats="batch" if stats == "batch" else "running",
+        batch_size=config["eval_batch_size"],
+    )
+    told = {"stats": stats, **({"how": how} if stats == "population" else {})}
+    return {"name": config["name"], "split": split, **told, "step": int(best["step"]), **scores}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point of ``python -m experiments.evaluate``."""
+    logging.set_verbosity(logging.WARNING)
+    with configs.usage():
+        configs.no_arguments(argv)
+        workdir = flags.FLAGS["workdir"].value
+        if not workdir:
+            raise UsageError("write --workdir=DIR, the folder of a run.")
+        scores = evaluate(
+            pathlib.Path(workdir),
+            split=_SPLIT.value,
+            stats=_STATS.value,
+            how=_HOW.value,
+            data_dir=_DATA_DIR.value,
+        )
+        print(json.dumps(scores))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=configs.parse_flags)

@@ -1,0 +1,64 @@
+"""Download a TFDS set and store it as array_record, the one step that needs TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import data
+from experiments.config import UsageError, nearest, usage
+
+SETS = {"mnist": "mnist", "pmnist": "mnist"}
+
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder to write to.", allow_override=True)
+
+
+def prepare(name: str, folder: str = "") -> str:
+    """Prepare one set unless it is there, and return the folder that holds it."""
+    if name == "digits":
+        return "nothing to do: the digits are inside scikit-learn"
+    if name not in SETS:
+        known = ("digits", *SETS)
+        raise UsageError(
+            f"unknown data set {name!r}; known: {', '.join(known)}.{nearest(name, known)}"
+        )
+    try:
+        return str(data.find(SETS[name], folder))
+    except UsageError:
+        pass  # it is missing, which is why we are here
+    for module in ("tensorflow", "importlib_resources"):
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f"preparing {name!r} needs {module}, once (training does not): "
+                "pip install 'normjax[prepare]', then run this again. A folder prepared on another "
+                "machine can simply be copied."
+            )
+    import tensorflow_datasets as tfds
+
+    root = data.data_dir(folder)
+    builder = tfds.builder(SETS[name], data_dir=str(root), file_format="array_record")
+    builder.download_and_prepare()
+    return str(data.find(SETS[name], folder))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    with usage():
+        try:
+            return flags.FLAGS(list(argv))
+        except flags.Error as error:
+            raise UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str]) -> None:
+    """``python -m experiments.prepare NAME [--data_dir=DIR]``."""
+    with usage():
+        if len(argv) != 2:
+            raise UsageError("write: python -m experiments.prepare NAME [--data_dir=DIR]")
+        print(prepare(argv[1], _DATA_DIR.value))
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main, flags_parser=_parse))

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import normjax as nj
+from configs.recurrent_bn import _protocol, digits, mnist, pmnist
+from experiments import config as configs
+from experiments.config import NormConfig, UsageError
+from normjax import recurrent
+
+
+def test_norm_config_builds_the_value_that_the_code_would():
+    built = NormConfig.parse({"name": "batch_norm", "eps": 1e-3, "scale_init": 0.1}).build()
+    assert built == nj.batch_norm(eps=1e-3, scale_init=0.1)
+
+
+def test_norm_config_splits_arguments_between_norm_and_lift():
+    given = {"name": "batch_norm", "lift": "per_step", "max_steps": 7, "use_bias": False}
+    assert NormConfig.parse(given).build() == recurrent.per_step(nj.batch_norm(use_bias=False), 7)
+
+
+def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
+    assert NormConfig.parse({"name": "none", "lift": "per_step", "max_steps": 7}).build() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"names no norm; write for instance norm\.name=batch_norm"),
+        ({"name": "bach_norm"}, r"known: .*layer_norm.*Did you mean 'batch_norm'\?"),
+        ({"name": "batch_norm", "epsilon": 1}, r"no argument 'epsilon'; known: axes, eps.*'eps'\?"),
+        ({"name": "batch_norm", "lift": "perstep"}, r"known: per_step.*Did you mean 'per_step'\?"),
+        ({"name": "batch_norm", "lift": "per_step"}, r"per_step needs 'max_steps'"),
+        (
+            {"name": "batch_norm", "lift": "per_step", "max_step": 3},
+            r"neither batch_norm nor per_step has an argument 'max_step'.*Did you mean 'max_steps'",
+        ),
+        ({"name": "batch_norm", "eps": -1.0}, r"norm: .*eps"),
+    ],
+)
+def test_norm_config_says_what_is_wrong(given, message):
+    with pytest.raises(UsageError, match=message):
+        NormConfig.parse(given).build()
+
+
+@pytest.mark.parametrize("variant", _protocol.VARIANTS)
+@pytest.mark.parametrize("study", [digits, mnist, pmnist])
+def test_every_variant_is_a_valid_config(study, variant):
+    plain = configs.check(study.get_config(variant))
+    assert plain["name"] == variant
+
+
+def test_the_bn_lstm_variant_is_the_preset():
+    plain = configs.check(mnist.get_config("bn_lstm"))
+    preset = recurrent.bn_lstm(
+        100,
+        784,
+        kernel_init="orthogonal_joint",
+        recurrent_init="identity",
+        learn_carry=True,
+        h0_noise=0.1,
+    )
+    assert configs.build_layer(plain["model"]) == preset
+
+
+def test_gamma_is_one_key_for_all_norms():
+    config = digits.get_config("bn_lstm")
+    config.gamma = 0.7
+    plain = configs.check(config)
+    assert {plain["model"][place]["scale_init"] for place in ("norm_x", "norm_h", "norm_c")} == {
+        0.7
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("steps", 0, "config.steps=0 must be a number at least 1"),
+        ("batch_size", 5000, "more than the 1437 training examples of digits; write a number"),
+        ("dataset", "digts", "known: digits, mnist, pmnist. Did you mean 'digits'?"),
+        ("dataset", "mnist", "max_steps=64, but a sequence of mnist has 784 steps; write"),
+        ("seed", -1, "config.seed=-1 must be a number at least 0"),
+        ("target_accuracy", 90.0, "must be a number greater than 0 and at most 1"),
+        ("permutation", "random", "known: permute, sample"),
+        ("optim.name", "rmsprob", "Did you mean 'rmsprop'?"),
+        ("optim.learning_rate", 0.0, "must be a number greater than 0"),
+        ("population.how", "exact", "known: pooled, unbiased, mean"),
+        ("model.cell", "lsdm", "Did you mean 'lstm'?"),
+        ("model.recurrent_init", "idendity", "recurrent_init='idendity'"),
+        ("model.hidden", 0, "config.model.hidden=0 must be a number at least 1"),
+        ("model.norm_x.eps", -1.0, "config.model.norm_x: "),
+    ],
+)
+def test_check_says_what_to_write_instead(key, value, message):
+    config = digits.get_config("bn_lstm")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UsageError) as told:
+        configs.check(config)
+    assert message in str(told.value)
+
+
+def test_check_knows_keys_that_a_config_file_invents():
+    config = digits.get_config("lstm")
+    with config.unlocked():
+        config.model.forget_bais = 1.0
+    with pytest.raises(UsageError, match=r"no argument 'forget_bais'.*'forget_bias'"):
+        configs.check(config)
+    with config.unlocked():
+        del config.model.forget_bais
+        config.evaluate_every = 3
+    with pytest.raises(UsageError, match="Did you mean 'eval_every'"):
+        configs.check(config)
+
+
+def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
+    file = "--config=configs/recurrent_bn/digits.py"
+    cases = {
+        (f"{file}:foo",): "no variant 'foo'; variants: lstm, bn_lstm",
+        (
+            file,
+            "--config.stepz=3",
+        ): "--config.stepz is no key of this config. Did you mean 'steps'",
+        (file, "--config.model.norm_x.scale=1"): "Did you mean 'scale_init'?",
+        (file, "--config.steps=many"): "invalid literal",
+        ("--config=nowhere.py",): "there is no config file 'nowhere.py'",
+        (): "write --config=configs/recurrent_bn/digits.py:bn_lstm",
+    }
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}"]
+    started = {
+        words: subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+        for words in cases
+    }
+    for words, message in cases.items():
+        _, errors = started[words].communicate(timeout=100)
+        assert started[words].returncode == 2, errors
+        assert errors.startswith("error: ") and message in errors
+        assert "Traceback" not in errors
+    assert not workdir.exists()

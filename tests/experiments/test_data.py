@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from experiments import data, prepare
+from experiments.config import TIMESTEPS, TRAIN_SIZE, UsageError
+
+
+def test_digits_are_split_once_and_for_all():
+    sets = data.load("digits")
+    sizes = [split.pixels.shape for split in (sets.train, sets.valid, sets.test)]
+    assert sizes == [(1437, 64), (180, 64), (180, 64)]
+    assert sets.train.pixels.max() == sets.white == 16.0
+    assert TRAIN_SIZE["digits"] == 1437 and TIMESTEPS["digits"] == 64
+    # frozen: a published number belongs to this very split
+    assert sets.test.labels[:12].tolist() == GOLDEN
+    assert np.unique(np.concatenate([s.labels for s in sets[:3]])).tolist() == list(range(10))
+
+
+GOLDEN = [8, 6, 1, 7, 4, 1, 4, 7, 0, 1, 5, 6]
+
+
+def test_permute_is_a_permutation_and_sample_is_not():
+    permuted, sampled = data.order("permute", 0, 784), data.order("sample", 0, 784)
+    assert sorted(permuted) == list(range(784))
+    assert 450 < len(set(sampled)) < 540  # 784 (1 - 1/e) = 496 on average
+    assert (data.order("permute", 1, 784) != permuted).any()
+    np.testing.assert_array_equal(data.order("permute", 0, 784), permuted)
+
+
+def test_every_epoch_has_all_examples_in_a_new_order():
+    batches = data.batches(12, 4, seed=0)
+    first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert (first != second).any()
+
+
+def test_the_iterator_goes_on_where_it_was():
+    batches, again = data.batches(10, 4, seed=1), data.batches(10, 4, seed=1)
+    for _ in range(5):
+        next(batches)
+    again.set_state(batches.get_state())
+    np.testing.assert_array_equal(next(batches), next(again))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(180, 100), (1437, 100), (10, 20), (7, 1)])
+def test_evaluation_counts_every_example_once_in_even_batches(size, batch_size):
+    index, weight = data.evaluation_batches(size, batch_size)
+    assert sorted(index[weight > 0]) == list(range(size))
+    assert weight.sum() == size and index.shape[1] <= batch_size
+    assert (weight.sum(axis=1) > index.shape[1] / 2).all()
+
+
+def test_a_missing_set_is_told_at_once(tmp_path):
+    began = time.perf_counter()
+    with pytest.raises(UsageError) as told:
+        data.load("pmnist", data_dir=str(tmp_path))
+    assert time.perf_counter() - began < 1.0
+    assert str(tmp_path) in str(told.value)
+    assert f"python -m experiments.prepare mnist --data_dir={tmp_path}" in str(told.value)
+
+
+def test_a_set_in_another_format_is_told(tmp_path):
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(UsageError, match="stored as tfrecord, which needs TensorFlow to read"):
+        data.find("mnist", str(tmp_path))
+
+
+def test_the_folder_is_looked_for_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/tfds")
+    monkeypatch.delenv("NORMJAX_DATA_DIR", raising=False)
+    assert str(data.data_dir()) == "/tfds"
+    monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path))
+    assert data.data_dir() == tmp_path
+    (tmp_path / "tensorflow_datasets").mkdir()
+    assert data.data_dir() == tmp_path / "tensorflow_datasets"
+    assert str(data.data_dir("/asked")) == "/asked"
+    monkeypatch.delenv("NORMJAX_DATA_DIR")
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert str(data.data_dir()).endswith("tensorflow_datasets")
+
+
+def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
+    assert "nothing to do" in prepare.prepare("digits")
+    with pytest.raises(UsageError, match=r"known: digits, mnist, pmnist.*Did you mean 'mnist'"):
+        prepare.prepare("mnits")
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs tensorflow.*pip install 'normjax\[prepare\]'"):
+        prepare.prepare("mnist", str(tmp_path))
+
+
+def test_mnist_and_its_permutation(data_dir):
+    if not list(data_dir.glob("**/mnist/*/dataset_info.json")):
+        pytest.skip(f"mnist is not in {data_dir}")
+    plain = data.load("mnist")
+    sizes = [split.pixels.shape for split in plain[:3]]
+    assert sizes == [(50_000, 784), (10_000, 784), (10_000, 784)]
+    assert plain.train.pixels.max() == 255
+    assert 0.1305 < plain.train.pixels.mean() / 255 < 0.1309  # 0.1307 is MNIST's mean
+    assert np.bincount(plain.test.labels).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009
+    ]  # fmt: skip

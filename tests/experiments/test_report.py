@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import config as configs
+from experiments import report
+from experiments.config import UsageError
+
+
+@pytest.fixture
+def two_runs(tmp_path, tiny):
+    """A finished BN-LSTM and an unfinished LSTM, as train would leave them."""
+    for variant, finished in (("bn_lstm", True), ("lstm", False)):
+        folder = tmp_path / variant
+        folder.mkdir()
+        config = configs.check(tiny(variant))
+        (folder / "config.json").write_text(json.dumps({"config": config}))
+        rows = [
+            {"step": s, "split": k, "loss": 2.0 / s, "accuracy": s / 50, "seconds": 0.1 * s}
+            for s in (10, 20, 46)
+            for k in ("train", "valid")
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(lines + '{"step": 50, "spl')
+        if finished:
+            kinds = {k: {"loss": 0.1, "accuracy": 0.9} for k in ("batch", "population", "running")}
+            final = {"valid": kinds, "test": kinds, "seconds": 4.6}
+            (folder / "final.json").write_text(json.dumps(final))
+    return tmp_path
+
+
+def test_report_draws_and_tells(two_runs):
+    told = report.report([two_runs])
+    assert (two_runs / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (two_runs / "table.md").read_text().startswith("| run ")
+    lines = told.splitlines()
+    assert lines[2].startswith("| lstm ") and "46 (unfinished)" in lines[2]
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells == ["bn_lstm", "46", "90.00 %", "90.00 %", "90.00 %", "90.00 %", "46", "5"]
+
+
+def test_report_takes_several_folders_and_an_output(two_runs, tmp_path):
+    out = tmp_path / "elsewhere" / "figures"
+    report.report([two_runs / "lstm", two_runs / "bn_lstm", two_runs / "lstm"], out)
+    assert sorted(p.name for p in out.iterdir()) == ["curves.png", "table.md"]
+    assert len(report.find([two_runs, two_runs / "lstm"])) == 2
+
+
+def test_runs_of_one_name_are_told_apart(two_runs):
+    (two_runs / "lstm").rename(two_runs / "first")
+    (two_runs / "bn_lstm").rename(two_runs / "second")
+    path = two_runs / "second" / "config.json"
+    path.write_text(path.read_text().replace('"bn_lstm"', '"lstm"'))
+    assert [r.label for r in report.find([two_runs])] == ["lstm (first)", "lstm (second)"]
+
+
+def test_a_folder_without_runs_is_told(tmp_path):
+    with pytest.raises(UsageError, match="there is no run in"):
+        report.find([tmp_path])

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import normjax as nj
+from experiments import data, evaluate, model, report, train
+from experiments.config import UsageError
+
+
+def rows(workdir):
+    """Metric rows without the clock."""
+    read = report.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read]
+
+
+def scores(final):
+    return {k: final[k] for k in ("valid", "test", "best_step", "steps_to_target")}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """One finished tiny run, which several tests look at."""
+    from tests.experiments.conftest import make_tiny
+
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        final = train.train(make_tiny(), workdir)
+    return workdir, final
+
+
+def test_a_run_leaves_everything_that_a_reader_needs(unbroken):
+    workdir, final = unbroken
+    assert json.loads((workdir / "final.json").read_text()) == final
+    assert json.loads((workdir / "config.json").read_text())["config"]["model"]["hidden"] == 4
+    assert set(final["versions"]) >= {"python", "jax", "flax", "optax", "normjax"}
+    assert set(final["hardware"]) == {"device", "platform", "devices", "cpus"}
+    assert set(final["test"]) == set(final["valid"]) == {"population", "batch", "running"}
+    steps = [(r["split"], r["step"]) for r in rows(workdir)]
+    assert [s for kind, s in steps if kind == "train"] == [5, 10, 15, 20, 24]
+    assert [s for kind, s in steps if kind == "valid"] == [10, 20, 24]
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_not_run_again(unbroken, tiny, monkeypatch):
+    workdir, final = unbroken
+    monkeypatch.setattr(train, "train_step", None)
+    assert train.train(tiny(), workdir) == final
+
+
+def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch):
+    """Ctrl-C at step 17: between two logs, two validations and two checkpoints."""
+    workdir, final = unbroken
+    real = data.batches
+
+    class Stopping:
+        def __init__(self, *args):
+            self.inner, self.count = real(*args), 0
+
+        def __next__(self):
+            self.count += 1
+            if self.count == 17:
+                signal.raise_signal(signal.SIGINT)
+            return next(self.inner)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(data, "batches", Stopping)
+    with pytest.raises(train.Interrupted, match=r"stopped at step 17.*the same command goes on"):
+        train.train(tiny(), tmp_path / "run")
+    monkeypatch.setattr(data, "batches", real)
+    again = train.train(tiny(), tmp_path / "run")
+    assert scores(again) == scores(final)
+    assert rows(tmp_path / "run") == rows(workdir)
+
+
+def test_a_killed_run_resumes_to_the_bit(unbroken, tiny, tmp_path):
+    """SIGKILL at any moment; rows past the last checkpoint are cut and come again."""
+    workdir = tmp_path / "run"
+    long = {"steps": 2000, "checkpoint_every": 20}
+    words = [f"--config.{k}={v}" for k, v in {**long, "log_every": 5, "eval_every": 10}.items()]
+    words += ["--config.model.hidden=4", "--config.batch_size=16"]
+    config = "--config=configs/recurrent_bn/digits.py:bn_lstm"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", config, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        waited = time.monotonic()
+        while not any(row["step"] >= 25 for row in rows(workdir)):
+            assert child.poll() is None and time.monotonic() - waited < 100
+            time.sleep(0.01)
+    finally:
+        child.kill()
+        child.wait()
+    reached = max(row["step"] for row in rows(workdir))
+    assert 25 <= reached < 2000
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9999, "split": "train", "lo')  # a torn line
+    steps = reached + 10
+    train.train(tiny(**{**long, "steps": steps}), workdir)
+    train.train(tiny(**{**long, "steps": steps}), tmp_path / "whole")
+    assert rows(workdir) == rows(tmp_path / "whole")
+
+
+def test_resume_continues_another_workdir(unbroken, tiny, tmp_path):
+    workdir, _ = unbroken
+    final = train.train(tiny(resume=str(workdir), steps=26), tmp_path / "on")
+    assert final["steps"] == 26
+    assert [r["step"] for r in rows(tmp_path / "on") if r["split"] == "train"] == [25, 26]
+    with pytest.raises(UsageError, match="does not fit this config's model or optimizer"):
+        train.train(tiny("lstm", resume=str(workdir), steps=26), tmp_path / "other")
+    with pytest.raises(UsageError, match="holds no checkpoints folder"):
+        train.train(tiny(resume=str(tmp_path / "nowhere")), tmp_path / "third")
+
+
+def test_a_workdir_of_another_config_is_refused(unbroken, tiny):
+    workdir, _ = unbroken
+    with pytest.raises(UsageError) as told:
+        train.train(tiny(seed=3, batch_size=17), workdir)
+    assert "config.batch_size: 16 there, 17 asked for" in str(told.value)
+    assert "config.seed: 0 there, 3 asked for" in str(told.value)
+    with pytest.raises(UsageError, match=r"beyond config.steps=20; write --config.steps=24"):
+        train.train(tiny(steps=20), workdir)
+
+
+def test_a_workdir_of_something_else_is_refused(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        train.train(tiny(), tmp_path)
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        train.train(tiny(), tmp_path / "thesis.tex")
+
+
+def test_a_missing_data_set_leaves_no_workdir(tmp_path):
+    from configs.recurrent_bn import mnist
+
+    config = mnist.get_config("lstm")
+    config.data_dir = str(tmp_path / "data")
+    with pytest.raises(UsageError, match=r"python -m experiments\.prepare mnist"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+    config = tiny("lstm", checkpoint_every=2, log_every=2)
+    config.optim.name = "sgd"
+    config.optim.clip_norm = 0.0
+    config.optim.learning_rate = 1e38
+    with pytest.raises(train.Diverged, match=r"not finite at step \d+; .*learning_rate"):
+        train.train(config, tmp_path / "run")
+
+
+def test_evaluate_gives_the_numbers_of_the_run(unbroken):
+    workdir, final = unbroken
+    for kind in evaluate.STATS:
+        told = evaluate.evaluate(workdir, split="test", stats=kind)
+        assert told["accuracy"] == final["test"][kind]["accuracy"]
+        assert told["loss"] == final["test"][kind]["loss"]
+    assert "how" not in evaluate.evaluate(workdir, split="valid", stats="batch")
+    with pytest.raises(UsageError, match="known: test, valid, train"):
+        evaluate.evaluate(workdir, split="tests", stats="batch")
+    with pytest.raises(UsageError, match="holds no run"):
+        evaluate.evaluate(workdir.parent, split="test", stats="batch")
+
+
+def test_evaluation_does_not_depend_on_padding():
+    """Rows of weight 0 enter no sum and no statistic, whatever they hold."""
+    layer = nj.recurrent.lstm(3, norm_h=nj.recurrent.per_step(nj.batch_norm(), 6))
+    classifier = model.Classifier(layer, classes=4)
+    params, state = classifier.init(jax.random.key(0), 3)
+    pixels = jax.random.randint(jax.random.key(1), (5, 6), 0, 255)
+    labels = jnp.arange(5) % 4
+    weight = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])
+    padded, _ = classifier.apply(params, state, pixels, stats="batch", weight=weight)
+    whole, _ = classifier.apply(params, state, pixels[:3], stats="batch")
+    np.testing.assert_allclose(padded[:3], whole, rtol=1e-5, atol=1e-6)
+    a, b = model.score(padded, labels, weight), model.score(whole, labels[:3])
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
+    assert a.examples == b.examples == 3
+
+
+def test_clipping_comes_before_the_optimizer():
+    base = {"learning_rate": 1.0, "decay": 0.9, "momentum": 0.0, "eps": 1e-8, "name": "sgd"}
+    grads = {"w": jnp.full((4,), 10.0)}
+    for clip, norm in ((1.0, 1.0), (0.0, 20.0)):
+        tx = train.optimizer({**base, "clip_norm": clip})
+        updates, _ = tx.update(grads, tx.init(grads), grads)
+        np.testing.assert_allclose(optax.tree.norm(updates), norm, rtol=1e-6)
+
+
+def test_a_lstm_has_no_population_statistics_to_estimate(tiny, tmp_path):
+    final = train.train(tiny("lstm"), tmp_path / "run")
+    assert final["test"]["population"] == final["test"]["batch"] == final["test"]["running"]
+    assert os.path.getsize(tmp_path / "run" / "final.json") > 0
