@@ -127,6 +127,7 @@ class Recurrent(abc.ABC):
         key: jax.Array | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
+        nudge: Inexact[Array, "*batch_time hidden"] | None = None,
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         """Run the layer over a sequence.
 
@@ -143,6 +144,8 @@ class Recurrent(abc.ABC):
             key: PRNG key, needed where `h0_noise` is positive.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.
+            nudge: added to the hidden state of every step, in the layout of the outputs. At 0
+                the gradient of a loss with respect to it is dLoss/dh_t.
 
         Returns:
             `((y, carry), state)`: outputs of every step `[batch, time, hidden]`, the carry
@@ -159,13 +162,14 @@ class Recurrent(abc.ABC):
         self._check_shapes(params, x)
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
+            nudge = None if nudge is None else jnp.swapaxes(nudge, 0, 1)
         mask = _padding(lengths, x.shape[0], x.shape[1])
         if mask is not None:
             # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
             x = jnp.where(mask, x, 0)
         params = _cast(params, x.dtype)
         carry = self._first_carry(params, x, carry, key)
-        y, carry, state = self._run(params, state, x, carry, mask, stats, axis_name, hyper)
+        y, carry, state = self._run(params, state, x, carry, mask, nudge, stats, axis_name, hyper)
         return (y if self.time_major else jnp.swapaxes(y, 0, 1), carry), state
 
     def norms(self) -> dict[str, SeqNorm]:
@@ -180,6 +184,7 @@ class Recurrent(abc.ABC):
         x: jax.Array,
         carry: PyTree,
         mask: jax.Array | None,
+        nudge: jax.Array | None,
         stats: Stats,
         axis_name: AxisName,
         hyper: Hyper,
@@ -204,7 +209,7 @@ class Recurrent(abc.ABC):
         at = {p: n.unroll(params[p], state[p], x.shape[0]) for p, n in inner.items()}
 
         def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
-            zx_t, mask_t, at_t = xs
+            zx_t, mask_t, nudge_t, at_t = xs
             seen_t: dict[str, Any] = {}
 
             def norm(place: str, value: jax.Array) -> jax.Array:
@@ -216,12 +221,14 @@ class Recurrent(abc.ABC):
                 return value
 
             following, y = self.cell(params, norm, zx_t, carry)
+            if nudge_t is not None:
+                following, y = _with_h(following, y + nudge_t), y + nudge_t
             if mask_t is not None:
                 following = jax.tree.map(lambda n, c: jnp.where(mask_t, n, c), following, carry)
                 y = jnp.where(mask_t, y, 0)
             return following, (y, seen_t)
 
-        carry, (y, seen_inner) = lax.scan(body, carry, (zx, mask, at))
+        carry, (y, seen_inner) = lax.scan(body, carry, (zx, mask, nudge, at))
         seen.update(seen_inner)
         state = {
             place: norm.commit(state[place], seen[place], stats=stats, hyper=how[place]["hyper"])
@@ -251,9 +258,8 @@ class Recurrent(abc.ABC):
 
     def add_noise(self, carry: PyTree, key: jax.Array) -> PyTree:
         """Add Gaussian noise of `h0_noise` to the hidden state, and to nothing else."""
-        h = carry.h if hasattr(carry, "h") else carry
-        h = h + self.h0_noise * jax.random.normal(key, h.shape, h.dtype)
-        return carry._replace(h=h) if hasattr(carry, "h") else h
+        h = hidden_of(carry)
+        return _with_h(carry, h + self.h0_noise * jax.random.normal(key, h.shape, h.dtype))
 
     def _check_shapes(self, params: PyTree, x: jax.Array) -> None:
         order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
@@ -300,6 +306,15 @@ def _padding(lengths: Array | None, steps: int, batch: int) -> jax.Array | None:
         if low < 0 or high > steps:
             raise ValueError(f"lengths from {low} to {high} do not fit sequences of {steps} steps")
     return (jnp.arange(steps)[:, None] < lengths[None, :])[..., None]
+
+
+def hidden_of(carry: PyTree) -> jax.Array:
+    """Return the hidden state of a carry, whatever the cell."""
+    return carry.h if hasattr(carry, "h") else carry
+
+
+def _with_h(carry: PyTree, h: jax.Array) -> PyTree:
+    return carry._replace(h=h) if hasattr(carry, "h") else h
 
 
 def _cast(params: PyTree, dtype: Any) -> PyTree:
