@@ -123,26 +123,33 @@ def resolve_axes(
     return found
 
 
-def positive(name: str, value: float, *, zero: bool = False) -> None:
+def positive(name: str, value: Any, *, zero: bool = False) -> None:
     """Refuse a static number that is not positive (or, with `zero`, negative)."""
     if _is_number(value) and (value > 0 or (zero and value == 0)) and math.isfinite(value):
         return
     raise ValueError(f"{name}={value!r} must be a {'non-negative' if zero else 'positive'} number")
 
 
-def positive_int(name: str, value: int) -> None:
+def positive_int(name: str, value: Any) -> None:
     """Refuse a size that is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer")
 
 
-def fraction(name: str, value: float, *, hint: str = "") -> None:
+def fraction(name: str, value: Any, *, hint: str = "") -> None:
     """Refuse a weight outside [0, 1]."""
     if not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{name}={value!r} must be a number in [0, 1]{hint}")
 
 
-def number(name: str, value: float) -> None:
+def rate(name: str, value: Any) -> None:
+    """Refuse a probability of dropping outside [0, 1)."""
+    fraction(name, value)
+    if value == 1:
+        raise ValueError(f"{name}=1 would let nothing through: write a rate below 1")
+
+
+def number(name: str, value: Any) -> None:
     """Refuse what is not a plain number: an array or function would make the norm unhashable."""
     if not _is_number(value):
         raise TypeError(

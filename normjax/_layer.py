@@ -11,66 +11,32 @@ import jax.numpy as jnp
 
 from normjax import _checks, _moments
 from normjax._batch import start_affine
+from normjax._one_sample import OneSample, check_affine, place, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LayerNorm(Norm):
+class LayerNorm(OneSample):
     """The value behind `layer_norm`; see there."""
 
     factory: ClassVar[str] = "layer_norm"
 
     axes: tuple[int, ...] = (-1,)
     feature_axes: tuple[int, ...] | None = None
-    eps: float = 1e-5
-    use_scale: bool = True
-    use_bias: bool = True
-    scale_init: float = 1.0
-    bias_init: float = 0.0
     feature_axis_name: AxisName = None
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
-    ) -> tuple[Affine, PyTree]:
-        """Return `(Affine, ())`, the affine of the shape of the feature axes; `key` is not used."""
-        del key
-        features = tuple(shape[a] for a in self._features(len(shape)))
-        return start_affine(self, features, dtype), ()
+    def averaged(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of the features."""
+        return _checks.resolve_axes(self.axes, ndim)
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Moments:
-        """Measure each sample; `axis_name`, the batch's, does not matter."""
-        del params, axis_name
-        return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
-
-    def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        seen: Moments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
-    ) -> jax.Array:
-        """Normalize each sample by itself."""
-        del state, stats, hyper
-        kept = self._features(jnp.ndim(x))
-
-        def place(v: Array | None) -> Array | None:
-            return None if v is None else _moments.expand(v, kept, jnp.ndim(x))
-
-        scale, bias = place(params.scale), place(params.bias)
-        assert seen is not None
-        return _moments.normalize(
-            x, seen, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask
-        )
-
-    def _features(self, ndim: int) -> tuple[int, ...]:
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of the affine, by default the same."""
         axes = self.axes if self.feature_axes is None else self.feature_axes
         return _checks.resolve_axes(axes, ndim, name="feature_axes")
+
+    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
+        """Return mean and variance, over all devices that share the features."""
+        return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
 
 
 def layer_norm(
@@ -90,6 +56,10 @@ def layer_norm(
       \mu = \tfrac1H \sum_{i=1}^H x_i$$
 
     Nothing depends on the batch, so there is no state and both modes are the same.
+
+    *Adaptive* layer norm, whose gain and bias are computed from a condition, is this norm with
+    other params at the call: `Affine(1 + scale, shift)`, where both carry the axes of the batch
+    before those of the features (`[batch, features]` for x of `[batch, time, features]`).
 
     Args:
         axes: axes averaged over, those of the features.
@@ -115,13 +85,16 @@ def layer_norm(
         >>> y, state = norm.apply(params, state, jnp.array([[1.0, 3.0]]), stats="batch")
         >>> [round(v, 3) for v in y[0].tolist()]
         [-1.0, 1.0]
+        >>> adapted = nj.Affine(scale=jnp.array([[2.0, 2.0]]), bias=jnp.array([[0.5, 0.5]]))
+        >>> y, _ = norm.apply(adapted, (), jnp.array([[[1.0, 3.0]]]), stats="batch")
+        >>> [round(v, 3) for v in y[0, 0].tolist()]
+        [-1.5, 2.5]
 
     Reference:
-        Ba, Kiros, Hinton, "Layer Normalization", 2016.
+        Ba, Kiros, Hinton, "Layer Normalization", 2016; Peebles, Xie, "Scalable Diffusion Models
+        with Transformers", 2023 (the adaptive one).
     """
-    _checks.positive("eps", eps)
-    _checks.number("scale_init", scale_init)
-    _checks.number("bias_init", bias_init)
+    check_affine(eps, scale_init, bias_init)
     return LayerNorm(
         axes=_checks.axes(axes) or (-1,),
         feature_axes=_checks.axes(feature_axes),
@@ -172,10 +145,8 @@ class Identity(Norm):
         """Apply the affine alone."""
         del state, seen, stats, hyper
         x = jnp.asarray(x)
-        y = x.astype(_moments.stat_dtype(x.dtype))
-        if mask is not None:
-            y = jnp.where(mask, y, 0)
-        return _moments.affine(y, params.scale, params.bias).astype(x.dtype)
+        at = place(params, (x.ndim - 1,), x.shape)
+        return _moments.affine(wide(x, mask), at.scale, at.bias).astype(x.dtype)
 
 
 def identity(

@@ -8,22 +8,34 @@ data, and never in half precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Inexact, Num
 
 from normjax import _checks
-from normjax.base import Array, AxisName, BatchMeans, Collect, Moments, PyTree, Running
 
-
-def stat_dtype(dtype: Any) -> jnp.dtype:
-    """Dtype in which statistics of `dtype` are taken: at least float32, complex if it is."""
-    dtype = jnp.dtype(dtype)
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+# Merging and keeping belong to the verbs, and are found here with them.
+from normjax._merging import (  # noqa: F401
+    abs2,
+    ema,
+    is_stats,
+    merge,
+    merge_axis,
+    observe,
+    outer,
+    source,
+    start,
+    stat_dtype,
+    trail,
+    unbiased,
+    weigh,
+)
+from normjax.base import Array, AxisName, Means, Moments, PyTree, Running, SecondMoments
 
 
 def expand(v: Array, kept: Sequence[int], ndim: int) -> jax.Array:
@@ -42,6 +54,7 @@ def moments(
     mask: Bool[Array, "..."] | None = None,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    plain_mean: bool = False,
 ) -> Moments:
     r"""Mean, variance and count of `x` over `axes`, stable and count-weighted.
 
@@ -58,6 +71,8 @@ def moments(
         mask: True where a value counts; rank of `x`, broadcastable to it.
         axis_name: device axis or axes to pool over as well.
         axis_index_groups: groups of device indices that are pooled apart.
+        plain_mean: leave out a correction of the mean that is within two roundings of it and
+            far below the spread, so that it is `jnp.mean` to the bit; for agreement with Flax.
 
     Returns:
         `Moments` of the shape of the axes that remain, in at least float32. A set with no
@@ -83,107 +98,205 @@ def moments(
     kept = [a for a in range(x.ndim) if a not in axes]
     x = x.astype(stat_dtype(x.dtype))
     count = _count(mask, x, axes)
-    # Not 1 / count: a reciprocal would round twice, and constants would stop being exact.
-    n = jnp.maximum(count, 1)
+    n: Any = float(math.prod(x.shape[a] for a in axes))
     if mask is not None:
         x = jnp.where(mask, x, 0)
+        n = jnp.maximum(count, 1)
 
     # The shift carries no gradient: mean and variance do not depend on it.
-    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
+    shift = lax.stop_gradient(_divide(jnp.sum(x, axes), n))
     d = x - expand(shift, kept, x.ndim)
     if mask is not None:
         d = jnp.where(mask, d, 0)
-    rest = jnp.sum(d, axes) / n
+    rest = _divide(jnp.sum(d, axes), n)
+    var = jnp.maximum(_divide(jnp.sum(abs2(d), axes), n) - abs2(rest), 0)
     mean = shift + rest
-    var = jnp.maximum(jnp.sum(_abs2(d), axes) / n - _abs2(rest), 0)
+    if plain_mean:
+        # Of a constant the correction is never left out; and its gradient is needed all the same.
+        slight = jnp.abs(rest) <= 2 * jnp.finfo(x.dtype).eps * jnp.abs(shift)
+        slight &= abs2(rest) <= 2**-16 * var
+        mean = shift + (rest - lax.stop_gradient(jnp.where(slight, rest, 0)))
     if axis_name is not None:
         mean, var, count = _pool_devices(mean, var, count, axis_name, axis_index_groups)
     return Moments(mean, var, count)
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-    r"""Moments of the union of two disjoint sets, from theirs.
+def means(
+    x: Inexact[Array, "*shape"],
+    axes: int | Sequence[int] | None,
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Means:
+    """Mean and count of `x` over `axes`: `moments` without the variance, and without its cost.
 
-    $$n = n_a + n_b, \quad \mu = \mu_a + \tfrac{n_b}{n}\delta, \quad
-      \sigma^2 = \tfrac{n_a}{n}\sigma_a^2 + \tfrac{n_b}{n}\sigma_b^2
-      + \tfrac{n_a n_b}{n^2}\,|\delta|^2, \quad \delta = \mu_b - \mu_a$$
+    Args, errors: as `moments`.
+    """
+    x = _checks.floating(x, "means")
+    mask = _checks.mask(mask, x.shape)
+    axes = _checks.resolve_axes(axes, x.ndim)
+    x = x.astype(stat_dtype(x.dtype))
+    count = _count(mask, x, axes)
+    mean, _ = _two_pass(x, axes, mask, jnp.maximum(count, 1))
+    if axis_name is not None:
+        count, total = lax.psum(
+            (count, weigh(count, mean)), axis_name, axis_index_groups=axis_index_groups
+        )
+        mean = total / jnp.maximum(count, 1).astype(total.dtype)
+    return Means(mean, count)
+
+
+def second_moments(
+    x: Inexact[Array, "*shape"],
+    axes: int | Sequence[int] | None = None,
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> SecondMoments:
+    r"""Mean, covariance and count of the vectors on the last axis of `x`.
+
+    $$\mu = \tfrac1n \sum x, \qquad \Sigma = \tfrac1n \sum (x - \mu)(x - \mu)^*$$
+
+    Two passes with correction, as in `moments`, and products in full precision also where the
+    hardware would round them. A vector counts where all of its values do.
 
     Args:
-        a: moments of one set.
-        b: moments of the other, same shape.
+        x: floating or complex, features last.
+        axes: axes averaged over, not the last; `None` is all but the last. Axes that remain
+            have a covariance each.
+        mask: True where a value counts; rank of `x`, broadcastable to it.
+        axis_name: device axis or axes to pool over as well.
+        axis_index_groups: groups of device indices that are pooled apart.
 
     Returns:
-        `Moments` of both; exact up to rounding, and equal to the other where one is empty.
+        `SecondMoments`, in at least float32; of a set with no vector all 0.
+
+    Raises:
+        TypeError: `x` is not floating, `mask` not boolean.
+        ValueError: axes or mask do not fit `x`; the last axis is averaged over.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
-        >>> x = jnp.array([[1.0], [2.0], [6.0]])
-        >>> both = nj.merge(nj.moments(x[:1], 0), nj.moments(x[1:], 0))
-        >>> float(both.mean[0]), float(both.count[0])
-        (3.0, 3.0)
+        >>> nj.second_moments(jnp.array([[1.0, 2.0], [3.0, 6.0]])).cov.tolist()
+        [[1.0, 2.0], [2.0, 4.0]]
 
     Reference:
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
     """
-    count = a.count + b.count
-    share = b.count / jnp.maximum(count, 1)
-    delta = b.mean - a.mean
-    return Moments(
-        mean=a.mean + share * delta,
-        var=a.var + share * (b.var - a.var) + share * (1 - share) * _abs2(delta),
-        count=count,
-    )
+    x = _checks.floating(x, "second_moments")
+    mask = _checks.mask(mask, x.shape)
+    axes = _checks.resolve_axes(axes, x.ndim)
+    if x.ndim - 1 in axes:
+        raise ValueError(
+            f"axes={axes} averages over the last axis of x of shape {x.shape}, whose covariance "
+            "is taken: move the features last, jnp.moveaxis(x, features, -1)"
+        )
+    x = x.astype(stat_dtype(x.dtype))
+    if mask is not None:
+        mask = jnp.all(mask, -1, keepdims=True)
+    count = _count(mask, x, axes)[..., 0]
+    n = jnp.maximum(count, 1)
+    mean, d = _two_pass(x, axes, mask, n[..., None])
+    vectors, _ = rows(d, axes)
+    cov = _gram(vectors) / trail(n, mean.ndim + 1).astype(x.dtype)
+    if axis_name is not None:
+
+        def total(tree: PyTree) -> PyTree:
+            return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
+
+        whole, weighted = total((count, weigh(count, mean)))
+        n = jnp.maximum(whole, 1)
+        pooled = weighted / trail(n, mean.ndim).astype(x.dtype)
+        spread = total(weigh(count, cov + outer(mean - pooled)))
+        mean, cov, count = pooled, spread / trail(n, cov.ndim).astype(x.dtype), whole
+    return SecondMoments(mean, cov, count)
 
 
-def merge_axis(m: Moments, axis: int = 0) -> Moments:
-    """Pool moments that are stacked along `axis` (time steps, groups, devices) into one."""
-    count = jnp.sum(m.count, axis)
-    share = m.count / jnp.expand_dims(jnp.maximum(count, 1), axis)
-    mean = jnp.sum(share * m.mean, axis)
-    spread = _abs2(m.mean - jnp.expand_dims(mean, axis))
-    return Moments(mean, jnp.sum(share * (m.var + spread), axis), count)
+def mean_square(
+    x: Inexact[Array, "*shape"],
+    axes: int | Sequence[int],
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Moments:
+    r"""Mean square of `x` over `axes`, as moments around 0, so that `normalize` takes it.
 
+    $$\mu := 0, \qquad \sigma^2 := \tfrac1n \sum |x|^2$$
 
-def ema(
-    running: Running, m: Moments, *, decay: float | Num[Array, ""], correction: int = 0
-) -> Running:
-    r"""Exponential running average of statistics, safe against empty and broken batches.
-
-    $$\text{running} \leftarrow d \cdot \text{running} + (1 - d) \cdot m$$
+    It is smooth where x is 0, as its root is not: the root is taken after eps is added.
 
     Args:
-        running: the present state.
-        m: moments of a new batch, same shape.
-        decay: weight of the old value, in [0, 1]; may be traced.
-        correction: 0 stores the biased variance (Flax), 1 the unbiased one (paper, PyTorch).
+        x: floating or complex, any shape.
+        axes: axes averaged over; `()` is each value by itself.
+        mask: True where a value counts; rank of `x`, broadcastable to it.
+        axis_name: device axis or axes to pool over as well.
+        axis_index_groups: groups of device indices that are pooled apart.
+        axis_index_groups: groups of device indices that are pooled apart.
 
     Returns:
-        The next `Running`, of the same dtype; unchanged where `m.count` is 0 or a statistic
-        is not finite. Carries no gradient.
+        `Moments` of mean 0, in at least float32; a set with no value has count 0.
+
+    Raises:
+        TypeError: `x` is not floating, `mask` not boolean.
+        ValueError: axes or mask do not fit `x`.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
-        >>> run = nj.Running(jnp.zeros(1), jnp.ones(1))
-        >>> run = nj.ema(run, nj.moments(jnp.array([[1.0], [3.0]]), 0), decay=0.5)
-        >>> float(run.mean[0]), float(run.var[0])
-        (1.0, 1.0)
+        >>> nj.mean_square(jnp.array([[3.0, 4.0]]), -1).var.tolist()
+        [12.5]
+
+    Reference:
+        Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
-    m = lax.stop_gradient(m)
-    var = unbiased(m) if correction else m.var
-    good = (m.count > 0) & jnp.isfinite(m.mean) & jnp.isfinite(var)
-    # A half-precision average would stall a few percent away from its target.
-    decay = jnp.asarray(decay).astype(running.var.dtype)
+    x = _checks.floating(x, "mean_square")
+    mask = _checks.mask(mask, x.shape)
+    axes = _checks.resolve_axes(axes, x.ndim)
+    x = x.astype(stat_dtype(x.dtype))
+    count = _count(mask, x, axes)
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    total = jnp.sum(abs2(x), axes)
+    if axis_name is not None:
+        count, total = lax.psum((count, total), axis_name, axis_index_groups=axis_index_groups)
+    return Moments(jnp.zeros(count.shape, x.dtype), total / jnp.maximum(count, 1), count)
 
-    def average(old: Array, new: Array) -> jax.Array:
-        old = lax.stop_gradient(jnp.asarray(old))
-        return jnp.where(good, decay * old + (1 - decay) * new.astype(old.dtype), old)
 
-    return Running(average(running.mean, m.mean), average(running.var, var))
+def window_square(
+    x: Inexact[Array, "*shape"], size: int, *, mask: Bool[Array, "..."] | None = None
+) -> Inexact[jax.Array, "*shape"]:
+    """Sum of |x|^2 over the `size` neighbours on the last axis, itself among them.
+
+    Position i sums from i - size // 2 to i + (size - 1) // 2; what is beyond the edge or
+    masked counts as 0. A running sum minus a running sum would lose the small values.
+    """
+    x = x.astype(stat_dtype(x.dtype))
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    square = abs2(x)
+    window = (1,) * (x.ndim - 1) + (size,)
+    edges = ((0, 0),) * (x.ndim - 1) + ((size // 2, (size - 1) // 2),)
+    zero = np.zeros((), square.dtype)
+    return lax.reduce_window(square, zero, lax.add, window, (1,) * x.ndim, edges)
 
 
-def unbiased(m: Moments) -> jax.Array:
-    """Variance times n / (n - 1); of a single value, which has none, the biased one."""
-    return jnp.asarray(m.var * (m.count / jnp.maximum(m.count - 1, 1)))
+def pool(m: Moments, axis_name: AxisName, groups: Any = None) -> Moments:
+    """Pool moments over devices, by their counts."""
+    if axis_name is None:
+        return m
+    return Moments(*_pool_devices(m.mean, m.var, m.count, axis_name, groups))
+
+
+def rows(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """Arrange x as `[*sets, vectors, features]`, averaged axes as vectors; and the way back."""
+    kept = [a for a in range(x.ndim - 1) if a not in axes]
+    order = (*kept, *axes, x.ndim - 1)
+    turned = x.transpose(order)
+    flat = turned.reshape(*turned.shape[: len(kept)], -1, x.shape[-1])
+    back = tuple(order.index(a) for a in range(x.ndim))
+    return flat, lambda y: y.reshape(turned.shape).transpose(back)
 
 
 def normalize(
@@ -234,16 +347,20 @@ def normalize(
             f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
             f"over axes {axes}, which leaves {expected}: init with the shape of this x"
         )
+    d = center(x, expand(m.mean, kept, x.ndim), mask)
+    mul = expand(lax.rsqrt(m.var + eps), kept, x.ndim)
+    return affine(d, scale, bias, mul=mul).astype(x.dtype)
+
+
+def center(x: jax.Array, mean: Array, mask: Array | None = None) -> jax.Array:
+    """Return `x - mean`, the mean of the rank of x, in at least float32; 0 under the mask."""
     dtype = stat_dtype(x.dtype)
     d = x.astype(dtype)
     if mask is not None:
         # Before and after, so that neither value nor gradient ever meets what is under the mask.
         d = jnp.where(mask, d, 0)
-    d = d - expand(m.mean, kept, x.ndim).astype(dtype)
-    if mask is not None:
-        d = jnp.where(mask, d, 0)
-    mul = expand(lax.rsqrt(m.var + eps), kept, x.ndim)
-    return affine(d, scale, bias, mul=mul).astype(x.dtype)
+    d = d - jnp.asarray(mean).astype(dtype)
+    return d if mask is None else jnp.where(mask, d, 0)
 
 
 def affine(
@@ -260,57 +377,36 @@ def affine(
     if scale is not None:
         scale = _rank(scale, d.ndim)
         scale = scale.astype(d.dtype if jnp.iscomplexobj(scale) else real)
-        mul = scale if mul is None else mul * scale
-    y = jnp.asarray(d if mul is None else d * mul)
+        mul = scale if mul is None else mul.astype(scale.dtype) * scale
+    y = jnp.asarray(d if mul is None else d * mul.astype(d.dtype))
     return y if bias is None else y + _rank(bias, d.ndim).astype(d.dtype)
 
 
-def observe(
-    state: Running | Collect, seen: Moments | None, *, stats: str, decay: Any, correction: int
-) -> Running | Collect:
-    """Add a batch to a state: an exponential average, or an exact one where it gathers."""
-    if seen is None or (stats == "running" and not isinstance(state, Collect)):
-        return state
-    if isinstance(state, Collect):
-        seen = lax.stop_gradient(seen)
-        if isinstance(state.seen, Moments):
-            return Collect(state.running, merge(state.seen, seen))
-        return Collect(state.running, _add_batch(state.seen, seen))
-    return ema(state, seen, decay=decay, correction=correction)
+def _two_pass(
+    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, n: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean of `x` over `axes`, from `n` values each, and the centred values, 0 under the mask."""
+    kept = [a for a in range(x.ndim) if a not in axes]
+    n = n.astype(x.dtype)
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    # The shift carries no gradient: neither mean nor spread depends on it.
+    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
+    d = x - expand(shift, kept, x.ndim)
+    if mask is not None:
+        d = jnp.where(mask, d, 0)
+    rest = jnp.sum(d, axes) / n
+    d = d - expand(rest, kept, x.ndim)
+    return shift + rest, d if mask is None else jnp.where(mask, d, 0)
 
 
-def source(state: Running | Collect, seen: Moments | None, stats: str) -> Moments | Running:
-    """Statistics that normalize: this batch's, or the kept ones."""
-    if stats == "batch":
-        assert seen is not None
-        return seen
-    return state.running if isinstance(state, Collect) else state
+def _gram(d: jax.Array) -> jax.Array:
+    """Sum of d d^* over rows, in full precision: accelerators round products by default."""
+    return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
 
 
-def start(features: tuple[int, ...], dtype: Any) -> Running:
-    """Return a fresh running state: mean 0 and variance 1, at least float32."""
-    dtype = stat_dtype(dtype)
-    return Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
-
-
-def is_stats(leaf: PyTree) -> bool:
-    """Whether a node of a state pytree is one norm's statistics."""
-    return isinstance(leaf, Running | Collect)
-
-
-def _add_batch(total: BatchMeans, m: Moments) -> BatchMeans:
-    batches = total.batches + (m.count > 0).astype(total.batches.dtype)
-    weight = jnp.where(m.count > 0, 1 / jnp.maximum(batches, 1), 0)
-
-    def mean(old: Array, new: Array) -> Array:
-        return old + weight * (new - old)
-
-    return BatchMeans(
-        mean(total.mean, m.mean),
-        mean(total.var, m.var),
-        mean(total.unbiased_var, unbiased(m)),
-        batches,
-    )
+def _divide(total: jax.Array, n: Any) -> jax.Array:
+    return total / (n.astype(total.dtype) if hasattr(n, "astype") else n)
 
 
 def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -325,22 +421,17 @@ def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.A
 
 
 def _pool_devices(
-    mean: jax.Array, var: jax.Array, count: jax.Array, axis_name: AxisName, groups: Any
+    mean: Array, var: Array, count: Array, axis_name: AxisName, groups: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     def total(tree: PyTree) -> PyTree:
         return lax.psum(tree, axis_name, axis_index_groups=groups)
 
-    n, weighted = total((count, count * mean))
-    pooled = weighted / jnp.maximum(n, 1)
-    spread = total(count * (var + _abs2(mean - pooled)))
+    n, weighted = total((count, weigh(count, mean)))
+    pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
+    spread = total(count * (var + abs2(mean - pooled)))
     return pooled, spread / jnp.maximum(n, 1), n
 
 
 def _rank(v: Array, ndim: int) -> jax.Array:
     v = jnp.asarray(v)
     return v.reshape((1,) * (ndim - v.ndim) + v.shape)
-
-
-def _abs2(z: Array) -> jax.Array:
-    z = jnp.asarray(z)
-    return (z * z.conj()).real if jnp.iscomplexobj(z) else z * z

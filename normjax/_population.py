@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from normjax import _checks, _moments
-from normjax.base import BatchMeans, Collect, Moments, PyTree, Running
+from normjax import _checks, _merging, _moments
+from normjax.base import BatchMeans, Collect, PyTree
 
 How = Literal["pooled", "unbiased", "mean"]
 
@@ -50,10 +49,10 @@ def collecting(state: PyTree, how: How = "pooled") -> PyTree:
         if not _moments.is_stats(leaf):
             return leaf
         running = leaf.running if isinstance(leaf, Collect) else leaf
-        zero = jax.tree.map(jnp.zeros_like, running)
+        zero = _merging.empty(running)
         if how == "pooled":
-            return Collect(running, Moments(zero.mean, zero.var, zero.var))
-        return Collect(running, BatchMeans(zero.mean, zero.var, zero.var, zero.var))
+            return Collect(running, zero)
+        return Collect(running, BatchMeans(_merging.keep(zero), _merging.keep(zero), zero.count))
 
     return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
 
@@ -87,20 +86,16 @@ def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree
         if not isinstance(leaf, Collect):
             return leaf
         seen = leaf.seen
-        if isinstance(seen, Moments) != (how == "pooled"):
+        if isinstance(seen, BatchMeans) != (how != "pooled"):
             raise ValueError(
                 f"settle(how={how!r}) on a state that was gathered another way: write the same "
                 "how in collecting() and settle()"
             )
-        if isinstance(seen, Moments):
-            var = _moments.unbiased(seen) if correction else seen.var
-            some = seen.count > 0
+        if isinstance(seen, BatchMeans):
+            new, weight = (seen.unbiased if how == "unbiased" else seen.biased), seen.batches
         else:
-            var = seen.unbiased_var if how == "unbiased" else seen.var
-            some = seen.batches > 0
-        return Running(
-            jnp.where(some, seen.mean, leaf.running.mean), jnp.where(some, var, leaf.running.var)
-        )
+            new, weight = _merging.keep(seen, correction), seen.count
+        return jax.tree.map(lambda n, old: _merging.where_seen(weight, n, old), new, leaf.running)
 
     return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
 

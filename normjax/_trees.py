@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from normjax.base import PyTree
+from normjax import _merging
+from normjax.base import BatchMeans, Collect, PyTree
 
 
 def to_dict(tree: PyTree) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def to_dict(tree: PyTree) -> dict[str, Any]:
     return out
 
 
-def from_dict(template: PyTree, values: Mapping[str, Any]) -> PyTree:
+def from_dict(template: PyTree, values: Any) -> PyTree:
     """Return `values` in the structure of `template`, a tree (or shapes) that `init` made.
 
     Raises:
@@ -31,6 +32,8 @@ def from_dict(template: PyTree, values: Mapping[str, Any]) -> PyTree:
     """
     if not _is_node(template):
         return values
+    if _merging.is_stats(template) and isinstance(found := read_statistics(values), Collect):
+        return found  # statistics that gather for now; see `population_update`
     fields = {}
     expected = _fields(template)
     for name, value in expected.items():
@@ -43,6 +46,35 @@ def from_dict(template: PyTree, values: Mapping[str, Any]) -> PyTree:
     if unknown := set(values) - set(expected):
         raise ValueError(f"variables {sorted(unknown)} are unknown: expected {sorted(expected)}")
     return fields if isinstance(template, dict) else _rebuild(template, fields)
+
+
+def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
+    """Return one norm's statistics from a dictionary of their names; `None` if it is none.
+
+    Example:
+        >>> read_statistics({"mean": 0.0, "var": 1.0})
+        Running(mean=0.0, var=1.0)
+        >>> read_statistics({"kernel": 0.0}) is None
+        True
+    """
+    names = set(values)
+    if names == set(Collect._fields):
+        seen = values["seen"]
+        running = read_statistics(values["running"])
+        if running is None:
+            return None
+        if set(seen) == set(BatchMeans._fields):
+            biased, unbiased = (read_statistics(seen[name]) for name in ("biased", "unbiased"))
+            return Collect(running, BatchMeans(biased, unbiased, seen["batches"]))
+        kind = _merging.kind_of(running)
+        assert kind is not None
+        return Collect(running, kind.seen(**seen))
+    if any(isinstance(value, Mapping) for value in values.values()):
+        return None
+    for kind in _merging.kinds():
+        if names == set(kind.names):
+            return kind.running(**values)
+    return None
 
 
 def _rebuild(template: Any, fields: dict[str, Any]) -> Any:

@@ -54,19 +54,52 @@ class Running(NamedTuple):
     var: Inexact[Array, "*features"]
 
 
+class Means(NamedTuple):
+    """Mean and weight of one set of values, where no spread is asked for; fields as `Moments`."""
+
+    mean: Inexact[Array, "*features"]
+    count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
+
+
+class RunningMean(NamedTuple):
+    """The state of a norm that keeps means alone, starting at 0."""
+
+    mean: Inexact[Array, "*features"]
+
+
+class SecondMoments(NamedTuple):
+    """Mean, biased covariance and weight of one set of vectors.
+
+    Attributes:
+        mean: `[*sets, features]`, at least float32.
+        cov: `[*sets, features, features]`, E[d_i conj(d_j)] of the centred vectors d.
+        count: `[*sets]`, how many vectors; 0 where all were masked.
+    """
+
+    mean: Inexact[Array, "*sets features"]
+    cov: Inexact[Array, "*sets features features"]
+    count: Inexact[Array, "*sets"]  # type: ignore[assignment]  # shadows tuple.count
+
+
+class RunningCov(NamedTuple):
+    """The state of a norm that keeps covariances, starting at 0 and the identity."""
+
+    mean: Inexact[Array, "*sets features"]
+    cov: Inexact[Array, "*sets features features"]
+
+
 class BatchMeans(NamedTuple):
     """Plain averages of per-batch statistics, and how many batches entered each of them.
 
     Attributes:
-        mean: average over batches of the batch mean.
-        var: average over batches of the biased batch variance.
-        unbiased_var: average over batches of m / (m - 1) times that variance.
+        biased: average over batches of the batch's statistics, in the form that a state keeps
+            them (`Running`, ...).
+        unbiased: the same with m / (m - 1) times the spread of each batch of m values.
         batches: number of batches with at least one value.
     """
 
-    mean: Inexact[Array, "*features"]
-    var: Inexact[Array, "*features"]
-    unbiased_var: Inexact[Array, "*features"]
+    biased: PyTree
+    unbiased: PyTree
     batches: Inexact[Array, "*features"]
 
 
@@ -78,8 +111,8 @@ class Collect(NamedTuple):
     `population` and exact gradient accumulation are built on it.
     """
 
-    running: Running
-    seen: Moments | BatchMeans
+    running: PyTree
+    seen: PyTree
 
 
 class Affine(NamedTuple):
@@ -238,26 +271,63 @@ class Norm(abc.ABC):
         return f"{self.factory}({', '.join(changed)})"
 
 
+class Scaled(NamedTuple):
+    """What a `Reparam` of this library stores in the place of a weight, w = g * f(v).
+
+    Attributes:
+        v: the weight that f normalizes, of the shape and dtype of w. Its size has no say in w,
+            so weight decay on it only changes the step size.
+        g: gain, at least float32, or its logarithm; `None` where there is none.
+    """
+
+    v: PyTree
+    g: PyTree
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reparam(abc.ABC):
-    """A weight written in other parameters: `w = apply(params)`; the function starts unchanged.
+    """A weight written in other parameters, `w = apply(params)`: a value, like `Norm`.
 
-    `apply` never writes into what is stored, so a gradient step sees the stored parameters.
+    `apply` never writes into what is stored, so an optimizer step moves the stored parameters
+    and the next `apply` sees them. Weights are in Flax's layout, output features last.
+
+    Class attributes:
+        factory: name of the public function that makes it, for `repr` and messages.
+        stateful: whether it keeps something between calls.
     """
 
     factory: ClassVar[str] = "reparam"
+    stateful: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(
         self, w: Inexact[Array, "*shape"], *, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree]:
-        """Make `(params, state)` such that `apply` gives back `w`."""
+        """Write a weight in the other parameters; `apply` gives it back where that is promised.
+
+        Args:
+            w: the weight at the start.
+            key: PRNG key, for methods that start at random; none of this library's does.
+
+        Returns:
+            `(params, state)`; `state` is `()` for a method that keeps nothing.
+        """
 
     @abc.abstractmethod
     def apply(
         self, params: PyTree, state: PyTree, *, stats: Stats
     ) -> tuple[Inexact[jax.Array, "*shape"], PyTree]:
-        """Return `(w, state)`."""
+        """Make the weight.
+
+        Args:
+            params: what `init` returned, after any number of optimizer steps.
+            state: what `init` or the last `apply` returned.
+            stats: `"batch"`: the state moves; `"running"`: it stays. Methods without state
+                accept both and ignore them.
+
+        Returns:
+            `(w, state)`, with `w` of the shape and dtype of the weight that `init` was given.
+        """
 
     __repr__ = Norm.__repr__
 

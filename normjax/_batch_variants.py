@@ -1,0 +1,333 @@
+"""Relatives of batch norm: the mean alone, and renormalization."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from normjax import _checks, _moments
+from normjax._batch import BatchNorm, batch_norm
+from normjax.base import (
+    Affine,
+    Array,
+    AxisName,
+    Hyper,
+    Means,
+    Moments,
+    Norm,
+    PyTree,
+    RunningMean,
+    Stats,
+)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MeanOnlyBatchNorm(Norm):
+    """The value behind `mean_only_batch_norm`; see there."""
+
+    factory: ClassVar[str] = "mean_only_batch_norm"
+    stateful: ClassVar[bool] = True
+    hypers: ClassVar[tuple[str, ...]] = ("decay",)
+
+    axes: tuple[int, ...] | None = None
+    decay: float = 0.9
+    use_bias: bool = True
+    bias_init: float = 0.0
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Affine, PyTree]:
+        """Return `(Affine(None, bias), RunningMean)`; `key` is not used."""
+        del key
+        features = tuple(shape[a] for a in self._kept(len(shape)))
+        bias = jnp.full(features, self.bias_init, dtype) if self.use_bias else None
+        mean = jnp.zeros(features, _moments.stat_dtype(dtype))
+        return Affine(None, bias), RunningMean(mean)
+
+    def moments(
+        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
+    ) -> Means:
+        """Measure this batch's means, over all devices of `axis_name`."""
+        del params
+        groups = self.axis_index_groups if axis_name is not None else None
+        return _moments.means(
+            x, self.axes, mask=mask, axis_name=axis_name, axis_index_groups=groups
+        )
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: Means | None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Subtract this batch's means or the kept ones."""
+        del hyper
+        x = jnp.asarray(x)
+        kept = self._kept(x.ndim)
+        mean = _moments.source(state, seen, stats).mean
+        d = _moments.center(x, _moments.expand(mean, kept, x.ndim), mask)
+        bias = None if params.bias is None else _moments.expand(params.bias, kept, x.ndim)
+        return _moments.affine(d, None, bias).astype(x.dtype)
+
+    def update(
+        self, state: PyTree, seen: Means | None, *, stats: Stats, hyper: Hyper = None
+    ) -> PyTree:
+        """Move the running means; never toward an empty or non-finite batch."""
+        decay = (hyper or {}).get("decay", self.decay)
+        return _moments.observe(state, seen, stats=stats, decay=decay, correction=0)
+
+    def _kept(self, ndim: int) -> tuple[int, ...]:
+        axes = _checks.resolve_axes(self.axes, ndim)
+        return tuple(a for a in range(ndim) if a not in axes)
+
+
+def mean_only_batch_norm(
+    *,
+    axes: int | Sequence[int] | None = None,
+    decay: float = 0.9,
+    use_bias: bool = True,
+    bias_init: float = 0.0,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Norm:
+    r"""Mean-only batch normalization: centred over the batch, never scaled by it.
+
+    $$y = x - \mu_B + \beta$$
+
+    Meant for the output of a layer with weight normalization, which sets the scale. The noise
+    that the batch adds is then gentler than that of full batch norm.
+
+    Args:
+        axes: axes averaged over; `None` is all but the last.
+        decay: weight of the old running mean, in [0, 1]; 0.9 in the authors' code. May be given
+            at each call as `hyper={"decay": d}`.
+        use_bias: whether there is a beta.
+        bias_init: start of beta.
+        axis_index_groups: groups of device indices whose means are pooled apart, under
+            `axis_name`.
+
+    Returns:
+        A `Norm` with params `Affine(None, bias)` and state `RunningMean`.
+
+    Raises:
+        ValueError: a number outside its range, axes that name nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.mean_only_batch_norm(decay=0.5)
+        >>> params, state = norm.init((1, 1))
+        >>> y, state = norm.apply(params, state, jnp.array([[1.0], [4.0]]), stats="batch")
+        >>> y.ravel().tolist(), state.mean.tolist()
+        ([-1.5, 1.5], [1.25])
+
+    Reference:
+        Salimans, Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate
+        Training of Deep Neural Networks", 2016, section 4.
+    """
+    _checks.fraction("decay", decay, hint=": it is the weight of the old value")
+    _checks.number("bias_init", bias_init)
+    groups = axis_index_groups
+    return MeanOnlyBatchNorm(
+        axes=_checks.axes(axes),
+        decay=decay,
+        use_bias=use_bias,
+        bias_init=bias_init,
+        axis_index_groups=None if groups is None else tuple(tuple(g) for g in groups),
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BatchRenorm(BatchNorm):
+    """The value behind `batch_renorm`; see there."""
+
+    factory: ClassVar[str] = "batch_renorm"
+    hypers: ClassVar[tuple[str, ...]] = ("decay", "r_max", "d_max")
+
+    r_max: float = 3.0
+    d_max: float = 5.0
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: Moments | None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize with the batch's statistics, corrected toward the kept ones."""
+        x = jnp.asarray(x)
+        if jnp.iscomplexobj(x):
+            raise TypeError(
+                "batch_renorm clips a difference of means, which complex x has no order for: "
+                "normalize x.real and x.imag apart, or write batch_norm"
+            )
+        if stats == "running":
+            return super().transform(params, state, seen, x, stats=stats, mask=mask)
+        assert seen is not None
+        kept_stats = _moments.source(state, seen, "running")
+        mean, var = kept_stats.mean, kept_stats.var
+        real = seen.var.dtype
+        r_max, d_max = (
+            jnp.asarray((hyper or {}).get(name, getattr(self, name))).astype(real)
+            for name in ("r_max", "d_max")
+        )
+        # Constants to the gradient (section 3): else it would undo the correction.
+        sigma = jnp.sqrt(var + self.eps).astype(real)
+        r = lax.stop_gradient(jnp.clip(jnp.sqrt(seen.var + self.eps) / sigma, 1 / r_max, r_max))
+        d = lax.stop_gradient(jnp.clip((seen.mean - mean.astype(real)) / sigma, -d_max, d_max))
+        scale, bias = r, d
+        if params.scale is not None:
+            scale, bias = (v * params.scale.astype(real) for v in (r, d))
+        if params.bias is not None:
+            bias = bias + params.bias.astype(real)
+        kept = self._kept(x.ndim)
+        scale, bias = (_moments.expand(v, kept, x.ndim) for v in (scale, bias))
+        return _moments.normalize(
+            x, seen, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask
+        )
+
+
+def batch_renorm(
+    *,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+    axes: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+    decay: float = 0.99,
+    correction: int = 0,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Norm:
+    r"""Batch renormalization: batch norm whose training output is close to its inference.
+
+    $$y = \gamma\left(\frac{x - \mu_B}{\sigma_B}\,r + d\right) + \beta, \quad
+      r = \mathrm{clip}_{[1/r_{max}, r_{max}]}\frac{\sigma_B}{\sigma}, \quad
+      d = \mathrm{clip}_{[-d_{max}, d_{max}]}\frac{\mu_B - \mu}{\sigma}$$
+
+    r and d carry no gradient. With `r_max=1, d_max=0` it is batch norm; with both infinite the
+    running statistics normalize, and the gradient is that of batch norm still. The running
+    statistics are those of before this batch.
+
+    Args:
+        r_max: largest correction of the scale, at least 1. With `d_max` it is meant to grow
+            during training: `hyper=renorm_schedule(step)`.
+        d_max: largest correction of the shift, in running standard deviations.
+        axes: as in `batch_norm`.
+        eps: added to both variances.
+        decay: weight of the old running value; the paper found faster averages useful.
+        correction: as in `batch_norm`. The paper averages standard deviations; here variances
+            are, as in `batch_norm`, so that states can be exchanged and pooled exactly.
+        use_scale: whether there is a gamma.
+        use_bias: whether there is a beta.
+        scale_init: start of gamma.
+        bias_init: start of beta.
+        axis_index_groups: as in `batch_norm`.
+
+    Returns:
+        A `Norm` with params `Affine` and state `Running`; `hyper` takes `decay`, `r_max` and
+        `d_max`.
+
+    Raises:
+        ValueError: a number outside its range, axes that name nothing.
+        TypeError: complex x.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.batch_renorm()
+        >>> params, state = norm.init((1, 1))
+        >>> x = jnp.array([[1.0], [4.0]])
+        >>> y, _ = norm.apply(params, state, x, stats="batch")  # running: mean 0, variance 1
+        >>> [round(v, 3) for v in y.ravel().tolist()]
+        [1.0, 4.0]
+        >>> y, _ = norm.apply(params, state, x, stats="batch", hyper=nj.renorm_schedule(0))
+        >>> [round(v, 3) for v in y.ravel().tolist()]
+        [-1.0, 1.0]
+
+    Reference:
+        Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
+        Batch-Normalized Models", 2017.
+    """
+    _checks.number("r_max", r_max)
+    if not r_max >= 1:
+        raise ValueError(f"r_max={r_max!r} must be at least 1: r_max=1, d_max=0 is batch norm")
+    _checks.number("d_max", d_max)
+    if not d_max >= 0:
+        raise ValueError(f"d_max={d_max!r} must be a non-negative number")
+    plain = batch_norm(
+        axes=axes,
+        eps=eps,
+        decay=decay,
+        correction=correction,
+        use_scale=use_scale,
+        use_bias=use_bias,
+        scale_init=scale_init,
+        bias_init=bias_init,
+        axis_index_groups=axis_index_groups,
+    )
+    return BatchRenorm(**fields_of(plain), r_max=r_max, d_max=d_max)
+
+
+def renorm_schedule(
+    step: int | Array,
+    *,
+    start: int = 5_000,
+    r_end: int = 40_000,
+    d_end: int = 25_000,
+    r_max: float = 3.0,
+    d_max: float = 5.0,
+) -> dict[str, jax.Array]:
+    r"""Return `hyper` of `batch_renorm` at a training step: batch norm first, then ever freer.
+
+    $$r_{max}(t) = 1 + (R - 1)\,\mathrm{clip}_{[0,1]}\frac{t - t_0}{t_r - t_0}, \qquad
+      d_{max}(t) = D\,\mathrm{clip}_{[0,1]}\frac{t - t_0}{t_d - t_0}$$
+
+    Args:
+        step: number of the training step; may be traced.
+        start: last step of plain batch norm.
+        r_end: step from which on `r_max` holds.
+        d_end: step from which on `d_max` holds.
+        r_max: last value of r_max.
+        d_max: last value of d_max.
+
+    Returns:
+        `{"r_max": ..., "d_max": ...}`, float32 scalars.
+
+    Raises:
+        ValueError: an end that is not after the start.
+
+    Example:
+        >>> import normjax as nj
+        >>> {k: float(v) for k, v in nj.renorm_schedule(15_000).items()}
+        {'r_max': 1.5714285373687744, 'd_max': 2.5}
+
+    Reference:
+        Ioffe, "Batch Renormalization", 2017, section 4.2.
+    """
+    if r_end <= start or d_end <= start:
+        raise ValueError(f"r_end={r_end} and d_end={d_end} must be after start={start}")
+    past = jnp.asarray(step).astype(jnp.float32) - start
+    return {
+        "r_max": 1 + (r_max - 1) * jnp.clip(past / (r_end - start), 0, 1),
+        "d_max": d_max * jnp.clip(past / (d_end - start), 0, 1),
+    }
+
+
+def fields_of(norm: Any) -> dict[str, Any]:
+    """Return the fields of a norm, to make a relative with more of them."""
+    return {f.name: getattr(norm, f.name) for f in dataclasses.fields(norm)}

@@ -1,0 +1,50 @@
+"""Length and direction of vectors: what weight norm, spectral norm and cosine norm share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Inexact
+
+from normjax._merging import abs2, stat_dtype
+from normjax.base import Array
+
+
+def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Array, "*kept"]:
+    """Euclidean length over `axes`, kept with size 1; real, at least float32."""
+    x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
+    size = size_of(x, axes)
+    return size * jnp.sqrt(jnp.sum(abs2(x / size.astype(x.dtype)), tuple(axes), keepdims=True))
+
+
+def unit(
+    x: Inexact[Array, "*shape"], axes: Sequence[int], *, eps: float = 0.0
+) -> Inexact[jax.Array, "*shape"]:
+    r"""Direction over `axes`, at least float32: x / sqrt(||x||^2 + eps).
+
+    A zero vector stays zero with a finite gradient, and no square over- or underflows.
+
+    Args:
+        x: floating or complex, any shape.
+        axes: non-negative axes of one vector.
+        eps: added to the squared length; with 0 the direction of x does not depend on its scale.
+
+    Returns:
+        Array of the shape of `x`.
+    """
+    x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
+    # x / size has the direction of x for every constant size, so size carries no gradient.
+    size = size_of(x, axes)
+    x = x / size.astype(x.dtype)
+    square = jnp.sum(abs2(x), tuple(axes), keepdims=True) + eps / size / size
+    # 1 in the place of 0, before the root: behind it the gradient would be 0 * inf.
+    return x * lax.rsqrt(jnp.where(square > 0, square, 1)).astype(x.dtype)
+
+
+def size_of(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Largest magnitude over `axes`, 1 where all are 0."""
+    size = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True))
+    return jnp.where(size > 0, size, 1)

@@ -1,0 +1,146 @@
+"""What the norms over one sample share: no state, statistics of each sample, an affine.
+
+A subclass names the axes it averages over and the axes of its affine. The affine may also be
+given per sample, which makes any of these norms an adaptive one; see `place`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks, _moments
+from normjax._batch import start_affine
+from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OneSample(Norm):
+    """A norm of each sample by itself; nothing is kept and both modes are the same."""
+
+    eps: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: float = 1.0
+    bias_init: float = 0.0
+
+    @abc.abstractmethod
+    def averaged(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes averaged over, of an x with `ndim` axes."""
+
+    @abc.abstractmethod
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes that scale and bias run over."""
+
+    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
+        """Return the statistics of each sample."""
+        return _moments.moments(x, self.averaged(x.ndim), mask=mask)
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Any, PyTree]:
+        """Return `(Affine, ())`, the affine of the shape of the feature axes; `key` is not used."""
+        del key
+        self.averaged(len(shape))  # So that a shape that does not fit is refused here already.
+        return start_affine(self, tuple(shape[a] for a in self.features(len(shape))), dtype), ()
+
+    def moments(
+        self, params: Any, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
+    ) -> Any:
+        """Measure each sample; `axis_name`, the batch's, does not matter."""
+        del params, axis_name
+        x = _checks.floating(x, self.factory)
+        return self.measure(x, _checks.mask(mask, x.shape))
+
+    def transform(
+        self,
+        params: Any,
+        state: PyTree,
+        seen: Any,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize each sample by itself."""
+        del state, stats, hyper
+        ndim = jnp.ndim(x)
+        at = place(params, self.features(ndim), jnp.shape(x))
+        return _moments.normalize(
+            x, seen, self.averaged(ndim), scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
+        )
+
+
+def place(params: Affine, kept: tuple[int, ...], shape: tuple[int, ...]) -> Affine:
+    """Give an affine of the axes `kept` the rank of x, so that it broadcasts against it.
+
+    An array with more axes than `kept` is one affine per sample: its first axes are the first
+    axes of x, those of the batch.
+    """
+    return Affine(*(place_one(v, kept, shape) for v in (params.scale, params.bias)))
+
+
+def place_one(v: Any, kept: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Place one array of parameters; `None` stays `None`."""
+    if v is None:
+        return None
+    v = jnp.asarray(v)
+    extra = v.ndim - len(kept)
+    first = min(kept, default=len(shape))
+    axes = (*range(extra), *kept)
+    fits = 0 <= extra <= first and all(
+        size in (1, shape[a]) for size, a in zip(v.shape, axes, strict=True)
+    )
+    if not fits:
+        features = tuple(shape[a] for a in kept)
+        raise ValueError(
+            f"scale or bias of shape {v.shape} does not fit x of shape {shape}: give one of shape "
+            f"{features}, as init(x.shape) does, or one per sample of shape "
+            f"{(*shape[: min(first, 1)], *features)}"
+        )
+    return _moments.expand(v, axes, len(shape))
+
+
+def wide(x: Array, mask: Array | None = None) -> jax.Array:
+    """Return x in the dtype of its statistics, 0 under the mask."""
+    x = jnp.asarray(x)
+    x = x.astype(_moments.stat_dtype(x.dtype))
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def space(axes: tuple[int, ...] | None, ndim: int, who: str, *, empty: bool = True) -> Any:
+    """Return the axes of space: those named, or all between the first and the last.
+
+    With `empty=False` a norm that would have one value per set refuses, instead of giving 0.
+    """
+    found = tuple(range(1, ndim - 1)) if axes is None else _checks.resolve_axes(axes, ndim)
+    if ndim - 1 in found:
+        raise ValueError(
+            f"{who}(axes={axes}) names the last axis, which is that of the channels: name the axes "
+            "of space alone, for example axes=(1, 2) for [batch, height, width, channels]"
+        )
+    if not found and not empty:
+        raise ValueError(
+            f"{who} averages over space, and x with {ndim} axes has none between the batch and "
+            "the channels: give x of shape [batch, ..., channels], or name the axes, axes=(0,)"
+        )
+    return found
+
+
+def space_argument(axes: Any) -> tuple[int, ...] | None:
+    """Return the argument `axes` of a factory, where `()` is no space at all."""
+    if axes is None or (isinstance(axes, list | tuple) and not axes):
+        return axes if axes is None else ()
+    return _checks.axes(axes)
+
+
+def check_affine(eps: float, scale_init: float = 1.0, bias_init: float = 0.0) -> None:
+    """Refuse numbers outside their ranges, when a factory is called."""
+    _checks.positive("eps", eps)
+    _checks.number("scale_init", scale_init)
+    _checks.number("bias_init", bias_init)
