@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 
@@ -18,7 +19,11 @@ _hook = jaxtyping.install_import_hook("normjax", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-import normjax  # noqa: E402, F401  (imported under the hook)
+# All of the library under the hook; frameworks' own packages are left alone.
+import normjax.analysis  # noqa: E402
+import normjax.linen  # noqa: E402
+import normjax.nnx  # noqa: E402
+import normjax.recurrent  # noqa: E402, F401
 
 _hook.uninstall()
 
@@ -31,6 +36,11 @@ def strict_numerics(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+def unchecked(function):
+    """A function without the suite's type checker: what a user's mistake meets."""
+    return inspect.unwrap(function)
 
 
 @pytest.fixture

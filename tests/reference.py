@@ -100,3 +100,30 @@ def rnn(p, x, *, activation=np.tanh, norms=None, lengths=None):
         h = new if live is None else np.where(live[:, None], new, h)
         out.append(h if live is None else np.where(live[:, None], h, 0))
     return np.stack(out, axis=1), h
+
+
+def gru(p, x, *, norms=None, lengths=None):
+    """GRU with the layer norm paper's four norms; reset after the recurrent weights."""
+    norms = norms or {}
+    nx, nh, nxn, nhn = (norms.get(k, none) for k in ("x", "h", "xn", "hn"))
+    w_x, w_h, b, bn = (np.asarray(p[k], np.float64) for k in ("w_x", "w_h", "bias", "bias_hn"))
+    size = w_h.shape[0]
+    two = 2 * size
+    h = np.zeros((x.shape[0], size))
+    out = []
+    for t in range(x.shape[1]):
+        live = None if lengths is None else t < np.asarray(lengths)
+        zx = np.asarray(x[:, t], np.float64) @ w_x
+        gx, cx = nx(zx[:, :two], t, live), nxn(zx[:, two:], t, live)
+        gh, ch = nh(h @ w_h[:, :two], t, live), nhn(h @ w_h[:, two:], t, live)
+        r, z = np.split(sigmoid(gx + gh + b[:two]), 2, axis=1)
+        n = np.tanh(cx + b[two:] + r * (ch + bn))
+        new = (1 - z) * n + z * h
+        h = new if live is None else np.where(live[:, None], new, h)
+        out.append(h if live is None else np.where(live[:, None], h, 0))
+    return np.stack(out, axis=1), h
+
+
+def reverse(x, lengths):
+    """Reverse each sequence within its length."""
+    return np.stack([np.concatenate([v[:n][::-1], v[n:]]) for v, n in zip(x, lengths, strict=True)])

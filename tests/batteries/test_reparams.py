@@ -1,0 +1,255 @@
+"""Every weight method of `normjax.testing` through every battery."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normjax as nj
+from normjax import testing
+from tests.batteries.check import finite, same
+
+
+def started(sample, dtype=jnp.float32, seed=0):
+    """Params away from their start values, and a state that has moved."""
+    params, state = sample.reparam.init(sample.weight(seed, dtype))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 7), len(leaves))
+    leaves = [
+        leaf + 0.2 * jax.random.normal(k, leaf.shape, leaf.dtype)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    params = jax.tree.unflatten(tree, leaves)
+    _, state = sample.reparam.apply(params, state, stats="batch")
+    return params, state
+
+
+def settled(sample, params, state, steps=400):
+    """The state after so many updates that it no longer moves."""
+    step = jax.jit(lambda s: sample.reparam.apply(params, s, stats="batch")[1])
+    for _ in range(steps if sample.reparam.stateful else 0):
+        state = step(state)
+    return state
+
+
+def loss_of(sample, state, stats, dtype=jnp.float32):
+    c = jax.random.normal(jax.random.key(42), sample.shape, dtype)
+    return lambda params: jnp.sum(c * sample.reparam.apply(params, state, stats=stats)[0])
+
+
+def value(sample):
+    copy = pickle.loads(pickle.dumps(sample.reparam))
+    assert copy == sample.reparam and hash(copy) == hash(sample.reparam)
+    assert eval(repr(copy), {k: getattr(nj, k) for k in nj.__all__}) == sample.reparam
+    layer = nj.reparam(nj.cosine_dense(3), {"kernel": sample.reparam})
+    again = pickle.loads(pickle.dumps(layer))
+    assert again == layer and hash(again) == hash(layer)
+    assert eval(repr(layer), {k: getattr(nj, k) for k in nj.__all__}) == layer
+
+
+def unchanged(sample):
+    w = sample.weight()
+    params, state = sample.reparam.init(w)
+    for stats in ("batch", "running"):
+        got, _ = sample.reparam.apply(params, state, stats=stats)
+        assert np.allclose(got, w, rtol=1e-5, atol=1e-6) == sample.unchanged
+
+
+def half(sample):
+    """Half-precision weights: theirs is the dtype of the output, at least float32 all else."""
+    for dtype in (jnp.bfloat16, jnp.float16):
+        w = sample.weight(0, dtype)
+        params, state = sample.reparam.init(w)
+        got, state = sample.reparam.apply(params, state, stats="batch")
+        assert got.dtype == params.v.dtype == dtype and got.shape == w.shape
+        for leaf in jax.tree.leaves((params._replace(v=None), state)):
+            assert jnp.finfo(leaf.dtype).bits >= 32
+        wide = params._replace(v=params.v.astype(jnp.float32))
+        exact, _ = sample.reparam.apply(wide, state, stats="running")
+        eps = float(jnp.finfo(dtype).eps)
+        same(got, exact, rtol=eps, atol=eps / 100)
+        if sample.unchanged:
+            same(got, w, rtol=eps, atol=eps / 100)
+        # A whole model cast to half precision, gains too.
+        cast = jax.tree.map(lambda a, d=dtype: a.astype(d), params)
+        assert sample.reparam.apply(cast, state, stats="batch")[0].dtype == dtype
+
+
+def transforms(sample):
+    params, state = started(sample)
+    for stats in ("batch", "running"):
+        apply = functools.partial(sample.reparam.apply, stats=stats)
+        want = apply(params, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
+        if stats == "running":
+            same(want[1], state, rtol=0, atol=0)
+        same(jax.jit(apply)(params, state), want)
+        chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, params, state), want)
+        many = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a, a + 1]), params)
+        mapped, _ = jax.vmap(apply, in_axes=(0, None))(many, state)
+        each = [apply(jax.tree.map(lambda a, i=i: a[i], many), state)[0] for i in range(3)]
+        same(mapped, jnp.stack(each))
+        same(jax.vmap(sample.reparam.init)(many.v)[0].v, many.v)
+
+        def body(s, p, apply=apply):
+            w, s = apply(p, s)
+            return s, w
+
+        last, ws = jax.lax.scan(body, state, many)
+        s, outs = state, []
+        for i in range(3):
+            s, w = body(s, jax.tree.map(lambda a, i=i: a[i], many))
+            outs.append(w)
+        same((last, ws), (s, jnp.stack(outs)))
+        loss = loss_of(sample, state, stats)
+        same(jax.grad(jax.checkpoint(loss))(params), jax.grad(loss)(params))
+
+
+def gradients(sample):
+    """Finite differences, forward mode and Hessian-vector products, in float64."""
+    with jax.enable_x64(True):
+        params, state = started(sample, jnp.float64)
+        # Singular vectors carry no gradient, rightly so once they have settled.
+        state = settled(sample, params, state)
+        loss = loss_of(sample, state, "running", jnp.float64)
+        grad = jax.grad(loss)
+        keys = iter(jax.random.split(jax.random.key(5), 8))
+        t = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), params)
+        dot = lambda a, b: sum(  # noqa: E731
+            jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+        h = 1e-5
+        along = lambda f, s: f(jax.tree.map(lambda a, d: a + s * d, params, t))  # noqa: E731
+        finite(grad(params))
+        _, forward = jax.jvp(loss, (params,), (t,))
+        same(forward, dot(grad(params), t), rtol=1e-9, atol=1e-10)
+        _, hvp = jax.jvp(grad, (params,), (t,))
+        finite(hvp)
+        if sample.detached:
+            return
+        same(dot(grad(params), t), (along(loss, h) - along(loss, -h)) / (2 * h), rtol=1e-6)
+        up, down = along(grad, h), along(grad, -h)
+        fd = jax.tree.map(lambda a, b: (a - b) / (2 * h), up, down)
+        same(hvp, fd, rtol=1e-5, atol=1e-5)
+
+
+def free_scale(sample):
+    """The size of v has no say, so the gradient is orthogonal to v."""
+    if sample.free is None:
+        return
+    with jax.enable_x64(True):
+        params, state = started(sample, jnp.float64)
+        if isinstance(params, nj.Scaled):
+            factor = jnp.exp(jax.random.normal(jax.random.key(1), sample.free, jnp.float64))
+            factor = jnp.broadcast_to(factor, sample.shape)
+            want = sample.reparam.apply(params, state, stats="running")[0]
+            moved = params._replace(v=params.v * factor)
+            same(sample.reparam.apply(moved, state, stats="running")[0], want, rtol=1e-7)
+        grad = jax.grad(loss_of(sample, state, "running", jnp.float64))(params)
+        axes = tuple(i for i, s in enumerate(sample.free) if s == 1 or sample.shape[i] == 1)
+        inner = jnp.sum(grad.v * params.v, axes)
+        same(inner, jnp.zeros_like(inner), rtol=0, atol=1e-8)
+
+
+def hard_weights(sample):
+    """Zero, constant, huge and tiny weights, at the start and later: finite, with gradient."""
+    params, state = started(sample)
+    flats = (jnp.zeros(sample.shape), jnp.full(sample.shape, 3.1), sample.weight() * 1e20)
+    for flat in (*flats, sample.weight() * 1e-22):
+        first, own = sample.reparam.init(flat)
+        w, own = sample.reparam.apply(first, own, stats="batch")
+        finite((first, w, own))
+        if sample.unchanged:
+            same(w, flat, rtol=1e-5, atol=1e-30)
+        later = params._replace(v=flat)
+        for stats in ("batch", "running"):
+            finite(sample.reparam.apply(later, state, stats=stats))
+            finite(jax.grad(loss_of(sample, state, stats))(first._replace(v=flat)))
+    zero = params._replace(v=jnp.zeros(sample.shape))
+    finite(jax.jvp(loss_of(sample, state, "batch"), (zero,), (params,)))
+    # A broken weight never enters what is kept.
+    broken = params._replace(v=params.v.at[(0,) * len(sample.shape)].set(jnp.nan))
+    finite(sample.reparam.apply(broken, state, stats="batch")[1])
+
+
+def one_trace(sample):
+    params, state = started(sample)
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames="method")
+    def step(method, params, state):
+        traces.append(method)
+        return method.apply(params, state, stats="batch")
+
+    _, state = step(sample.reparam, params, state)
+    step(pickle.loads(pickle.dumps(sample.reparam)), params, state)
+    assert len(traces) == 1
+
+
+def stored(sample):
+    """What is stored is not written to; a second call gives the first one's weight."""
+    params, state = started(sample)
+    before = jax.tree.map(np.array, params)
+    first, _ = sample.reparam.apply(params, state, stats="batch")
+    same(params, before, rtol=0, atol=0)
+    again, _ = sample.reparam.apply(params, state, stats="batch")
+    same(first, again, rtol=0, atol=0)
+    # An optimizer step on what is stored is seen by the next weight.
+    grad = jax.grad(loss_of(sample, state, "batch"))(params)
+    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, params, grad)
+    assert not np.allclose(sample.reparam.apply(stepped, state, stats="batch")[0], first)
+
+
+def mode(sample):
+    params, state = started(sample)
+    with pytest.raises(ValueError, match='write stats="batch"'):
+        # Behind the checker of the tests, as users meet it.
+        inspect.unwrap(type(sample.reparam).apply)(sample.reparam, params, state, stats=False)
+    with pytest.raises(TypeError, match="astype"):
+        sample.reparam.init(jnp.ones(sample.shape, jnp.int32))
+
+
+ALL = {
+    f.__name__: f
+    for f in (
+        value,
+        unchanged,
+        half,
+        transforms,
+        gradients,
+        free_scale,
+        hard_weights,
+        one_trace,
+        stored,
+        mode,
+    )
+}
+
+
+@pytest.mark.parametrize("battery", ALL)
+@pytest.mark.parametrize("sample", testing.REPARAMS, ids=lambda s: s.name)
+def test_reparam(sample, battery):
+    ALL[battery](sample)
+
+
+def test_every_factory_is_in_the_list():
+    made = {s.reparam.factory for s in testing.REPARAMS}
+    public = {
+        name
+        for name in nj.__all__
+        if getattr(getattr(nj, name), "__annotations__", {}).get("return")
+        in ("Reparam", nj.Reparam)
+    }
+    assert public and public <= made
+
+
+def test_names_are_unique():
+    names = [s.name for s in testing.REPARAMS]
+    assert len(set(names)) == len(names)
