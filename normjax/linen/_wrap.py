@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _trees
-from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
-from normjax.recurrent import Recurrent as Layer
+from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats, gathers
 
 COLLECTION = "batch_stats"
 
@@ -102,7 +101,7 @@ class Recurrent(nn.Module):
         (2, 5, 4)
     """
 
-    layer: Layer
+    layer: Any
     stats: Stats | None = None
     axis_name: AxisName = None
     param_dtype: Any = jnp.float32
@@ -135,7 +134,7 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: as `Normalize`.
         """
-        mode = _mode(self, stats, any(n.norm.stateful for n in self.layer.norms().values()))
+        mode = _mode(self, stats, self.layer.stateful)
         params, state = _variables(
             self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
         )
@@ -146,7 +145,7 @@ class Recurrent(nn.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.make_rng("noise") if self.layer.h0_noise else None,
+            key=self.make_rng("noise") if self.layer.noisy or self.has_rng("noise") else None,
             axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )
@@ -179,10 +178,16 @@ def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyT
     }
     state = {
         name: module.variable(COLLECTION, name, lambda v=value: _zeros_if_shapes(v)).value
-        for name, value in _trees.to_dict(made[1]).items()
+        for name, value in _stored(module, _trees.to_dict(made[1])).items()
         if module.is_initializing() or _there(module, name)
     }
     return _trees.from_dict(shapes[0], params), _trees.from_dict(shapes[1], state)
+
+
+def _stored(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
+    """Names of a norm's statistics; while they gather, those of `Collect`."""
+    gathering = dict.fromkeys(Collect._fields)
+    return gathering if values and module.has_variable(COLLECTION, "seen") else values
 
 
 def _there(module: nn.Module, name: str) -> bool:
@@ -196,7 +201,8 @@ def _there(module: nn.Module, name: str) -> bool:
 
 def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
     values = _trees.to_dict(state)
-    if module.is_initializing() or mode == "running" or not values:
+    moves = mode == "batch" or any(map(gathers, jax.tree.leaves(state, is_leaf=gathers)))
+    if module.is_initializing() or not moves or not values:
         return
     if not module.is_mutable_collection(COLLECTION):
         raise ValueError(

@@ -1,0 +1,245 @@
+"""Flax's activation norms, drop in: change the import and keep the rest.
+
+Fields, defaults, names and shapes of variables and errors are inherited from Flax's classes, so
+checkpoints load both ways. What is computed comes from the library's one numerical core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from normjax import _flaxlike
+from normjax.base import Array, Running
+
+
+class BatchNorm(nn.BatchNorm):
+    """Batch normalization, as `flax.linen.BatchNorm`.
+
+    What differs: the variance never cancels, whatever `use_fast_variance` says; under `mask`
+    and `axis_name` every value counts alike, however uneven the devices; a batch that is fully
+    masked or not finite leaves `batch_stats` as they are; statistics are taken in at least
+    float32 also with `force_float32_reductions=False`, which then only says how they are stored.
+
+    Attributes:
+        correction: variance that is stored: 0 the biased one (Flax), 1 times n/(n-1) (the
+            paper, PyTorch).
+        axis: the feature axis or axes. Further attributes: Flax's.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen as nn
+        >>> module, x = nn.BatchNorm(momentum=0.9), jnp.ones((4, 3))
+        >>> variables = module.init(jax.random.key(0), x, use_running_average=False)
+        >>> y, new = module.apply(
+        ...     variables, x, use_running_average=False, mutable=["batch_stats"])
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015.
+    """
+
+    axis: Any = -1  # Flax takes a tuple as well, and says int.
+    correction: int = 0
+
+    @nn.compact
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+    ) -> jax.Array:
+        """Normalize `x`; statistics move unless `use_running_average` or initializing.
+
+        Args:
+            x: input; integers are taken as float32.
+            use_running_average: normalize with `batch_stats`, if the module does not say.
+            mask: nonzero where a value counts for the statistics, broadcastable to `x`.
+
+        Returns:
+            Output of the shape of `x` and of `dtype`.
+        """
+        running = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        x = jnp.asarray(x)
+        features = _flaxlike.axes_of(x.ndim, self.axis)
+        axes = _flaxlike.others(x.ndim, features)
+        shape = [x.shape[a] for a in features]
+        stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        mean = self.variable("batch_stats", "mean", lambda s: jnp.zeros(s, stored), shape)
+        var = self.variable("batch_stats", "var", lambda s: jnp.ones(s, stored), shape)
+
+        found = _flaxlike.mask_of(mask, x.ndim)
+        kept = Running(mean.value, var.value)
+        if running:
+            m: Any = kept
+        else:
+            m = _flaxlike.measure(
+                x,
+                axes,
+                dtype=self.dtype,
+                mask=found,
+                axis_name=None if self.is_initializing() else self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+            )
+            if not self.is_initializing():
+                moved = _flaxlike.follow(
+                    kept,
+                    m,
+                    x,
+                    momentum=self.momentum,
+                    correction=self.correction,
+                    dtype=self.dtype,
+                )
+                mean.value, var.value = jnp.asarray(moved.mean), jnp.asarray(moved.var)
+        scale, bias = _affine(self, x, features)
+        return _flaxlike.apply(
+            x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
+        )
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalization, as `flax.linen.LayerNorm`.
+
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` values weigh
+    alike.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen as nn
+        >>> x = 1e4 + jax.random.normal(jax.random.key(0), (2, 512))
+        >>> y, _ = nn.LayerNorm().init_with_output(jax.random.key(1), x)
+        >>> round(float(y.std()), 3)
+        1.0
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer Normalization", 2016.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x = jnp.asarray(x)
+        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square layer normalization, as `flax.linen.RMSNorm`.
+
+    What differs: as `LayerNorm`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen as nn
+        >>> y, _ = nn.RMSNorm().init_with_output(jax.random.key(0), jnp.full((1, 2), 3.0))
+        >>> y.round(3).tolist()
+        [[1.0, 1.0]]
+
+    Reference:
+        Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x = jnp.asarray(x)
+        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask, centred=False)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization, as `flax.linen.GroupNorm`.
+
+    What differs: as `LayerNorm`; and a mask of one channel, `[batch, height, width, 1]`, need
+    not be repeated for each channel.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen as nn
+        >>> x = jnp.arange(8.0).reshape(1, 2, 4)
+        >>> y, _ = nn.GroupNorm(num_groups=2).init_with_output(jax.random.key(0), x)
+        >>> [round(float(v), 2) for v in y[0, 0]]
+        [-1.21, -0.73, -1.21, -0.73]
+
+    Reference:
+        Wu, He, "Group Normalization", 2018.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x = jnp.asarray(x)
+        axes = _flaxlike.group_axes(x.ndim, self.reduction_axes)
+        groups = _flaxlike.group_count(x.shape[-1], self.num_groups, self.group_size)
+        scale, bias = _affine(self, x, (x.ndim - 1,))
+        return _flaxlike.group_norm(x, axes, groups, scale, bias, mask=mask, **_options(self))
+
+
+class InstanceNorm(nn.InstanceNorm):
+    """Instance normalization, as `flax.linen.InstanceNorm`.
+
+    What differs: as `LayerNorm`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import linen as nn
+        >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [9.0]]])
+        >>> y, _ = nn.InstanceNorm().init_with_output(jax.random.key(0), x)
+        >>> [round(float(v), 3) for v in y.ravel()]
+        [-1.0, 1.0, -1.0, 1.0]
+
+    Reference:
+        Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+        Stylization", 2016.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x = jnp.asarray(x)
+        axes, features = _flaxlike.instance_axes(x.ndim, self.feature_axes)
+        return _one_sample(self, x, axes, features, mask)
+
+
+def _one_sample(
+    module: Any, x: Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
+) -> jax.Array:
+    features = _flaxlike.axes_of(x.ndim, features)
+    scale, bias = _affine(module, x, features)
+    return _flaxlike.one_sample(
+        x,
+        _flaxlike.axes_of(x.ndim, axes),
+        features,
+        scale,
+        bias,
+        mask=mask,
+        centred=centred,
+        **_options(module),
+    )
+
+
+def _options(module: Any) -> dict[str, Any]:
+    return {
+        "eps": module.epsilon,
+        "dtype": module.dtype,
+        # While initializing there is no device axis yet.
+        "axis_name": None if module.is_initializing() else module.axis_name,
+        "axis_index_groups": module.axis_index_groups,
+    }
+
+
+def _affine(module: Any, x: Array, features: Sequence[int]) -> tuple[Array | None, Array | None]:
+    """Declare `scale` and `bias` in Flax's order, on which the keys of initializers depend."""
+    shape = [x.shape[a] for a in features]
+    found: list[Array | None] = []
+    for name in ("scale", "bias"):
+        value = None
+        if getattr(module, f"use_{name}", False):
+            init = getattr(module, f"{name}_init")
+            value = module.param(name, init, shape, module.param_dtype)
+            if not module.force_float32_reductions:
+                value = jnp.asarray(value, module.param_dtype)
+        found.append(value)
+    return found[0], found[1]

@@ -1,0 +1,303 @@
+"""Flax's NNX activation norms, drop in: change the import and keep the rest.
+
+Constructors, variables and errors are inherited from Flax's classes, so states load both ways.
+What is computed comes from the library's one numerical core, the same as for `normjax.linen`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
+
+from normjax import _checks, _flaxlike
+from normjax.base import Array, Running
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _init(flax_class: Any) -> Any:
+    """Return Flax's constructor, with lists as tuples: a module holding a list has no hash."""
+
+    @functools.wraps(flax_class.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in ("reduction_axes", "feature_axes", "axis_index_groups"):
+            if name in kwargs:
+                kwargs[name] = _flaxlike.static(kwargs[name])
+        flax_class.__init__(self, *args, **kwargs)
+
+    return __init__
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalization, as `flax.nnx.BatchNorm`.
+
+    What differs: the variance never cancels, whatever `use_fast_variance` says; under `mask`
+    and `axis_name` every value counts alike, however uneven the devices; a batch that is fully
+    masked or not finite leaves the statistics as they are; kept statistics are never rounded to
+    `dtype`, so that evaluation in bfloat16 is exact (what `promote_dtype` returns for them is
+    not used).
+
+    Args:
+        num_features: size of the feature axis.
+        correction: variance that is stored: 0 the biased one (Flax), 1 times n/(n-1) (the
+            paper, PyTorch). Further arguments: Flax's.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> layer = nn.BatchNorm(3, momentum=0.5, rngs=nnx.Rngs(0))
+        >>> y = layer(jnp.full((4, 3), 2.0))
+        >>> layer.mean[...].tolist()
+        [1.0, 1.0, 1.0]
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: Any = -1,
+        momentum: Any = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Any = nnx.initializers.zeros_init(),  # noqa: B008  (Flax's own default)
+        scale_init: Any = nnx.initializers.ones_init(),  # noqa: B008
+        axis_name: Any = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = standard_promotion,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = NOTHING,
+        scale_metadata: Mapping[str, Any] = NOTHING,
+        correction: int = 0,
+    ):
+        _checks.one_of("correction", correction, (0, 1))
+        super().__init__(
+            num_features,
+            use_running_average=use_running_average,
+            axis=_flaxlike.static(axis),
+            momentum=momentum,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            bias_init=bias_init,
+            scale_init=scale_init,
+            axis_name=axis_name,
+            axis_index_groups=_flaxlike.static(axis_index_groups),
+            use_fast_variance=use_fast_variance,
+            promote_dtype=promote_dtype,
+            rngs=rngs,
+            bias_metadata=bias_metadata,
+            scale_metadata=scale_metadata,
+        )
+        self.correction = correction
+
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+    ) -> jax.Array:
+        """Normalize `x`; statistics move unless `use_running_average`.
+
+        Args:
+            x: input.
+            use_running_average: normalize with the kept statistics; goes before what the
+                module says.
+            mask: nonzero where a value counts for the statistics, broadcastable to `x`.
+
+        Returns:
+            Output of the shape of `x` and of `dtype`.
+
+        Raises:
+            ValueError: neither the call nor the module says which statistics to use.
+        """
+        running = self.use_running_average if use_running_average is None else use_running_average
+        if running is None:
+            raise ValueError(
+                "No `use_running_average` argument was provided to BatchNorm: write layer.train() "
+                "or layer.eval(), or give it at the call"
+            )
+        kept = Running(self.mean[...], self.var[...])
+        x, _, _, scale, bias = _promoted(self, x, *kept, _value(self.scale), _value(self.bias))
+        features = _flaxlike.axes_of(x.ndim, self.axis)
+        axes = _flaxlike.others(x.ndim, features)
+        found = _flaxlike.mask_of(mask, x.ndim)
+        if running:
+            m: Any = kept
+        else:
+            m = _flaxlike.measure(
+                x,
+                axes,
+                dtype=self.dtype,
+                mask=found,
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+            )
+            self.mean[...], self.var[...] = _flaxlike.follow(
+                kept, m, x, momentum=self.momentum, correction=self.correction, dtype=self.dtype
+            )
+        return _flaxlike.apply(
+            x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
+        )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalization, as `flax.nnx.LayerNorm`.
+
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` values weigh
+    alike; axes may be given as lists.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> x = 1e4 + jax.random.normal(jax.random.key(0), (2, 512))
+        >>> round(float(nn.LayerNorm(512, rngs=nnx.Rngs(0))(x).std()), 3)
+        1.0
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer Normalization", 2016.
+    """
+
+    __init__ = _init(nnx.LayerNorm)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Root mean square layer normalization, as `flax.nnx.RMSNorm`.
+
+    What differs: as `LayerNorm`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> nn.RMSNorm(2, rngs=nnx.Rngs(0))(jnp.full((1, 2), 3.0)).round(3).tolist()
+        [[1.0, 1.0]]
+
+    Reference:
+        Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+
+    __init__ = _init(nnx.RMSNorm)
+
+    def __call__(self, x: Array, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x, scale = _promoted(self, x, _value(self.scale))
+        return _flaxlike.one_sample(
+            x,
+            _flaxlike.axes_of(x.ndim, self.reduction_axes),
+            _flaxlike.axes_of(x.ndim, self.feature_axes),
+            scale,
+            None,
+            mask=mask,
+            centred=False,
+            **_options(self),
+        )
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalization, as `flax.nnx.GroupNorm`.
+
+    What differs: as `LayerNorm`; any number of leading batch axes is right; `reduction_axes`
+    without the last axis are refused, as in Linen; and a mask of one channel need not be
+    repeated for each channel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> layer = nn.GroupNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> [round(float(v), 2) for v in layer(jnp.arange(8.0).reshape(1, 2, 4))[0, 0]]
+        [-1.21, -0.73, -1.21, -0.73]
+
+    Reference:
+        Wu, He, "Group Normalization", 2018.
+    """
+
+    __init__ = _init(nnx.GroupNorm)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        x, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
+        axes = _flaxlike.group_axes(x.ndim, self.reduction_axes)
+        return _flaxlike.group_norm(
+            x, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
+        )
+
+
+class InstanceNorm(nnx.InstanceNorm):
+    """Instance normalization, as `flax.nnx.InstanceNorm`.
+
+    What differs: as `LayerNorm`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [9.0]]])
+        >>> [round(float(v), 3) for v in nn.InstanceNorm(1, rngs=nnx.Rngs(0))(x).ravel()]
+        [-1.0, 1.0, -1.0, 1.0]
+
+    Reference:
+        Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+        Stylization", 2016.
+    """
+
+    __init__ = _init(nnx.InstanceNorm)
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
+        """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
+        axes, features = _flaxlike.instance_axes(jnp.ndim(x), self.feature_axes)
+        return _one_sample(self, x, axes, features, mask)
+
+
+def _one_sample(module: Any, x: Array, axes: Any, features: Any, mask: Array | None) -> jax.Array:
+    x, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
+    return _flaxlike.one_sample(
+        x,
+        _flaxlike.axes_of(x.ndim, axes),
+        _flaxlike.axes_of(x.ndim, features),
+        scale,
+        bias,
+        mask=mask,
+        **_options(module),
+    )
+
+
+def _promoted(module: Any, x: Array, *values: Any) -> Any:
+    # By the standard rules, as Flax means them, also where the user set strict ones.
+    with jax.numpy_dtype_promotion("standard"):
+        return module.promote_dtype((jnp.asarray(x), *values), dtype=module.dtype)
+
+
+def _options(module: Any) -> dict[str, Any]:
+    return {
+        "eps": module.epsilon,
+        "dtype": module.dtype,
+        "axis_name": module.axis_name,
+        "axis_index_groups": module.axis_index_groups,
+    }
+
+
+def _value(variable: Any) -> Any:
+    return None if variable is None else variable[...]

@@ -1,0 +1,252 @@
+"""The two generic NNX modules: one for any norm, one for any recurrent layer.
+
+They hold variables and pass them on; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from normjax import _checks, _trees
+from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
+
+
+class Normalize(nnx.Module):
+    """Any `Norm` as an NNX module.
+
+    Parameters carry the norm's own names (`scale`, `bias`) as `nnx.Param`s, statistics (`mean`,
+    `var`) as `nnx.BatchStat`s, as in Flax's layers. `train()` and `eval()` set the mode.
+
+    Args:
+        norm: the norm.
+        shape: number of features, or the whole shape of x; dimensions averaged over may be of
+            any size.
+        rngs: random keys; the norm starts from `rngs.params()`.
+        stats: `"batch"` or `"running"`; may also be given at the call, or by `train()` and
+            `eval()`. Norms without state need none.
+        axis_name: device axis that the batch is split over.
+        param_dtype: dtype of the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn
+        >>> layer = nn.Normalize(nj.batch_norm(decay=0.5), 3, rngs=nnx.Rngs(0))
+        >>> layer.train()
+        >>> y = layer(jnp.full((4, 3), 2.0))
+        >>> layer.mean[...].tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        shape: int | tuple[int, ...],
+        *,
+        rngs: nnx.Rngs,
+        stats: Stats | None = None,
+        axis_name: AxisName = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.norm = norm
+        self.shape = (1, shape) if isinstance(shape, int) else tuple(shape)
+        self.axis_name = axis_name
+        self.param_dtype = param_dtype
+        self.use_running_average = _flag(stats)
+        _declare(self, *norm.init(self.shape, param_dtype, key=rngs.params()))
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        stats: Stats | None = None,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: input, as for the norm.
+            stats: `"batch"` or `"running"`; goes before what the module says.
+            mask: True where a value counts; rank of `x`.
+            hyper: numbers that may vary during training.
+
+        Returns:
+            Output of the shape and dtype of `x`.
+
+        Raises:
+            ValueError: no mode was given.
+        """
+        mode = _mode(self, stats, self.norm.stateful)
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: self.norm.init(self.shape, self.param_dtype, key=key))
+        params, state = _read(self, shapes)
+        y, state = self.norm.apply(
+            params, state, x, stats=mode, mask=mask, axis_name=self.axis_name, hyper=hyper
+        )
+        _store(self, state, mode)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Set the mode of a view, for `nnx.view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+class Recurrent(nnx.Module):
+    """Any layer of `normjax.recurrent` as an NNX module.
+
+    Args:
+        layer: the layer, such as `bn_lstm(100, max_steps=64)`.
+        features: size of the last axis of the inputs.
+        rngs: random keys; the stream `noise` serves `h0_noise`, and, in mode `"batch"` and where
+            it is given by that name, zoneout and dropout.
+        stats: as `Normalize`.
+        axis_name: device axis that the batch is split over.
+        param_dtype: dtype of the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from normjax import nnx as nn, recurrent
+        >>> layer = nn.Recurrent(recurrent.bn_lstm(4, max_steps=5), 3, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 5, 3)), stats="batch").shape
+        (2, 5, 4)
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        features: int,
+        *,
+        rngs: nnx.Rngs,
+        stats: Stats | None = None,
+        axis_name: AxisName = None,
+        param_dtype: Any = jnp.float32,
+    ):
+        self.layer = layer
+        self.features = features
+        self.axis_name = axis_name
+        self.param_dtype = param_dtype
+        self.use_running_average = _flag(stats)
+        # A stream of its own, so that a step does not change the keys of other modules.
+        self.noise = rngs.noise.fork() if layer.noisy or "noise" in rngs else None
+        _declare(self, *layer.init(rngs.params(), features, param_dtype))
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        stats: Stats | None = None,
+        lengths: Array | None = None,
+        carry: PyTree | None = None,
+        return_carry: bool = False,
+        hyper: Hyper = None,
+    ) -> Any:
+        """Run the layer over a sequence.
+
+        Args:
+            x: `[batch, time, features]`, or time-major if the layer is.
+            stats: `"batch"` or `"running"`; goes before what the module says.
+            lengths: `[batch]`, number of steps of each sequence.
+            carry: start of the carry.
+            return_carry: also return the last carry.
+            hyper: numbers that may vary during training.
+
+        Returns:
+            Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
+            Flax's `RNN`.
+
+        Raises:
+            ValueError: as `Normalize`.
+        """
+        mode = _mode(self, stats, self.layer.stateful)
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: self.layer.init(key, self.features, self.param_dtype))
+        params, state = _read(self, shapes)
+        draws = self.layer.noisy or mode == "batch"
+        (y, last), state = self.layer.apply(
+            params,
+            state,
+            x,
+            stats=mode,
+            lengths=lengths,
+            carry=carry,
+            key=self.noise() if draws and self.noise is not None else None,
+            axis_name=self.axis_name,
+            hyper=hyper,
+        )
+        _store(self, state, mode)
+        return (last, y) if return_carry else y
+
+    set_view = Normalize.set_view
+
+
+def _flag(stats: Stats | None) -> bool | None:
+    if stats is None:
+        return None
+    _checks.stats(stats)
+    return stats == "running"
+
+
+def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
+    if stats is not None:
+        return stats
+    if module.use_running_average is None and stateful:
+        raise ValueError(
+            f"{type(module).__name__} needs a mode: write module.train() or module.eval(), or "
+            'give stats="batch" or stats="running" at the call'
+        )
+    return "batch" if module.use_running_average is False else "running"
+
+
+def _declare(module: Any, params: PyTree, state: PyTree) -> None:
+    """Make variables of the names of the trees; a place of a layer has both kinds in it."""
+    tree: dict[str, Any] = {}
+    for kind, values in ((nnx.Param, params), (nnx.BatchStat, state)):
+        for path, value in _flat(_trees.to_dict(values)):
+            at = tree
+            for name in path[:-1]:
+                at = at.setdefault(name, {})
+            at[path[-1]] = kind(value)
+    for name, value in tree.items():
+        setattr(module, name, nnx.data(value))
+
+
+def _read(module: Any, shapes: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    def read(template: PyTree) -> PyTree:
+        values: dict[str, Any] = {}
+        for path, _ in _flat(_trees.to_dict(template)):
+            at = values
+            for name in path[:-1]:
+                at = at.setdefault(name, {})
+            at[path[-1]] = _find(module, path)[...]
+        return _trees.from_dict(template, values)
+
+    return read(shapes[0]), read(shapes[1])
+
+
+def _store(module: Any, state: PyTree, mode: Stats) -> None:
+    if mode == "batch":
+        for path, value in _flat(_trees.to_dict(state)):
+            _find(module, path)[...] = value
+
+
+def _find(module: Any, path: tuple[str, ...]) -> Any:
+    found = getattr(module, path[0])
+    for name in path[1:]:
+        found = found[name]
+    return found
+
+
+def _flat(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    out: list[tuple[tuple[str, ...], Any]] = []
+    for name, value in tree.items():
+        out += (
+            _flat(value, (*prefix, name)) if isinstance(value, dict) else [((*prefix, name), value)]
+        )
+    return out
