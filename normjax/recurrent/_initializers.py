@@ -16,7 +16,7 @@ from normjax import _checks, _moments
 
 Initializer = str | Callable[..., jax.Array]
 
-_LSTM_CANDIDATE = 2  # gate order i, f, g, o
+_LSTM_CANDIDATE = 2  # gate order i, f, g, o; a GRU's candidate is its last block, r, z, n
 
 
 def _by_gate(init: Callable, key: jax.Array, shape: tuple[int, int, int], dtype: Any) -> jax.Array:

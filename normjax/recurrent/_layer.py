@@ -2,14 +2,13 @@
 
 A cell says which places its norms have and how one step follows from the last. All else is
 here and the same for every cell: the input projection and its statistics for all steps at
-once, the scan, padding, the carry, and the state's move after the scan.
+once, the scan, padding, noise, the carry, and the state's move after the scan.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -17,56 +16,68 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Inexact, Integer
 
-from normjax import _checks
-from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
-from normjax.recurrent import _initializers, _lifts
+from normjax import _checks, _moments
+from normjax._population import collecting
+from normjax.base import Array, AxisName, Hyper, PyTree, Stats
+from normjax.recurrent import _initializers, _lifts, _sequences
+from normjax.recurrent._contract import (
+    SATURATED,
+    Gates,
+    Info,
+    Layer,
+    NormAt,
+    hidden_of,
+    hold,
+    with_hidden,
+)
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._lifts import SeqNorm
 
-NormAt = Callable[[str, jax.Array], jax.Array]
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Recurrent(abc.ABC):
+class Recurrent(Layer):
     """A recurrent layer: static structure and the pure functions `init` and `apply`.
 
-    Like a `Norm` it is a hashable value with equality, `repr` and pickle. `params` is a
-    dictionary (`w_x`, `w_h`, `bias`, one entry for each norm, `h0`, `c0` if learned), `state`
-    one of the norms' states by place.
+    `params` is a dictionary (`w_x`, `w_h`, `bias`, one entry for each norm, `carry` if
+    learned), `state` one of the norms' states by place.
 
     Class attributes:
-        factory: name of the public function that makes it.
         gates: number of blocks of `hidden` columns in the weights.
         places: where norms may stand, and how many blocks wide each is.
+        inputs: the places on the input term, and which of its blocks each normalizes.
     """
 
     factory: ClassVar[str] = "recurrent"
     gates: ClassVar[int] = 1
     places: ClassVar[dict[str, int]] = {}
+    inputs: ClassVar[dict[str, tuple[int, int]]] = {}
 
     hidden: int
     norm_x: SeqNorm | None = None
     norm_h: SeqNorm | None = None
-    norm_sum: SeqNorm | None = None
     kernel_init: Initializer = "lecun_normal"
     recurrent_init: Initializer = "orthogonal"
     learn_carry: bool = False
     h0_noise: float = 0.0
+    zoneout_h: float = 0.0
+    dropout_h: float = 0.0
     time_major: bool = False
 
     # What a cell defines.
 
     @abc.abstractmethod
     def cell(
-        self, params: PyTree, norm: NormAt, zx: jax.Array, carry: PyTree
-    ) -> tuple[PyTree, jax.Array]:
-        """One step: from the input term and the carry to the next carry and the output.
+        self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: PyTree
+    ) -> tuple[PyTree, Gates]:
+        """One step: from the input term and the carry to the next carry, and the gates' values.
 
         Args:
             params: the weights, in the dtype of the computation.
             norm: `norm(place, value)` normalizes a value where a norm stands, and is the
                 identity elsewhere.
             zx: `[batch, gates * hidden]`, the input term, already normalized.
+            h: `[batch, hidden]`, what the recurrent weights see: the hidden state, less what
+                dropout took.
             carry: `[batch, hidden]` arrays.
         """
 
@@ -74,9 +85,9 @@ class Recurrent(abc.ABC):
     def start_carry(self, batch: int, dtype: Any) -> PyTree:
         """Return the zero carry."""
 
-    def start_bias(self, dtype: Any) -> jax.Array:
-        """Return the bias before training."""
-        return jnp.zeros((self.gates * self.hidden,), dtype)
+    def start_bias(self, dtype: Any) -> dict[str, jax.Array]:
+        """Return the biases before training, by name."""
+        return {"bias": jnp.zeros((self.gates * self.hidden,), dtype)}
 
     # What a user calls.
 
@@ -102,7 +113,7 @@ class Recurrent(abc.ABC):
         params: dict[str, Any] = {
             "w_x": _initializers.make(self.kernel_init, key_x, features, *width, dtype),
             "w_h": _initializers.make(self.recurrent_init, key_h, self.hidden, *width, dtype),
-            "bias": self.start_bias(dtype),
+            **self.start_bias(dtype),
         }
         state: dict[str, Any] = {}
         norms = self.norms()
@@ -141,7 +152,8 @@ class Recurrent(abc.ABC):
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
                 enter no statistic, hold the carry and put out 0. `None`: all steps count.
             carry: start of the carry; `None`: zeros, or what was learned.
-            key: PRNG key, needed where `h0_noise` is positive.
+            key: PRNG key for noise. `h0_noise` needs it; zoneout and dropout act where it is
+                given, and put out their expectation where it is not.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.
             nudge: added to the hidden state of every step, in the layout of the outputs. At 0
@@ -155,22 +167,127 @@ class Recurrent(abc.ABC):
             TypeError: `x` is not floating, `lengths` not integer.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
+        params, x, carry, mask, nudge = self._ready(
+            params, x, stats, lengths, carry, key, hyper, nudge
+        )
+        y, carry, state, _ = self._run(
+            params, state, x, carry, mask, nudge, key, stats, axis_name, hyper, look=False
+        )
+        return (y if self.time_major else jnp.swapaxes(y, 0, 1), carry), state
+
+    def info(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: Inexact[Array, "*batch_time features"],
+        *,
+        stats: Stats,
+        lengths: Integer[Array, " batch"] | None = None,
+        carry: PyTree | None = None,
+        key: jax.Array | None = None,
+        axis_name: AxisName = None,
+        hyper: Hyper = None,
+    ) -> Info:
+        """Look inside a run: the same computation as `apply`, and what it otherwise drops.
+
+        Args:
+            params: as for `apply`, and so are the others.
+            state: what `init` or the last `apply` returned.
+            x: inputs.
+            stats: `"batch"` or `"running"`.
+            lengths: `[batch]`, number of steps of each sequence; padding counts nowhere.
+            carry: start of the carry.
+            key: PRNG key for noise.
+            axis_name: device axis that the batch is split over (statistics only).
+            hyper: numbers that may vary during training.
+
+        Returns:
+            `Info`.
+
+        Raises:
+            TypeError: as `apply`.
+            ValueError: as `apply`.
+
+        Example:
+            >>> import jax
+            >>> from normjax import recurrent
+            >>> layer = recurrent.bn_lstm(4, max_steps=5)
+            >>> params, state = layer.init(jax.random.key(0), features=3)
+            >>> x = jax.random.normal(jax.random.key(1), (8, 5, 3))
+            >>> seen = layer.info(params, state, x, stats="batch")
+            >>> seen.moments["norm_h"].mean.shape, seen.saturated["forget"].shape
+            ((5, 16), (5,))
+        """
+        params, x, carry, mask, _ = self._ready(params, x, stats, lengths, carry, key, hyper, None)
+        gathering = collecting(state)
+        y, _, _, (seen, gates) = self._run(
+            params, gathering, x, carry, mask, None, key, stats, axis_name, hyper, look=True
+        )
+        live = jnp.ones((*y.shape[:2], 1), bool) if mask is None else mask
+
+        def mean(values: jax.Array) -> Any:
+            whole = jnp.broadcast_to(live, values.shape)
+            return _moments.means(values, (1, 2), mask=whole).mean
+
+        ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in gates.items()}
+        return Info(
+            moments={place: found for place, found in seen.items() if found is not None},
+            gates={name: mean(g) for name, g in gates.items()},
+            saturated={name: mean(e.astype(jnp.float32)) for name, e in ends.items()},
+            hidden_norm=mean(jnp.linalg.norm(y, axis=-1, keepdims=True)),
+        )
+
+    def _ready(
+        self,
+        params: PyTree,
+        x: Array,
+        stats: Any,
+        lengths: Array | None,
+        carry: PyTree | None,
+        key: jax.Array | None,
+        hyper: Hyper,
+        nudge: Array | None,
+    ) -> tuple[PyTree, jax.Array, PyTree, jax.Array | None, jax.Array | None]:
+        """Check a call and return its arguments time-major, in the dtype of the computation."""
         _checks.stats(stats)
-        known = sorted({name for n in self.norms().values() for name in n.norm.hypers})
-        _checks.hyper(hyper, known, self.factory)
+        _checks.hyper(hyper, sorted(self.hypers), self.factory)
         x = _checks.floating(x, self.factory)
         self._check_shapes(params, x)
+        nudge = None if nudge is None else jnp.asarray(nudge)
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
             nudge = None if nudge is None else jnp.swapaxes(nudge, 0, 1)
-        mask = _padding(lengths, x.shape[0], x.shape[1])
+        mask = _sequences.padding(lengths, x.shape[0], x.shape[1])
         if mask is not None:
             # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
             x = jnp.where(mask, x, 0)
         params = _cast(params, x.dtype)
-        carry = self._first_carry(params, x, carry, key)
-        y, carry, state = self._run(params, state, x, carry, mask, nudge, stats, axis_name, hyper)
-        return (y if self.time_major else jnp.swapaxes(y, 0, 1), carry), state
+        return params, x, self._first_carry(params, x, carry, key), mask, nudge
+
+    @property
+    def width(self) -> int:
+        """Size of the last axis of the outputs: the number of units."""
+        return self.hidden
+
+    @property
+    def hypers(self) -> frozenset[str]:
+        """Names that `hyper` may carry, those of all norms."""
+        return frozenset(name for n in self.norms().values() for name in n.norm.hypers)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether any norm keeps statistics."""
+        return any(n.norm.stateful for n in self.norms().values())
+
+    @property
+    def noisy(self) -> bool:
+        """Whether `apply` needs a PRNG key in every mode."""
+        return self.h0_noise > 0
+
+    @property
+    def time_first(self) -> bool:
+        """Whether sequences are `[time, batch, features]`."""
+        return self.time_major
 
     def norms(self) -> dict[str, SeqNorm]:
         """Return the lifted norm of each place that has one."""
@@ -185,10 +302,13 @@ class Recurrent(abc.ABC):
         carry: PyTree,
         mask: jax.Array | None,
         nudge: jax.Array | None,
+        key: jax.Array | None,
         stats: Stats,
         axis_name: AxisName,
         hyper: Hyper,
-    ) -> tuple[jax.Array, PyTree, PyTree]:
+        look: bool,
+    ) -> tuple[jax.Array, PyTree, PyTree, tuple[dict[str, Any], Gates]]:
+        """Return outputs, carry, state, and what was seen: statistics by place, gates by name."""
         norms = self.norms()
         how: dict[str, dict[str, Any]] = {
             place: {
@@ -199,17 +319,23 @@ class Recurrent(abc.ABC):
             for place, norm in norms.items()
         }
         # The input term never needs the recurrence: one matmul and one set of statistics.
-        zx = x @ params["w_x"]
         seen: dict[str, Any] = {}
-        if norm_x := norms.get("norm_x"):
-            zx, seen["norm_x"] = norm_x.sequence(
-                params["norm_x"], state["norm_x"], zx, mask=mask, **how["norm_x"]
-            )
-        inner = {place: norm for place, norm in norms.items() if place != "norm_x"}
+        blocks = []
+        for place, (first, last) in self.inputs.items():
+            zx = x @ params["w_x"][:, first * self.hidden : last * self.hidden]
+            if place in norms:
+                zx, seen[place] = norms[place].sequence(
+                    params[place], state[place], zx, mask=mask, **how[place]
+                )
+            blocks.append(zx)
+        zx = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=-1)
+
+        inner = {place: norm for place, norm in norms.items() if place not in self.inputs}
         at = {p: n.unroll(params[p], state[p], x.shape[0]) for p, n in inner.items()}
+        kept, keys = self._noise(key, x)
 
         def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
-            zx_t, mask_t, nudge_t, at_t = xs
+            zx_t, mask_t, nudge_t, key_t, at_t = xs
             seen_t: dict[str, Any] = {}
 
             def norm(place: str, value: jax.Array) -> jax.Array:
@@ -220,21 +346,42 @@ class Recurrent(abc.ABC):
                 )
                 return value
 
-            following, y = self.cell(params, norm, zx_t, carry)
+            h = hidden_of(carry)
+            h = h if kept is None else h * kept
+            following, gates_t = self.cell(params, norm, zx_t, h, carry)
+            following = self.zoneout(key_t, carry, following)
             if nudge_t is not None:
-                following, y = _with_h(following, y + nudge_t), y + nudge_t
+                following = with_hidden(following, hidden_of(following) + nudge_t)
+            y = hidden_of(following)
             if mask_t is not None:
                 following = jax.tree.map(lambda n, c: jnp.where(mask_t, n, c), following, carry)
                 y = jnp.where(mask_t, y, 0)
-            return following, (y, seen_t)
+            return following, (y, seen_t, gates_t if look else {})
 
-        carry, (y, seen_inner) = lax.scan(body, carry, (zx, mask, nudge, at))
+        carry, (y, seen_inner, gates) = lax.scan(body, carry, (zx, mask, nudge, keys, at))
         seen.update(seen_inner)
         state = {
             place: norm.commit(state[place], seen[place], stats=stats, hyper=how[place]["hyper"])
             for place, norm in norms.items()
         }
-        return y, carry, state
+        return y, carry, state, (seen, gates)
+
+    def zoneout(self, key: jax.Array | None, old: PyTree, new: PyTree) -> PyTree:
+        """Hold each hidden unit with probability `zoneout_h`; its expectation without a key."""
+        return with_hidden(new, hold(key, self.zoneout_h, hidden_of(old), hidden_of(new)))
+
+    def _noise(self, key: jax.Array | None, x: jax.Array) -> tuple[jax.Array | None, Any]:
+        """Return the dropout factor of the hidden state, one a sequence, and a key a step."""
+        if key is None:
+            return None, None
+        key_drop, key_zone = jax.random.split(jax.random.fold_in(key, 1))
+        kept = None
+        if self.dropout_h:
+            rate = 1 - self.dropout_h
+            shape = (x.shape[1], self.hidden)
+            kept = jax.random.bernoulli(key_drop, rate, shape).astype(x.dtype) / _as(rate, x.dtype)
+        zones = self.zoneout_h or getattr(self, "zoneout_c", 0.0)
+        return kept, jax.random.split(key_zone, x.shape[0]) if zones else None
 
     def _first_carry(
         self, params: PyTree, x: jax.Array, carry: PyTree | None, key: jax.Array | None
@@ -247,19 +394,17 @@ class Recurrent(abc.ABC):
                 start = jax.tree.map(lambda c, z: jnp.broadcast_to(c, z.shape), learned, start)
         else:
             zero = self.start_carry(batch, x.dtype)
-            start = _checks_carry(carry, zero)
+            start = _sequences.given_carry(carry, zero)
         if self.h0_noise:
             if key is None:
                 raise ValueError(
                     f"h0_noise={self.h0_noise} needs a PRNG key: write apply(..., key=key)"
                 )
-            start = self.add_noise(start, key)
-        return _vary_like(start, x)
-
-    def add_noise(self, carry: PyTree, key: jax.Array) -> PyTree:
-        """Add Gaussian noise of `h0_noise` to the hidden state, and to nothing else."""
-        h = hidden_of(carry)
-        return _with_h(carry, h + self.h0_noise * jax.random.normal(key, h.shape, h.dtype))
+            # On the hidden state, and on nothing else.
+            h = hidden_of(start)
+            noise = _as(self.h0_noise, h.dtype) * jax.random.normal(key, h.shape, h.dtype)
+            start = with_hidden(start, h + noise)
+        return _sequences.vary_like(start, x)
 
     def _check_shapes(self, params: PyTree, x: jax.Array) -> None:
         order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
@@ -273,48 +418,18 @@ class Recurrent(abc.ABC):
         if 0 in x.shape:
             raise ValueError(f"x of shape {x.shape} is empty: {order} need at least 1 each")
 
-    __repr__ = Norm.__repr__
 
-
-def structure(layer: Recurrent) -> Recurrent:
-    """Check a layer when it is made, and lift the norms that need no lift of their own."""
-    _checks.positive_int("hidden", layer.hidden)
-    _initializers.check("kernel_init", layer.kernel_init)
-    _initializers.check("recurrent_init", layer.recurrent_init)
-    _checks.positive("h0_noise", layer.h0_noise, zero=True)
-    lifted: dict[str, Any] = {
-        place: _lifts.lift(getattr(layer, place), place, stepwise=place != "norm_x")
-        for place in layer.places
-    }
-    return dataclasses.replace(layer, **lifted)
-
-
-def _padding(lengths: Array | None, steps: int, batch: int) -> jax.Array | None:
-    """Return `[time, batch, 1]`, True on the steps of each sequence."""
-    if lengths is None:
-        return None
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers, one a sequence, and are {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"lengths of shape {lengths.shape} must be [batch] = ({batch},): the number of steps "
-            "of each sequence (a mask is written mask.sum(time_axis))"
-        )
-    if not isinstance(lengths, jax.core.Tracer) and batch:
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > steps:
-            raise ValueError(f"lengths from {low} to {high} do not fit sequences of {steps} steps")
-    return (jnp.arange(steps)[:, None] < lengths[None, :])[..., None]
-
-
-def hidden_of(carry: PyTree) -> jax.Array:
-    """Return the hidden state of a carry, whatever the cell."""
-    return carry.h if hasattr(carry, "h") else carry
-
-
-def _with_h(carry: PyTree, h: jax.Array) -> PyTree:
-    return carry._replace(h=h) if hasattr(carry, "h") else h
+def structure(kind: type[Recurrent], **fields: Any) -> Any:
+    """Check what a layer is made of, lift the norms that need no lift of their own, make it."""
+    _checks.positive_int("hidden", fields["hidden"])
+    _initializers.check("kernel_init", fields["kernel_init"])
+    _initializers.check("recurrent_init", fields["recurrent_init"])
+    _checks.positive("h0_noise", fields["h0_noise"], zero=True)
+    for name in ("zoneout_h", "zoneout_c", "dropout_h"):
+        _checks.rate(name, fields.get(name, 0.0))
+    for place in kind.places:
+        fields[place] = _lifts.lift(fields[place], place, stepwise=place not in kind.inputs)
+    return kind(**fields)
 
 
 def _cast(params: PyTree, dtype: Any) -> PyTree:
@@ -325,30 +440,5 @@ def _cast(params: PyTree, dtype: Any) -> PyTree:
     }
 
 
-def _as(v: Array, dtype: Any) -> jax.Array:
+def _as(v: Any, dtype: Any) -> jax.Array:
     return jnp.asarray(v).astype(dtype)
-
-
-def _checks_carry(carry: PyTree, zero: PyTree) -> PyTree:
-    """Return a user's carry in the structure and dtype of ours; Flax's `(c, h)` tuple is fine."""
-    want, got = jax.tree.leaves(zero), jax.tree.leaves(carry)
-    if [jnp.shape(w) for w in want] != [jnp.shape(g) for g in got]:
-        raise ValueError(
-            f"carry has shapes {[jnp.shape(g) for g in got]} and must be "
-            f"{type(zero).__name__} of shapes {[w.shape for w in want]}"
-        )
-    leaves = [_as(g, w.dtype) for g, w in zip(got, want, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(zero), leaves)
-
-
-def _vary_like(tree: PyTree, x: jax.Array) -> PyTree:
-    """Mark a carry as varying over the device axes of `x`, which a scan in `shard_map` needs."""
-    kind = getattr(jax.typeof(x), "manual_axis_type", None)
-    axes = tuple(getattr(kind, "varying", None) or ())
-
-    def mark(leaf: jax.Array) -> jax.Array:
-        have = getattr(getattr(jax.typeof(leaf), "manual_axis_type", None), "varying", None) or ()
-        missing = tuple(a for a in axes if a not in have)
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, tree)

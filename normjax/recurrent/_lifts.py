@@ -370,7 +370,7 @@ def sequence_wise(norm: Norm) -> SeqNorm:
     return SequenceWise(norm)
 
 
-def lift(norm: Norm | SeqNorm | None, place: str, *, stepwise: bool) -> SeqNorm | None:
+def lift(norm: Any, place: str, *, stepwise: bool) -> SeqNorm | None:
     """Return the `SeqNorm` of a place of a layer; a stateless norm needs no lift."""
     if norm is None or isinstance(norm, SeqNorm):
         if isinstance(norm, SeqNorm) and stepwise and not norm.stepwise:

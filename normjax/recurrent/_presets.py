@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from normjax._batch import batch_norm
-from normjax.recurrent._cells import lstm
+from normjax._layer import layer_norm
+from normjax._rms import rms_norm
+from normjax._surgery import reparam
+from normjax._weights import weight_norm
+from normjax.base import Norm
+from normjax.recurrent._cells import gru, lstm, rnn
 from normjax.recurrent._layer import Recurrent
-from normjax.recurrent._lifts import per_step
+from normjax.recurrent._lifts import SeqNorm, per_step, sequence_wise, shared
 
 
 def bn_lstm(
@@ -59,7 +64,303 @@ def bn_lstm(
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
         equations 6 to 8.
     """
-    bn = {"scale_init": scale_init, "eps": eps, "decay": decay}
-    term = per_step(batch_norm(use_bias=False, **bn), max_steps)  # type: ignore[arg-type]
-    cell = per_step(batch_norm(**bn), max_steps)  # type: ignore[arg-type]
+    term = per_step(_bn(scale_init, eps, decay, use_bias=False), max_steps)
+    cell = per_step(_bn(scale_init, eps, decay), max_steps)
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
+
+
+def bn_lstm_ablations(
+    hidden: int, max_steps: int, *, scale_init: float = 0.1, **options: Any
+) -> dict[str, Recurrent]:
+    """The BN-LSTM beside what its authors and others vary in it, one thing at a time.
+
+    Args:
+        hidden: number of units.
+        max_steps: steps with statistics of their own.
+        scale_init: start of the gammas, but for `"gamma_1"`.
+        options: other arguments of `lstm`.
+
+    Returns:
+        Layers by name: `"bn_lstm"`; `"sum"`, one norm on the sum of both terms; `"shared"`,
+        statistics shared over time; `"gamma_1"`; `"carry_normalized"`, the normalized cell is
+        carried; `"cell_plain"`, no norm on the cell; `"vertical"` and `"horizontal"`, the
+        input or the recurrent term alone.
+
+    Raises:
+        ValueError: as `lstm` and `per_step`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> sorted(recurrent.bn_lstm_ablations(4, max_steps=5))[:4]
+        ['bn_lstm', 'carry_normalized', 'cell_plain', 'gamma_1']
+
+    Reference:
+        Cooijmans et al., "Recurrent Batch Normalization", 2017, sections 3 and 4, and the flags
+        of its script; Laurent et al., "Batch Normalized Recurrent Neural Networks", 2016.
+    """
+    options = {"forget_bias": 1.0} | options
+    norm, bare = (
+        batch_norm(scale_init=scale_init),
+        batch_norm(scale_init=scale_init, use_bias=False),
+    )
+    term, cell = per_step(bare, max_steps), per_step(norm, max_steps)
+    common = shared(bare)
+    return {
+        "bn_lstm": bn_lstm(hidden, max_steps, scale_init=scale_init, **options),
+        "sum": lstm(hidden, norm_sum=term, norm_c=cell, **options),
+        "shared": lstm(hidden, norm_x=common, norm_h=common, norm_c=shared(norm), **options),
+        "gamma_1": bn_lstm(hidden, max_steps, scale_init=1.0, **options),
+        "carry_normalized": lstm(
+            hidden, norm_x=term, norm_h=term, norm_c=cell, carry_normalized=True, **options
+        ),
+        "cell_plain": lstm(hidden, norm_x=term, norm_h=term, **options),
+        "vertical": lstm(hidden, norm_x=term, **options),
+        "horizontal": lstm(hidden, norm_h=term, **options),
+    }
+
+
+def bn_gru(
+    hidden: int,
+    max_steps: int,
+    *,
+    scale_init: float = 0.1,
+    eps: float = 1e-5,
+    decay: float = 0.99,
+    **options: Any,
+) -> Recurrent:
+    r"""Batch-normalized GRU: recurrent batch norm in the four places of the layer norm paper.
+
+    $$(r, z) = \sigma\big(BN(W_x x_t) + BN(W_h h_{t-1}) + b\big), \qquad
+      n = \tanh\big(BN(W_n x_t) + b_n + r \odot (BN(U_n h_{t-1}) + b_{hn})\big)$$
+
+    Args:
+        hidden: number of units.
+        max_steps: steps with statistics of their own.
+        scale_init: start of the gammas; the betas would repeat the biases and are left out.
+        eps: added to the variance.
+        decay: weight of the old running value.
+        options: other arguments of `gru`.
+
+    Returns:
+        A `Recurrent`.
+
+    Raises:
+        ValueError: as `gru` and `per_step`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.bn_gru(4, max_steps=5).norm_hn.max_steps
+        5
+
+    Reference:
+        Cooijmans et al., "Recurrent Batch Normalization", 2017; the equations are those of Ba,
+        Kiros, Hinton, "Layer Normalization", 2016, with batch norm in their places.
+    """
+    term = per_step(_bn(scale_init, eps, decay, use_bias=False), max_steps)
+    return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
+
+
+def vertical_bn_lstm(
+    hidden: int,
+    max_steps: int | None = None,
+    *,
+    eps: float = 1e-5,
+    decay: float = 0.99,
+    **options: Any,
+) -> Recurrent:
+    r"""LSTM of Laurent et al.: batch norm on the input term alone, never across time.
+
+    $$(i, f, g, o) = BN(W_x x_t) + W_h h_{t-1} + b$$
+
+    Args:
+        hidden: number of units.
+        max_steps: with a number, frame by frame: statistics of each step, for where the future
+            may not be seen (language models); `None`, sequence-wise: over time and batch
+            together, padding left out (speech).
+        eps: added to the variance.
+        decay: weight of the old running value.
+        options: other arguments of `lstm`.
+
+    Returns:
+        A `Recurrent`.
+
+    Raises:
+        ValueError: as `lstm` and `per_step`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.vertical_bn_lstm(4).norm_x
+        sequence_wise(norm=batch_norm(use_bias=False))
+
+    Reference:
+        Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
+        2016, equations 9 (frame-wise), 10 and 11 (sequence-wise).
+    """
+    return lstm(hidden, norm_x=_vertical(max_steps, eps, decay), **options)
+
+
+def deep_speech_rnn(
+    hidden: int,
+    max_steps: int | None = None,
+    *,
+    eps: float = 1e-5,
+    decay: float = 0.99,
+    **options: Any,
+) -> Recurrent:
+    r"""Recurrent layer of Deep Speech 2: sequence-wise batch norm on the input term, clipped relu.
+
+    $$h_t = \min\big(\max(BN(W_x x_t) + W_h h_{t-1} + b,\; 0),\; 20\big)$$
+
+    Args:
+        hidden: number of units.
+        max_steps: `None` for the published, sequence-wise statistics; a number for those of
+            each step.
+        eps: added to the variance.
+        decay: weight of the old running value.
+        options: other arguments of `rnn`.
+
+    Returns:
+        A `Recurrent`; the published model is a stack of `bidirectional(…, merge="sum")`.
+
+    Raises:
+        ValueError: as `rnn` and `per_step`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.deep_speech_rnn(4).activation
+        'clipped_relu'
+
+    Reference:
+        Amodei et al., "Deep Speech 2: End-to-End Speech Recognition in English and Mandarin",
+        2016, section 3.2.
+    """
+    return rnn(
+        hidden, activation="clipped_relu", norm_x=_vertical(max_steps, eps, decay), **options
+    )
+
+
+def ln_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
+    r"""Layer-normalized LSTM of Ba et al.
+
+    $$(i, f, g, o) = LN(W_h h_{t-1}; \alpha_1, \beta_1) + LN(W_x x_t; \alpha_2, \beta_2) + b,
+      \qquad h_t = \sigma(o) \odot \tanh(LN(c_t; \alpha_3, \beta_3))$$
+
+    Each norm spans all four gates together. Gains start at 1, which the authors found better
+    than the 0.1 of recurrent batch norm; there is no forget bias in their code.
+
+    Args:
+        hidden: number of units.
+        eps: added to the variance, 1e-5 in the authors' code.
+        options: other arguments of `lstm`.
+
+    Returns:
+        A `Recurrent`.
+
+    Raises:
+        ValueError: as `lstm`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.ln_lstm(4).stateful
+        False
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer Normalization", 2016, supplement, equations 20 to 22.
+    """
+    norm = layer_norm(eps=eps)
+    return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
+
+
+def ln_gru(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
+    r"""Layer-normalized GRU of Ba et al.: four norms, the reset gate after `LN(U h)`.
+
+    $$(r, z) = \sigma\big(LN(W_h h_{t-1}) + LN(W_x x_t)\big), \qquad
+      n = \tanh\big(LN(W_n x_t) + r \odot LN(U_n h_{t-1})\big)$$
+
+    Args:
+        hidden: number of units.
+        eps: added to the variance.
+        options: other arguments of `gru`.
+
+    Returns:
+        A `Recurrent`.
+
+    Raises:
+        ValueError: as `gru`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.ln_gru(4).norm_hn
+        shared(norm=layer_norm())
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer Normalization", 2016, supplement, equations 26 to 28.
+    """
+    norm = layer_norm(eps=eps)
+    return gru(hidden, norm_x=norm, norm_h=norm, norm_xn=norm, norm_hn=norm, **options)
+
+
+def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
+    r"""LSTM with RMS norm in the places of the layer-normalized one.
+
+    $$(i, f, g, o) = RMS(W_h h_{t-1}) + RMS(W_x x_t) + b, \qquad
+      h_t = \sigma(o) \odot \tanh(RMS(c_t))$$
+
+    Args:
+        hidden: number of units.
+        eps: added to the mean square.
+        options: other arguments of `lstm`.
+
+    Returns:
+        A `Recurrent`.
+
+    Raises:
+        ValueError: as `lstm`.
+
+    Example:
+        >>> from normjax import recurrent
+        >>> recurrent.rms_lstm(4).norm_c
+        shared(norm=rms_norm())
+
+    Reference:
+        Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    norm = rms_norm(eps=eps)
+    return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
+
+
+def wn_lstm(hidden: int, **options: Any) -> Any:
+    r"""LSTM with weight norm on both weights, each made once a call and outside the scan.
+
+    $$w = g \, \frac{v}{\|v\|}$$
+
+    Args:
+        hidden: number of units.
+        options: arguments of `lstm`.
+
+    Returns:
+        A layer with the same `init` and `apply`.
+
+    Raises:
+        ValueError: as `lstm`.
+
+    Example:
+        >>> import jax
+        >>> from normjax import recurrent
+        >>> params, _ = recurrent.wn_lstm(4).init(jax.random.key(0), features=3)
+        >>> params["w_h"].v.shape, params["w_h"].g.shape
+        ((4, 16), (16,))
+
+    Reference:
+        Salimans, Kingma, "Weight Normalization", 2016.
+    """
+    return reparam(lstm(hidden, **options), {"w_x": weight_norm(), "w_h": weight_norm()})
+
+
+def _bn(scale_init: float, eps: float, decay: float, *, use_bias: bool = True) -> Norm:
+    return batch_norm(scale_init=scale_init, eps=eps, decay=decay, use_bias=use_bias)
+
+
+def _vertical(max_steps: int | None, eps: float, decay: float) -> SeqNorm:
+    norm = _bn(1.0, eps, decay, use_bias=False)  # the layer's own bias does beta's work
+    return sequence_wise(norm) if max_steps is None else per_step(norm, max_steps)

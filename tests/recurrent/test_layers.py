@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import recurrent
 from tests import reference
+from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
 LENGTHS = np.array([7, 0, 1, 2, 3, 6, 7, 5])
@@ -43,25 +44,31 @@ LAYERS = {
         H, norm_h=recurrent.per_step(nj.batch_norm(scale_init=0.3), T, share_params=False)
     ),
     "rnn": recurrent.rnn(H, recurrent_init="identity"),
-    "bn_rnn": recurrent.rnn(H, norm_x=_bn(), norm_h=_bn(use_bias=False), activation="relu"),
+    "bn_rnn": recurrent.rnn(H, norm_x=_bn(), norm_h=_bn(use_bias=False)),
     "bn_rnn_sum": recurrent.rnn(H, norm_sum=_bn()),
+    "gru": recurrent.gru(H),
+    "bn_gru": recurrent.gru(H, norm_x=_bn(), norm_h=_bn(), norm_xn=_bn(), norm_hn=_bn()),
+    "stack": recurrent.stack(
+        [recurrent.bn_lstm(H, T, scale_init=0.3), recurrent.rnn(H), recurrent.gru(H)],
+        norm_between=recurrent.sequence_wise(nj.batch_norm()),
+        residual=True,
+    ),
+    "bidirectional": recurrent.bidirectional(
+        recurrent.bn_lstm(H, T, scale_init=0.3), recurrent.gru(H, norm_hn=_bn()), merge="sum"
+    ),
 }
+
+
+def _time_major(layer):
+    if isinstance(layer, recurrent.Recurrent):
+        return dataclasses.replace(layer, time_major=True)
+    if hasattr(layer, "layers"):
+        return dataclasses.replace(layer, layers=tuple(map(_time_major, layer.layers)))
+    ways = {name: _time_major(getattr(layer, name)) for name in ("forward", "backward")}
+    return dataclasses.replace(layer, **ways)
+
+
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-
-
-def _flax_params(params):
-    """Our `[in, 4 * hidden]` blocks i, f, g, o as Flax's eight kernels."""
-    cell = {}
-    for gate, w_x, w_h, b in zip(
-        "ifgo",
-        jnp.split(params["w_x"], 4, 1),
-        jnp.split(params["w_h"], 4, 1),
-        jnp.split(params["bias"], 4),
-        strict=True,
-    ):
-        cell[f"i{gate}"] = {"kernel": w_x}
-        cell[f"h{gate}"] = {"kernel": w_h, "bias": b}
-    return {"params": {"cell": cell}}
 
 
 @pytest.mark.standard_numerics
@@ -73,8 +80,14 @@ def test_without_norms_it_is_flax_lstm(lengths, x64):
         layer = recurrent.lstm(H, forget_bias=1.0)
         params, state = layer.init(jax.random.key(0), F, dtype)
         rnn = nn.RNN(nn.OptimizedLSTMCell(H, param_dtype=dtype), return_carry=True)
-        flax = lambda p, x: rnn.apply(_flax_params(p), x, seq_lengths=lengths)  # noqa: E731
-        ours = lambda p, x: layer.apply(p, state, x, stats="running", lengths=lengths)[0]  # noqa: E731
+
+        def flax(p, x):
+            cell = {"params": {"cell": recurrent.to_flax(layer, p)}}
+            return rnn.apply(cell, x, seq_lengths=lengths)
+
+        def ours(p, x):
+            return layer.apply(p, state, x, stats="running", lengths=lengths)[0]
+
         (c, h), y = flax(params, _x(dtype))
         got, carry = ours(params, _x(dtype))
         tolerance = {"rtol": 1e-12, "atol": 1e-12} if x64 else {"rtol": 1e-5, "atol": 1e-6}
@@ -113,8 +126,10 @@ def test_gradient_is_that_of_finite_differences(layer):
         keys = iter(jax.random.split(jax.random.key(2), 64))
         v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
         move = lambda s: jax.tree.map(lambda a, d: a + s * d, args, v)  # noqa: E731
-        step = 1e-5
-        slope = (loss(*move(step)) - loss(*move(-step))) / (2 * step)
+        # Five points: norms over the few rows that padding leaves are too curved for three.
+        step = 2e-5
+        near = loss(*move(step)) - loss(*move(-step))
+        slope = (8 * near - loss(*move(2 * step)) + loss(*move(-2 * step))) / (12 * step)
         grads = jax.grad(loss, argnums=(0, 1))(*args)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(v), strict=True)
         np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=1e-6)
@@ -133,7 +148,7 @@ def test_time_major_jit_and_pickle_change_nothing(layer):
     names = {n: getattr(recurrent, n) for n in recurrent.__all__}
     names |= {n: getattr(nj, n) for n in nj.__all__}
     assert eval(repr(layer), names) == layer
-    swapped = dataclasses.replace(layer, time_major=True)
+    swapped = _time_major(layer)
     run = jax.jit(swapped.apply, static_argnames="stats")
     (y2, carry2), new2 = run(params, state, _x().swapaxes(0, 1), stats="batch", lengths=LENGTHS)
     for a, b in zip(
@@ -202,8 +217,9 @@ def test_bfloat16_compute_keeps_float32_statistics(layer):
     assert y.dtype == jnp.bfloat16
     assert all(v.dtype == jnp.bfloat16 for v in jax.tree.leaves(carry))
     assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(new))
-    # A bfloat16 has 8 bits: after seven steps the outputs still agree to about two of them.
-    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
+    # A bfloat16 has 8 bits: after seven steps the outputs still agree to a few percent.
+    far = np.linalg.norm(y.astype(jnp.float32) - exact)
+    assert far < 0.05 * np.linalg.norm(exact)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(kept), strict=True):
         np.testing.assert_allclose(a, b, atol=0.02)
 
@@ -316,39 +332,29 @@ def test_the_program_does_not_grow_with_time():
 
 
 MISTAKES = [
+    ("lstm", (H,), {"norm_h": nj.batch_norm()}, ValueError, r"per_step\(batch_norm\(\), max"),
     (
-        lambda: recurrent.lstm(H, norm_h=nj.batch_norm()),
-        ValueError,
-        r"per_step\(batch_norm\(\), max",
-    ),
-    (
-        lambda: recurrent.lstm(H, norm_h=recurrent.sequence_wise(nj.batch_norm())),
+        "lstm",
+        (H,),
+        {"norm_h": recurrent.sequence_wise(nj.batch_norm())},
         ValueError,
         "norm_h sees one step at a time",
     ),
-    (lambda: recurrent.lstm(H, norm_c="batch_norm"), TypeError, "is not a norm: write for example"),
-    (lambda: recurrent.lstm(0), ValueError, "hidden=0 must be a positive integer"),
-    (lambda: recurrent.lstm(H, kernel_init="ortogonal"), ValueError, "did you mean 'orthogonal'"),
-    (lambda: recurrent.rnn(H, activation="tahn"), ValueError, "did you mean 'tanh'"),
-    (lambda: recurrent.per_step(nj.batch_norm(), 0), ValueError, "max_steps=0 must be"),
-    (lambda: recurrent.per_step(nj.batch_norm, 3), TypeError, "lifts a norm such as batch_norm"),
-    (
-        lambda: recurrent.per_step(nj.batch_norm(), 3, beyond="lst"),
-        ValueError,
-        "did you mean 'last'",
-    ),
-    (
-        lambda: recurrent.sequence_wise(nj.batch_norm(axes=(0,))),
-        ValueError,
-        "leave axes=None",
-    ),
+    ("lstm", (H,), {"norm_c": "batch_norm"}, TypeError, "is not a norm: write for example"),
+    ("lstm", (0,), {}, ValueError, "hidden=0 must be a positive integer"),
+    ("lstm", (H,), {"kernel_init": "ortogonal"}, ValueError, "did you mean 'orthogonal'"),
+    ("rnn", (H,), {"activation": "tahn"}, ValueError, "did you mean 'tanh'"),
+    ("per_step", (nj.batch_norm(), 0), {}, ValueError, "max_steps=0 must be"),
+    ("per_step", (nj.batch_norm, 3), {}, TypeError, "lifts a norm such as batch_norm"),
+    ("per_step", (nj.batch_norm(), 3), {"beyond": "lst"}, ValueError, "did you mean 'last'"),
+    ("sequence_wise", (nj.batch_norm(axes=(0,)),), {}, ValueError, "leave axes=None"),
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), MISTAKES)
-def test_mistakes_of_structure(make, error, message):
+@pytest.mark.parametrize(("make", "args", "keywords", "error", "message"), MISTAKES)
+def test_mistakes_of_structure(make, args, keywords, error, message):
     with pytest.raises(error, match=message):
-        make()
+        unchecked(getattr(recurrent, make))(*args, **keywords)
 
 
 CALLS = [
@@ -370,11 +376,9 @@ CALLS = [
 def test_mistakes_of_a_call(change, error, message):
     layer = recurrent.bn_lstm(H, T)
     params, state = layer.init(jax.random.key(0), F)
-    # What a user without the test suite's type checker sees is the message, not the checker's.
     call = {"x": _x(), "stats": "batch"} | change
-    apply = getattr(type(layer).apply, "__wrapped__", type(layer).apply)
     with pytest.raises(error, match=message):
-        apply(layer, params, state, **call)
+        unchecked(type(layer).apply)(layer, params, state, **call)
 
 
 def test_decay_may_vary_during_training():

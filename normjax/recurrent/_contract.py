@@ -1,0 +1,102 @@
+"""What every recurrent layer answers to, what `info` returns, and how a carry is handled."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from normjax.base import Norm, PyTree
+
+NormAt = Callable[[str, jax.Array], jax.Array]
+Gates = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Layer(abc.ABC):
+    """What a recurrent layer, a stack of them and a bidirectional pair have in common.
+
+    Like a `Norm` each is a hashable value with equality, `repr` and pickle.
+    """
+
+    factory: ClassVar[str] = "layer"
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Size of the last axis of the outputs."""
+
+    @property
+    @abc.abstractmethod
+    def hypers(self) -> frozenset[str]:
+        """Names that `hyper` may carry, those of all norms."""
+
+    @property
+    @abc.abstractmethod
+    def stateful(self) -> bool:
+        """Whether any norm keeps statistics."""
+
+    @property
+    @abc.abstractmethod
+    def noisy(self) -> bool:
+        """Whether `apply` needs a PRNG key in every mode."""
+
+    @property
+    @abc.abstractmethod
+    def time_first(self) -> bool:
+        """Whether sequences are `[time, batch, features]`."""
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, features: int, dtype: Any = jnp.float32) -> Any:
+        """Make `(params, state)`."""
+
+    @abc.abstractmethod
+    def apply(self, *args: Any, **keywords: Any) -> Any:
+        """Run over a sequence: `apply(params, state, x, *, stats, …) -> ((y, carry), state)`."""
+
+    __repr__ = Norm.__repr__
+
+
+class Info(NamedTuple):
+    """What happened inside a recurrent layer, step by step.
+
+    Attributes:
+        moments: by place, what each norm measured: `Moments` with a leading axis of time, or of
+            the whole sequence where the lift takes it so; stateless norms measure rows and are
+            left out.
+        gates: by name, mean value of each gate; `[time]`.
+        saturated: by name, share of a gate's values below 0.05 or above 0.95; `[time]`.
+        hidden_norm: L2 norm of the hidden state, mean over the batch; `[time]`.
+    """
+
+    moments: dict[str, Any]
+    gates: dict[str, jax.Array]
+    saturated: dict[str, jax.Array]
+    hidden_norm: jax.Array
+
+
+SATURATED = 0.05
+
+
+def hidden_of(carry: PyTree) -> jax.Array:
+    """Return the hidden state of a carry, whatever the cell."""
+    return carry.h if hasattr(carry, "h") else carry
+
+
+def with_hidden(carry: PyTree, h: jax.Array) -> PyTree:
+    """Return a carry with another hidden state."""
+    return carry._replace(h=h) if hasattr(carry, "h") else h
+
+
+def hold(key: jax.Array | None, rate: float, old: jax.Array, new: jax.Array) -> jax.Array:
+    """Keep each old value with probability `rate`, or mix by it where there is no key."""
+    if not rate:
+        return new
+    if key is None:
+        share = jnp.asarray(rate, new.dtype)
+        return share * old + (1 - share) * new
+    return jnp.where(jax.random.bernoulli(key, rate, new.shape), old, new)
