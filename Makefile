@@ -24,13 +24,16 @@ demo: $(STAMP)
 	$(PY) -m experiments.demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -n auto -m 'not slow'
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n auto -m slow
 
-# The libraries that some tests and the benchmarks compare with (torch, Haiku, Equinox).
+# The libraries that some tests and the benchmarks compare with (torch, Haiku, Equinox). A CPU
+# needs no CUDA build of torch: make peers TORCH=torch==VERSION, from an index that has one.
+TORCH ?= torch
 peers: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 
 lint: $(STAMP)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import normjax
 from experiments import data
@@ -103,6 +103,7 @@ def draw(flow: Flow, path: pathlib.Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measure, draw, and keep the numbers."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(flags.FLAGS.out)
     with usage():
         if flags.FLAGS.batch < 2:
