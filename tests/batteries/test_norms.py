@@ -8,8 +8,14 @@ import normjax as nj
 from normjax import testing
 from tests.batteries import check
 
+# Seconds each, and close relatives of what `make test` runs in mode "batch".
+SLOW = ("transforms_running", "gradients_running")
+BATTERIES = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in check.ALL
+]
 
-@pytest.mark.parametrize("battery", check.ALL)
+
+@pytest.mark.parametrize("battery", BATTERIES)
 @pytest.mark.parametrize("sample", testing.SAMPLES, ids=lambda s: s.name)
 def test_norm(sample, battery):
     check.ALL[battery](sample)
