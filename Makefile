@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint types format peers clean
+.PHONY: help demo test test-slow lint types format peers notebooks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +44,10 @@ types: $(STAMP)
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix . ; $(PY) -m ruff format .
+
+# Bring .py and .ipynb into step (the newer of each pair wins) and run them, outputs kept.
+notebooks: $(STAMP)
+	$(PY) -m jupytext --sync --execute notebooks/*.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache runs
