@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 
@@ -24,3 +25,11 @@ def test_its_pictures_and_files_are_there():
     root = pathlib.Path(__file__).parent.parent
     for path in re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT):
         assert (root / path).exists(), path
+
+
+def test_its_table_of_hard_inputs_is_that_of_the_record():
+    from benchmarks.hard_inputs import markdown
+
+    root = pathlib.Path(__file__).parent.parent
+    record = json.loads((root / "results" / "hard_inputs.json").read_text())
+    assert markdown(record["cells"]) in TEXT
