@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
 from normjax import _checks, _moments
-from normjax._batch import start_affine
-from normjax._one_sample import check_affine, place, place_one, space, wide
+from normjax._affine import check_affine, place, place_one, start_affine
+from normjax._one_sample import space, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Norm, PyTree, Stats
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
+from normjax._affine import place, start_affine
 from normjax.base import Affine, Array, AxisName, Collect, Hyper, Moments, Norm, Running, Stats
 
 
@@ -63,13 +64,12 @@ class BatchNorm(Norm):
         """Normalize with this batch's statistics or the kept ones."""
         del hyper
         kept = self._kept(jnp.ndim(x))
-
-        def place(v: Array | None) -> Array | None:
-            return None if v is None else _moments.expand(v, kept, jnp.ndim(x))
-
+        _checks.same_features(state, tuple(jnp.shape(x)[a] for a in kept), self.factory)
+        at = place(params, kept, jnp.shape(x))
         m = _moments.source(state, seen, stats)
-        scale, bias = place(params.scale), place(params.bias)
-        return _moments.normalize(x, m, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask)
+        return _moments.normalize(
+            x, m, self.axes, scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
+        )
 
     def update(
         self, state: Running | Collect, seen: Moments | None, *, stats: Stats, hyper: Hyper = None
@@ -81,15 +81,6 @@ class BatchNorm(Norm):
     def _kept(self, ndim: int) -> tuple[int, ...]:
         axes = _checks.resolve_axes(self.axes, ndim)
         return tuple(a for a in range(ndim) if a not in axes)
-
-
-def start_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
-    """Start the affine that the fields `use_scale`, `use_bias`, `*_init` of a norm describe."""
-    dtype = jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else dtype
-    return Affine(
-        scale=jnp.full(features, norm.scale_init, dtype) if norm.use_scale else None,
-        bias=jnp.full(features, norm.bias_init, dtype) if norm.use_bias else None,
-    )
 
 
 def batch_norm(

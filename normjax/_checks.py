@@ -123,6 +123,16 @@ def resolve_axes(
     return found
 
 
+def same_features(state: Any, features: tuple[int, ...], who: str) -> None:
+    """Refuse kept statistics of other features, which would broadcast and change their shape."""
+    running = getattr(state, "running", state)
+    if np.shape(running.mean) != features:
+        raise ValueError(
+            f"{who} keeps statistics of shape {np.shape(running.mean)} and x has features of shape "
+            f"{features}: init with the shape of this x"
+        )
+
+
 def positive(name: str, value: Any, *, zero: bool = False) -> None:
     """Refuse a static number that is not positive (or, with `zero`, negative)."""
     if _is_number(value) and (value > 0 or (zero and value == 0)) and math.isfinite(value):

@@ -11,16 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax import _checks, _moments
+from normjax._affine import check_affine, place, place_one
 from normjax._group import GroupNorm, group_count, groups_argument, split
-from normjax._one_sample import (
-    OneSample,
-    check_affine,
-    place,
-    place_one,
-    space,
-    space_argument,
-    wide,
-)
+from normjax._one_sample import OneSample, space, space_argument, wide
 from normjax.base import Affine, Array, AxisName, Collect, Hyper, Moments, Norm, Running, Stats
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax._one_sample import OneSample, check_affine, place, space, space_argument
+from normjax._affine import check_affine, place
+from normjax._one_sample import OneSample, space, space_argument
 from normjax.base import Affine, Array, Hyper, Moments, Norm, PyTree, Stats
 
 

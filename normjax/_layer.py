@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax._batch import start_affine
-from normjax._one_sample import OneSample, check_affine, place, wide
+from normjax._affine import check_affine, place, start_affine
+from normjax._one_sample import OneSample, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
 
 

@@ -159,16 +159,30 @@ def ema(running: Kept, m: Any, *, decay: float | Num[Array, ""], correction: int
     """
     m = lax.stop_gradient(m)
     new = keep(m, correction)
+    if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
+        raise TypeError(
+            f"complex statistics do not fit a state of {running[0].dtype}: write "
+            f"init(shape, dtype=jnp.{m.mean.dtype})"
+        )
     good = (m.count > 0) & _finite(m.count, new)
 
-    def average(old: Array, new: Array) -> jax.Array:
+    def average(old: Array, new: Array, good: Array) -> jax.Array:
         old = lax.stop_gradient(jnp.asarray(old))
         # A half-precision average would stall a few percent away from its target.
         d = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
         moved = d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
+        # Finite in its own dtype need not be finite in that of the state.
+        good &= _finite(m.count, (moved,))
         return jnp.where(trail(good, old.ndim), moved, old)
 
-    return type(running)(*map(average, running, new))
+    # The unbiased spread of a single value does not exist, its mean does.
+    spread = good & (m.count > 1) if correction else good
+    return type(running)(
+        *(
+            average(old, v, spread if i else good)
+            for i, (old, v) in enumerate(zip(running, new, strict=True))
+        )
+    )
 
 
 def keep(m: Any, correction: int = 0) -> Any:
@@ -260,15 +274,24 @@ def _sound(m: Any) -> Any:
 
 def _add_batch(total: BatchMeans, m: Any) -> BatchMeans:
     batches = total.batches + (m.count > 0).astype(total.batches.dtype)
+    pairs = total.pairs + (m.count > 1).astype(total.pairs.dtype)
     weight = jnp.where(m.count > 0, 1 / jnp.maximum(batches, 1), 0)
+    weight_pairs = jnp.where(m.count > 1, 1 / jnp.maximum(pairs, 1), 0)
 
-    def mean(old: Array, new: Array) -> Array:
+    def mean(old: Array, new: Array, weight: jax.Array) -> Array:
         return old + weigh(weight, jnp.asarray(new - old))
 
+    biased, unbiased = keep(m, 0), keep(m, 1)
     return BatchMeans(
-        jax.tree.map(mean, total.biased, keep(m, 0)),
-        jax.tree.map(mean, total.unbiased, keep(m, 1)),
+        type(biased)(*(mean(o, n, weight) for o, n in zip(total.biased, biased, strict=True))),
+        type(unbiased)(
+            *(
+                mean(o, n, weight_pairs if i else weight)
+                for i, (o, n) in enumerate(zip(total.unbiased, unbiased, strict=True))
+            )
+        ),
         batches,
+        pairs,
     )
 
 

@@ -98,7 +98,7 @@ def moments(
     kept = [a for a in range(x.ndim) if a not in axes]
     x = x.astype(stat_dtype(x.dtype))
     count = _count(mask, x, axes)
-    n: Any = float(math.prod(x.shape[a] for a in axes))
+    n: Any = float(max(math.prod(x.shape[a] for a in axes), 1))
     if mask is not None:
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
@@ -109,7 +109,9 @@ def moments(
     if mask is not None:
         d = jnp.where(mask, d, 0)
     rest = _divide(jnp.sum(d, axes), n)
-    var = jnp.maximum(_divide(jnp.sum(abs2(d), axes), n) - abs2(rest), 0)
+    var = _divide(jnp.sum(abs2(d), axes), n) - abs2(rest)
+    # Not maximum(var, 0), whose slope at a tie would halve the Hessian at a constant set.
+    var = jnp.where(var < 0, 0, var)
     mean = shift + rest
     if plain_mean:
         # Of a constant the correction is never left out; and its gradient is needed all the same.

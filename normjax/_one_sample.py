@@ -1,7 +1,7 @@
 """What the norms over one sample share: no state, statistics of each sample, an affine.
 
 A subclass names the axes it averages over and the axes of its affine. The affine may also be
-given per sample, which makes any of these norms an adaptive one; see `place`.
+given per sample, which makes any of these norms an adaptive one; see `_affine.place`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax._batch import start_affine
-from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
+from normjax._affine import place, start_affine
+from normjax.base import Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -76,36 +76,6 @@ class OneSample(Norm):
         )
 
 
-def place(params: Affine, kept: tuple[int, ...], shape: tuple[int, ...]) -> Affine:
-    """Give an affine of the axes `kept` the rank of x, so that it broadcasts against it.
-
-    An array with more axes than `kept` is one affine per sample: its first axes are the first
-    axes of x, those of the batch.
-    """
-    return Affine(*(place_one(v, kept, shape) for v in (params.scale, params.bias)))
-
-
-def place_one(v: Any, kept: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """Place one array of parameters; `None` stays `None`."""
-    if v is None:
-        return None
-    v = jnp.asarray(v)
-    extra = v.ndim - len(kept)
-    first = min(kept, default=len(shape))
-    axes = (*range(extra), *kept)
-    fits = 0 <= extra <= first and all(
-        size in (1, shape[a]) for size, a in zip(v.shape, axes, strict=True)
-    )
-    if not fits:
-        features = tuple(shape[a] for a in kept)
-        raise ValueError(
-            f"scale or bias of shape {v.shape} does not fit x of shape {shape}: give one of shape "
-            f"{features}, as init(x.shape) does, or one per sample of shape "
-            f"{(*shape[: min(first, 1)], *features)}"
-        )
-    return _moments.expand(v, axes, len(shape))
-
-
 def wide(x: Array, mask: Array | None = None) -> jax.Array:
     """Return x in the dtype of its statistics, 0 under the mask."""
     x = jnp.asarray(x)
@@ -137,10 +107,3 @@ def space_argument(axes: Any) -> tuple[int, ...] | None:
     if axes is None or (isinstance(axes, list | tuple) and not axes):
         return axes if axes is None else ()
     return _checks.axes(axes)
-
-
-def check_affine(eps: float, scale_init: float = 1.0, bias_init: float = 0.0) -> None:
-    """Refuse numbers outside their ranges, when a factory is called."""
-    _checks.positive("eps", eps)
-    _checks.number("scale_init", scale_init)
-    _checks.number("bias_init", bias_init)

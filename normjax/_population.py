@@ -52,7 +52,9 @@ def collecting(state: PyTree, how: How = "pooled") -> PyTree:
         zero = _merging.empty(running)
         if how == "pooled":
             return Collect(running, zero)
-        return Collect(running, BatchMeans(_merging.keep(zero), _merging.keep(zero), zero.count))
+        return Collect(
+            running, BatchMeans(_merging.keep(zero), _merging.keep(zero), zero.count, zero.count)
+        )
 
     return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
 
@@ -92,10 +94,14 @@ def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree
                 "how in collecting() and settle()"
             )
         if isinstance(seen, BatchMeans):
-            new, weight = (seen.unbiased if how == "unbiased" else seen.biased), seen.batches
+            new = seen.unbiased if how == "unbiased" else seen.biased
+            weights = [seen.batches, seen.pairs if how == "unbiased" else seen.batches]
         else:
-            new, weight = _merging.keep(seen, correction), seen.count
-        return jax.tree.map(lambda n, old: _merging.where_seen(weight, n, old), new, leaf.running)
+            new = _merging.keep(seen, correction)
+            some = (seen.count > 1).astype(seen.count.dtype) if correction else seen.count
+            weights = [seen.count, some]
+        kept = zip(weights, new, leaf.running, strict=False)
+        return type(leaf.running)(*(_merging.where_seen(w, n, old) for w, n, old in kept))
 
     return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
 

@@ -11,15 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax import _checks, _moments
-from normjax._one_sample import (
-    OneSample,
-    check_affine,
-    place,
-    place_one,
-    space,
-    space_argument,
-    wide,
-)
+from normjax._affine import check_affine, place, place_one
+from normjax._one_sample import OneSample, space, space_argument, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
 
 

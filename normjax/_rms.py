@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax._one_sample import OneSample, check_affine
+from normjax._affine import check_affine
+from normjax._one_sample import OneSample
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from normjax import _checks
-from normjax.base import PyTree, Reparam, Stats
+from normjax.base import PyTree, Reparam, Stats, gathers
 
 Rules = Mapping[str | Callable[[str], bool], Reparam]
 
@@ -69,9 +69,18 @@ class Reparametrized:
             What the layer returns, with the state `ReparamState`.
         """
         inner, weights = state
-        params, weights = materialize(params, weights, dict(self.rules), stats=stats)
+        # A pass that gathers statistics measures one model: its weights must not move meanwhile.
+        how = "running" if any(map(gathers, jax.tree.leaves(inner, is_leaf=gathers))) else stats
+        params, weights = materialize(params, weights, dict(self.rules), stats=how)
         out, inner = self.layer.apply(params, inner, *args, stats=stats, **kwargs)
         return out, ReparamState(inner, weights)
+
+    def info(
+        self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **kwargs: Any
+    ) -> Any:
+        """Look inside the layer; arguments as for its own `info`."""
+        params, _ = materialize(params, state.weights, dict(self.rules), stats="running")
+        return self.layer.info(params, state.inner, *args, stats=stats, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Not before the fields are there: unpickling asks for names on an empty object.

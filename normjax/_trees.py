@@ -65,7 +65,7 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
             return None
         if set(seen) == set(BatchMeans._fields):
             biased, unbiased = (read_statistics(seen[name]) for name in ("biased", "unbiased"))
-            return Collect(running, BatchMeans(biased, unbiased, seen["batches"]))
+            return Collect(running, BatchMeans(biased, unbiased, seen["batches"], seen["pairs"]))
         kind = _merging.kind_of(running)
         assert kind is not None
         return Collect(running, kind.seen(**seen))

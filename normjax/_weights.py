@@ -81,6 +81,7 @@ def weight_norm(
             feature of a Flax kernel; PyTorch's and Equinox's dense layers, outputs first, have
             `axes=1`. All axes give the one length of the whole array.
         log_scale: store s with g = exp(s), which keeps g positive; g is then `params.g`'s exp.
+            A weight vector that is 0 then stays 0 for good: exp(s) cannot leave it.
         train: what gradients reach: `"both"`, the `"direction"` v alone or the `"scale"` g alone.
 
     Returns:

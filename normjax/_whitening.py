@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Bool, Inexact
 
 from normjax import _checks, _moments
-from normjax._batch import start_affine
+from normjax._affine import start_affine
 from normjax._inverse_root import inverse_root, newton_inverse_root
 from normjax.base import (
     Affine,

@@ -94,13 +94,16 @@ class BatchMeans(NamedTuple):
     Attributes:
         biased: average over batches of the batch's statistics, in the form that a state keeps
             them (`Running`, ...).
-        unbiased: the same with m / (m - 1) times the spread of each batch of m values.
+        unbiased: the same with m / (m - 1) times the spread of each batch of m values; a batch
+            of one value, which has no such spread, counts for the mean alone.
         batches: number of batches with at least one value.
+        pairs: number of batches with at least two.
     """
 
     biased: PyTree
     unbiased: PyTree
     batches: Inexact[Array, "*features"]
+    pairs: Inexact[Array, "*features"]
 
 
 class Collect(NamedTuple):

@@ -180,8 +180,8 @@ def lstm(
         zoneout_h: probability that a hidden unit keeps its old value (Krueger et al. 2017).
         zoneout_c: the same for the cell.
         dropout_h: probability that a hidden unit is hidden from the recurrent weights, one draw
-            a sequence (Gal and Ghahramani 2016). Zoneout and dropout act where `apply` is
-            given a `key`.
+            a sequence (Gal and Ghahramani 2016). Zoneout and dropout act in mode `"batch"`
+            where `apply` is given a `key`.
         time_major: x is `[time, batch, features]`.
 
     Returns:

@@ -118,7 +118,7 @@ class Stack(Layer):
             if i + 1 < count:
                 y, found = self._between(i, params, state, y, mask, stats, axis_name, hyper)
                 new.update(found)
-                y = self._drop(keys[2 * i + 1], y)
+                y = self._drop(keys[2 * i + 1] if stats == "batch" else None, y)
             if mask is not None:
                 y = jnp.where(mask if self.time_first else mask.swapaxes(0, 1), y, 0)
         return (y, tuple(last)), new
@@ -236,6 +236,8 @@ class Bidirectional(Layer):
         x = jnp.asarray(x)
         keys = (None, None) if key is None else jax.random.split(key)
         carry = (None, None) if carry is None else tuple(carry)
+        if len(carry) != 2:
+            raise ValueError(f"carry has {len(carry)} entries for two directions: give a pair")
         outs, ends, new = [], [], {}
         for i, name in enumerate(("forward", "backward")):
             layer: Layer = getattr(self, name)
@@ -280,7 +282,7 @@ def stack(
         norm_between: on the outputs of each layer but the last; padding enters no statistic.
         residual: add a layer's input to its output where the shapes agree.
         dropout: probability that an output between layers is set to 0 (Zaremba et al. 2014);
-            acts where `apply` is given a `key`.
+            acts in mode `"batch"` where `apply` is given a `key`.
 
     Returns:
         A `Layer` with the same `init` and `apply`; its carry is a tuple of one each.

@@ -152,8 +152,8 @@ class Recurrent(Layer):
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
                 enter no statistic, hold the carry and put out 0. `None`: all steps count.
             carry: start of the carry; `None`: zeros, or what was learned.
-            key: PRNG key for noise. `h0_noise` needs it; zoneout and dropout act where it is
-                given, and put out their expectation where it is not.
+            key: PRNG key for noise. `h0_noise` needs it in both modes; zoneout and dropout act
+                in mode `"batch"` where it is given, and else put out their expectation.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.
             nudge: added to the hidden state of every step, in the layout of the outputs. At 0
@@ -253,7 +253,7 @@ class Recurrent(Layer):
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
         x = _checks.floating(x, self.factory)
         self._check_shapes(params, x)
-        nudge = None if nudge is None else jnp.asarray(nudge)
+        nudge = None if nudge is None else jnp.asarray(nudge).astype(x.dtype)
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
             nudge = None if nudge is None else jnp.swapaxes(nudge, 0, 1)
@@ -332,7 +332,7 @@ class Recurrent(Layer):
 
         inner = {place: norm for place, norm in norms.items() if place not in self.inputs}
         at = {p: n.unroll(params[p], state[p], x.shape[0]) for p, n in inner.items()}
-        kept, keys = self._noise(key, x)
+        kept, keys = self._noise(key if stats == "batch" else None, x)
 
         def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
             zx_t, mask_t, nudge_t, key_t, at_t = xs

@@ -240,7 +240,17 @@ class SequenceWise(SeqNorm):
     ) -> tuple[jax.Array, PyTree]:
         """Normalize over time and batch together."""
         stats, axis_name, hyper = how["stats"], how.get("axis_name"), how.get("hyper")
-        return _normalize(self.norm, params, state, x, stats, mask, axis_name, hyper)
+        # Batch first: norms of one sample, or of parts of the batch, go by the first axis.
+        x = x.swapaxes(0, 1)
+        mask = None if mask is None else mask.swapaxes(0, 1)
+        y, seen = _normalize(self.norm, params, state, x, stats, mask, axis_name, hyper)
+        return y.swapaxes(0, 1), seen
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """Make `(params, state)` for sequences of steps of `shape`."""
+        return self.norm.init((shape[0], 1, *shape[1:]), dtype, key=key)
 
     def step(self, *args: Any, **how: Any) -> Any:
         """Refuse: one step does not have the whole sequence."""

@@ -196,7 +196,7 @@ def test_zoneout_holds_units_and_evaluates_to_its_mean(x64):
     np.testing.assert_allclose(mean.c, 0.6 * carry.c + 0.4 * new.c, rtol=1e-12)
 
     def draw(key):
-        return layer.apply(params, state, one, stats="running", carry=carry, key=key)[0][1]
+        return layer.apply(params, state, one, stats="batch", carry=carry, key=key)[0][1]
 
     drawn = jax.vmap(draw)(jax.random.split(jax.random.key(1), 4000))
     for part, old, fresh, rate in ((drawn.h, 0.5, new.h, 0.3), (drawn.c, 1.0, new.c, 0.6)):
@@ -213,7 +213,7 @@ def test_recurrent_dropout_hides_the_same_units_all_along(x64):
     same, _ = layer.apply(params, state, _x(), stats="running")
     want, _ = plain.apply(params, state, _x(), stats="running")
     np.testing.assert_array_equal(same[0], want[0])  # no key, no dropout
-    (y, _), _ = layer.apply(params, state, _x(), stats="running", key=jax.random.key(2))
+    (y, _), _ = layer.apply(params, state, _x(), stats="batch", key=jax.random.key(2))
     # From the outputs, which show h, the factor of each unit follows by linear algebra.
     z = np.arctanh(np.asarray(y[:, 1:])) - np.asarray(_x() @ params["w_x"])[:, 1:]
     z = z - np.asarray(params["bias"])
@@ -238,7 +238,7 @@ def test_dropout_between_layers_scales_what_it_keeps(x64):
     net = recurrent.stack([one, one], dropout=0.5)
     params, state = net.init(jax.random.key(0), F, jnp.float64)
     params["layer_1"] = {**params["layer_1"], "w_h": jnp.zeros((H, H), jnp.float64)}
-    (y, _), _ = net.apply(params, state, _x(), stats="running", key=jax.random.key(1))
+    (y, _), _ = net.apply(params, state, _x(), stats="batch", key=jax.random.key(1))
     (first, _), _ = one.apply(params["layer_0"], state["layer_0"], _x(), stats="running")
     z = np.arctanh(np.asarray(y)) - np.asarray(params["layer_1"]["bias"])
     factor = z @ np.linalg.inv(np.asarray(params["layer_1"]["w_x"])) / np.asarray(first)
