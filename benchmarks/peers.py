@@ -64,7 +64,7 @@ class Normjax:
         state = nj.collecting(nj.Running(*start))
         for x in parts:
             _, state = norm.apply(params, state, x, stats="batch")
-        s = nj.ema(state.running, state.seen, decay=DECAY)
+        s = nj.settle(state, decay=DECAY)
         return s.mean, s.var
 
 

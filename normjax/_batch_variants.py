@@ -75,6 +75,7 @@ class MeanOnlyBatchNorm(Norm):
         del hyper
         x = jnp.asarray(x)
         kept = self._kept(x.ndim)
+        _checks.same_features(state, tuple(x.shape[a] for a in kept), self.factory)
         mean = _moments.source(state, seen, stats).mean
         d = _moments.center(x, _moments.expand(mean, kept, x.ndim), mask)
         bias = None if params.bias is None else _moments.expand(params.bias, kept, x.ndim)
@@ -177,6 +178,7 @@ class BatchRenorm(BatchNorm):
         if stats == "running":
             return super().transform(params, state, seen, x, stats=stats, mask=mask)
         assert seen is not None
+        _checks.same_features(state, seen.mean.shape, self.factory)
         kept_stats = _moments.source(state, seen, "running")
         mean, var = kept_stats.mean, kept_stats.var
         real = seen.var.dtype

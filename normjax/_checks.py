@@ -126,6 +126,11 @@ def resolve_axes(
 def same_features(state: Any, features: tuple[int, ...], who: str) -> None:
     """Refuse kept statistics of other features, which would broadcast and change their shape."""
     running = getattr(state, "running", state)
+    if not hasattr(running, "mean"):
+        raise TypeError(
+            f"{who} was given {type(state).__name__} for its state: apply takes (params, state, x) "
+            "as init returned them"
+        )
     if np.shape(running.mean) != features:
         raise ValueError(
             f"{who} keeps statistics of shape {np.shape(running.mean)} and x has features of shape "

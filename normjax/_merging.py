@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Num
 
+from normjax import _checks
 from normjax.base import (
     Array,
     BatchMeans,
@@ -159,6 +160,9 @@ def ema(running: Kept, m: Any, *, decay: float | Num[Array, ""], correction: int
     """
     m = lax.stop_gradient(m)
     new = keep(m, correction)
+    _fits(running, new)
+    if isinstance(decay, int | float):
+        _checks.fraction("decay", decay, hint=": it is the weight of the old value")
     if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
         raise TypeError(
             f"complex statistics do not fit a state of {running[0].dtype}: write "
@@ -223,6 +227,7 @@ def observe(state: PyTree, seen: Any, *, stats: str, decay: Any, correction: int
     if seen is None or (stats == "running" and not isinstance(state, Collect)):
         return state
     if isinstance(state, Collect):
+        _fits(state.running, keep(seen))
         seen = _sound(lax.stop_gradient(seen))
         add = _add_batch if isinstance(state.seen, BatchMeans) else merge
         return Collect(state.running, add(state.seen, seen))
@@ -256,6 +261,21 @@ def restart(running: PyTree) -> Any:
     if kind.identity is None:
         return kind.running(mean)
     return kind.running(mean, kind.identity(mean.shape, running[1].dtype))
+
+
+def _fits(running: Any, new: Any) -> None:
+    """Refuse what is no state of these statistics; shapes that differ would broadcast."""
+    if type(running) is not type(new):
+        raise TypeError(
+            f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
+            "init returned: apply takes (params, state, x) in this order"
+        )
+    for old, value in zip(running, new, strict=True):
+        if jnp.shape(old) != jnp.shape(value):
+            raise ValueError(
+                f"kept statistics of shape {jnp.shape(old)} do not fit those of x, of shape "
+                f"{jnp.shape(value)}: init with the shape of this x"
+            )
 
 
 def _finite(count: Array, leaves: Any) -> jax.Array:

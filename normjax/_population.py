@@ -2,8 +2,8 @@
 
 The mechanism is one: `collecting` puts a `Collect` in the place of every `Running` of a
 state, whatever pytree it is, `apply` then adds each batch to it, and `settle` turns the
-result back into the state that evaluation reads. Exact gradient accumulation is the same
-two calls around the microbatches of one step.
+result back into the state that evaluation reads. Around the microbatches of one step, with
+`settle(state, decay=...)`, the same two calls make gradient accumulation exact.
 """
 
 from __future__ import annotations
@@ -59,13 +59,17 @@ def collecting(state: PyTree, how: How = "pooled") -> PyTree:
     return jax.tree.map(swap, state, is_leaf=_moments.is_stats)
 
 
-def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree:
+def settle(
+    state: PyTree, how: How = "pooled", *, correction: int = 0, decay: float | None = None
+) -> PyTree:
     """Turn what `collecting` gathered into running statistics.
 
     Args:
         state: a tree with `Collect` nodes.
         how: as in `population`, and as given to `collecting`.
         correction: with `"pooled"`, 1 stores the variance times n / (n - 1).
+        decay: with `"pooled"`, move the running averages by what was gathered, as by one large
+            batch, and keep this much of the old; `None` replaces them.
 
     Returns:
         The tree with a `Running` for each `Collect`; statistics that saw no value keep what
@@ -83,6 +87,10 @@ def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
     _checks.one_of("correction", correction, (0, 1))
+    if decay is not None and how != "pooled":
+        raise ValueError(
+            f'settle(decay={decay}) takes how="pooled", the moments of one large batch'
+        )
 
     def swap(leaf: PyTree) -> PyTree:
         if not isinstance(leaf, Collect):
@@ -93,6 +101,8 @@ def settle(state: PyTree, how: How = "pooled", *, correction: int = 0) -> PyTree
                 f"settle(how={how!r}) on a state that was gathered another way: write the same "
                 "how in collecting() and settle()"
             )
+        if decay is not None and how == "pooled":
+            return _merging.ema(leaf.running, seen, decay=decay, correction=correction)
         if isinstance(seen, BatchMeans):
             new = seen.unbiased if how == "unbiased" else seen.biased
             weights = [seen.batches, seen.pairs if how == "unbiased" else seen.batches]

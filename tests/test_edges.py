@@ -137,3 +137,53 @@ def test_two_directions_take_a_pair_of_carries():
     params, state = layer.init(jax.random.key(0), 3)
     with pytest.raises(ValueError, match="give a pair"):
         layer.apply(params, state, jnp.ones((2, 5, 3)), stats="running", carry=(None,) * 3)
+
+
+def test_accumulated_microbatches_move_the_average_as_one_batch():
+    layer = recurrent.bn_lstm(4, 5, decay=0.9)
+    norm = nj.batch_norm(decay=0.9)
+    params, state = norm.init((1, 3))
+    x = jax.random.normal(jax.random.key(0), (12, 3)) + 2
+    _, whole = norm.apply(params, state, x, stats="batch")
+    parts = nj.collecting(state)
+    for micro in (x[:2], x[2:7], x[7:]):
+        _, parts = norm.apply(params, parts, micro, stats="batch")
+    for a, b in zip(nj.settle(parts, decay=0.9), whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    # Any tree: of a layer one microbatch is the batch itself.
+    params, state = layer.init(jax.random.key(1), 3)
+    x = jax.random.normal(jax.random.key(2), (6, 5, 3))
+    _, whole = layer.apply(params, state, x, stats="batch")
+    _, parts = layer.apply(params, nj.collecting(state), x, stats="batch")
+    got = nj.settle(parts, decay=0.9)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='takes how="pooled"'):
+        nj.settle(nj.collecting(state, "mean"), "mean", decay=0.9)
+
+
+@pytest.mark.parametrize(
+    "norm", [nj.batch_norm(), nj.batch_renorm(), nj.mean_only_batch_norm()], ids=lambda n: n.factory
+)
+def test_what_is_no_state_of_this_norm_is_refused(norm):
+    params, state = norm.init((1, 4))
+    x = jnp.ones((6, 4))
+    with pytest.raises((TypeError, ValueError)):
+        unchecked(type(norm).apply)(norm, params, (), x, stats="batch")
+    with pytest.raises(ValueError, match="shape"):
+        unchecked(type(norm).apply)(norm, params, state, x[:, :1], stats="batch")
+
+
+def test_a_traced_length_past_the_end_is_the_end():
+    layer = recurrent.bidirectional(recurrent.rnn(4))
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    run = jax.jit(lambda n: layer.apply(params, state, x, stats="running", lengths=n)[0][0])
+    np.testing.assert_array_equal(run(jnp.array([9, 4])), run(jnp.array([5, 4])))
+
+
+def test_a_decay_outside_its_range_is_refused_in_hyper_too():
+    norm = nj.batch_norm()
+    params, state = norm.init((1, 1))
+    with pytest.raises(ValueError, match="weight of the old value"):
+        norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper={"decay": 2.0})

@@ -275,6 +275,11 @@ def per_step(
     The hidden state starts from the same value in every sequence and settles within tens of
     steps; statistics averaged over that transient fit no step.
 
+    A step is known as well as its data: one that no sequence reached keeps mean 0 and variance
+    1, and one that a single sequence reached in a batch moves toward variance 0. Where lengths
+    differ much, evaluate with `population` over enough data, with `max_steps` no longer than
+    its sequences.
+
     Args:
         norm: the norm of one step, with any state.
         max_steps: number of steps with statistics of their own; the longest training length.

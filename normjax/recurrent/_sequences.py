@@ -38,7 +38,8 @@ def reverse(x: jax.Array, lengths: Array | None) -> jax.Array:
     if lengths is None:
         return jnp.flip(x, 0)
     steps = jnp.arange(x.shape[0])[:, None]
-    lengths = jnp.asarray(lengths)[None, :]
+    # A traced length cannot be refused; one past the end is the end, as in the mask.
+    lengths = jnp.clip(jnp.asarray(lengths)[None, :], 0, x.shape[0])
     index = jnp.where(steps < lengths, lengths - 1 - steps, steps)
     return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=0)
 
