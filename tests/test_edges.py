@@ -187,3 +187,13 @@ def test_a_decay_outside_its_range_is_refused_in_hyper_too():
     params, state = norm.init((1, 1))
     with pytest.raises(ValueError, match="weight of the old value"):
         norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper={"decay": 2.0})
+
+
+def test_params_or_state_of_another_layer_are_refused():
+    layer = recurrent.bn_lstm(4, 5)
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jnp.ones((2, 5, 3))
+    with pytest.raises(ValueError, match="that init of this layer returned"):
+        recurrent.lstm(4).apply(params, {}, x, stats="running")
+    with pytest.raises(ValueError, match="write max_steps=5"):
+        recurrent.bn_lstm(4, 7).apply(params, state, x, stats="batch")

@@ -410,6 +410,12 @@ class Recurrent(Layer):
         order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
         if x.ndim != 3:
             raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
+        norms = {name for name in params if name.startswith("norm_")}
+        if "w_x" not in params or norms != set(self.norms()):
+            raise ValueError(
+                f"params have {sorted(params)} and {self.factory} has norms "
+                f"{sorted(self.norms())}: pass the (params, state) that init of this layer returned"
+            )
         if x.shape[-1] != params["w_x"].shape[0]:
             raise ValueError(
                 f"x has {x.shape[-1]} features and the layer was made for "

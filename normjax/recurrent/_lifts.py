@@ -177,6 +177,13 @@ class PerStep(SeqNorm):
                 'beyond="error": write beyond="last" to use the last statistics there'
             )
 
+        for leaf in jax.tree.leaves(state):
+            if jnp.shape(leaf)[0] != self.max_steps:
+                raise ValueError(
+                    f"the state has statistics of {jnp.shape(leaf)[0]} steps and this lift keeps "
+                    f"{self.max_steps}: write max_steps={jnp.shape(leaf)[0]}"
+                )
+
         def extend(leaf: jax.Array) -> jax.Array:
             leaf = jnp.asarray(leaf)[:steps]
             extra = steps - self.max_steps
