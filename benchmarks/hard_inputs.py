@@ -103,6 +103,21 @@ def _nan_under_mask(lib):
     return max(value, error(grads, 0), key=lambda e: (np.isnan(e), e))
 
 
+def _inf_under_mask(lib):
+    mask = jnp.arange(8)[:, None] < 5
+    return _batch_of(lib, jnp.where(mask, _normal((8, 4)), jnp.inf), mask)
+
+
+def _masked_channel(lib):
+    mask = jnp.broadcast_to(jnp.arange(4)[None] != 2, (8, 4))
+    return _batch_of(lib, _normal((8, 4)), mask)
+
+
+def _float16(lib):
+    x = _normal((64, 512), 100.0, dtype=jnp.float16)
+    return error(lib.layer(x), reference(x, -1, lib.eps["layer"])[0])
+
+
 def _broadcast_mask(lib):
     mask = jnp.asarray(np.random.RandomState(0).rand(2, 5, 1) < 0.6)
     x = _normal((2, 5, 8))
@@ -184,9 +199,12 @@ CASES = (
     Case("layer norm, a row all masked", _masked_row, 1e-5),
     Case("batch norm, batch all masked: statistics stay", _masked_batch, 1e-6),
     Case("batch norm, NaN under the mask, gradient too", _nan_under_mask, 1e-5),
+    Case("batch norm, infinity under the mask", _inf_under_mask, 1e-5),
+    Case("batch norm, a channel all masked", _masked_channel, 1e-5),
     Case("group norm, mask that only broadcasts", _broadcast_mask, 1e-5),
     Case("group norm, two leading batch axes", _leading_axes, 1e-4),
     Case("batch norm, devices with 4 and 1 valid rows", _uneven_devices, 1e-5),
+    Case("layer norm, f16, mean 100", _float16, 5e-3),
     Case("batch norm, bf16, mean 10: std of output", _bf16, 0.02),
     Case("batch norm, bf16 evaluation, float32 statistics", _bf16_eval, 0.01),
     Case("batch norm, 4 microbatches = full batch", _accumulation, 1e-6),
