@@ -17,6 +17,7 @@ import jaxtyping
 _hook = jaxtyping.install_import_hook("normjax", "beartype.beartype")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # All of the library under the hook; frameworks' own packages are left alone.
@@ -41,6 +42,14 @@ def strict_numerics(request):
 def unchecked(function):
     """A function without the suite's type checker: what a user's mistake meets."""
     return inspect.unwrap(function)
+
+
+@pytest.fixture(autouse=True)
+def same_draws(request):
+    """A module's `RNG` starts anew for each test, whatever ran before it in this process."""
+    rng = getattr(request.module, "RNG", None)
+    if rng is not None:
+        rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture

@@ -188,6 +188,9 @@ def test_ema(verb, correction):
 def test_a_single_value_has_no_unbiased_variance():
     running = nj.Running(jnp.zeros(2), jnp.ones(2))
     new = nj.ema(running, nj.moments(jnp.ones((1, 2)), 0), decay=0.5, correction=1)
+    close(new.mean, 0.5)
+    close(new.var, 1.0)  # n / (n - 1) does not exist: the old one stays
+    new = nj.ema(running, nj.moments(jnp.ones((1, 2)), 0), decay=0.5, correction=0)
     close(new.var, 0.5)
 
 

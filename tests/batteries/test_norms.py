@@ -8,8 +8,8 @@ import normjax as nj
 from normjax import testing
 from tests.batteries import check
 
-# Seconds each, and close relatives of what `make test` runs in mode "batch".
-SLOW = ("transforms_running", "gradients_running")
+# Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
+SLOW = ("transforms_running", "gradients_running", "gradients_masked")
 BATTERIES = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in check.ALL
 ]

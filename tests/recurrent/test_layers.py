@@ -160,7 +160,15 @@ def test_time_major_jit_and_pickle_change_nothing(layer):
 
 
 @every_layer
-@pytest.mark.parametrize("how", ["jit", "shard_map", "pmap", "vmap"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "jit",
+        "shard_map",
+        pytest.param("pmap", marks=pytest.mark.slow),
+        pytest.param("vmap", marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_equals_unsharded(layer, how):
     """Statistics over all devices, exact though the devices hold unequal numbers of steps."""
     with jax.enable_x64(True):
