@@ -236,7 +236,6 @@ def mean_square(
         mask: True where a value counts; rank of `x`, broadcastable to it.
         axis_name: device axis or axes to pool over as well.
         axis_index_groups: groups of device indices that are pooled apart.
-        axis_index_groups: groups of device indices that are pooled apart.
 
     Returns:
         `Moments` of mean 0, in at least float32; a set with no value has count 0.

@@ -13,7 +13,7 @@ Command:   python -m experiments.train --config=configs/recurrent_bn/digits.py:b
 Variants: lstm, bn_lstm, bn_shared, bn_sum, bn_x, bn_h, ln_lstm; `_protocol.py` describes them.
 Corner pixels hardly vary, so the true variances of the first steps lie below eps = 1e-5. After 950
 steps the running averages still hold 0.99^950 = 7e-5 of the variance 1 they began with, and lag in
-the mean: final.json's "running" accuracy is then near chance where "population" is 96 %.
+the mean: final.json's "running" accuracy is then far below its "population" accuracy.
 Shorter: --config.steps=600. Another gamma: --config.gamma=0.5.
 """
 
