@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Inexact, Num
 
-from normjax import _checks
+from normjax import _checks, _large
 
 # Merging and keeping belong to the verbs, and are found here with them.
 from normjax._merging import (  # noqa: F401
@@ -35,16 +35,17 @@ from normjax._merging import (  # noqa: F401
     unbiased,
     weigh,
 )
+from normjax._rules import (  # noqa: F401
+    affine,
+    around,
+    center,
+    divide,
+    expand,
+    factor_of,
+    full_rank,
+    standardize,
+)
 from normjax.base import Array, AxisName, Means, Moments, PyTree, Running, SecondMoments
-
-
-def expand(v: Array, kept: Sequence[int], ndim: int) -> jax.Array:
-    """Give a statistic of the axes `kept` the rank of x, so that it broadcasts against it."""
-    v = jnp.asarray(v)
-    shape = [1] * ndim
-    for axis, size in zip(kept, v.shape, strict=True):
-        shape[axis] = size
-    return v.reshape(shape)
 
 
 def moments(
@@ -95,7 +96,6 @@ def moments(
     x = _checks.floating(x, "moments")
     mask = _checks.mask(mask, x.shape)
     axes = _checks.resolve_axes(axes, x.ndim)
-    kept = [a for a in range(x.ndim) if a not in axes]
     x = x.astype(stat_dtype(x.dtype))
     count = _count(mask, x, axes)
     n: Any = float(max(math.prod(x.shape[a] for a in axes), 1))
@@ -104,15 +104,12 @@ def moments(
         n = jnp.maximum(count, 1)
 
     # The shift carries no gradient: mean and variance do not depend on it.
-    shift = lax.stop_gradient(_divide(jnp.sum(x, axes), n))
-    d = x - expand(shift, kept, x.ndim)
-    if mask is not None:
-        d = jnp.where(mask, d, 0)
-    rest = _divide(jnp.sum(d, axes), n)
-    var = _divide(jnp.sum(abs2(d), axes), n) - abs2(rest)
-    # Not maximum(var, 0), whose slope at a tie would halve the Hessian at a constant set.
-    var = jnp.where(var < 0, 0, var)
-    mean = shift + rest
+    if _large.fits(x, mask) and not plain_mean:
+        mean, var = _large.spread(x, axes)
+    else:
+        shift = lax.stop_gradient(divide(jnp.sum(x, axes), n))
+        rest, var = around(x, shift, mask, None if mask is None else n, axes)
+        mean = shift + rest
     if plain_mean:
         # Of a constant the correction is never left out; and its gradient is needed all the same.
         slight = jnp.abs(rest) <= 2 * jnp.finfo(x.dtype).eps * jnp.abs(shift)
@@ -348,39 +345,14 @@ def normalize(
             f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
             f"over axes {axes}, which leaves {expected}: init with the shape of this x"
         )
-    d = center(x, expand(m.mean, kept, x.ndim), mask)
-    mul = expand(lax.rsqrt(m.var + eps), kept, x.ndim)
-    return affine(d, scale, bias, mul=mul).astype(x.dtype)
-
-
-def center(x: jax.Array, mean: Array, mask: Array | None = None) -> jax.Array:
-    """Return `x - mean`, the mean of the rank of x, in at least float32; 0 under the mask."""
-    dtype = stat_dtype(x.dtype)
-    d = x.astype(dtype)
-    if mask is not None:
-        # Before and after, so that neither value nor gradient ever meets what is under the mask.
-        d = jnp.where(mask, d, 0)
-    d = d - jnp.asarray(mean).astype(dtype)
-    return d if mask is None else jnp.where(mask, d, 0)
-
-
-def affine(
-    d: Inexact[Array, "*shape"],
-    scale: Num[Array, "..."] | None,
-    bias: Num[Array, "..."] | None,
-    *,
-    mul: Array | None = None,
-) -> Inexact[jax.Array, "*shape"]:
-    """Return `d * mul * scale + bias`, the small factors first, in the dtype of `d`."""
-    real = jnp.finfo(d.dtype).dtype
-    if mul is not None:
-        mul = jnp.asarray(mul).astype(real)
-    if scale is not None:
-        scale = _rank(scale, d.ndim)
-        scale = scale.astype(d.dtype if jnp.iscomplexobj(scale) else real)
-        mul = scale if mul is None else mul.astype(scale.dtype) * scale
-    y = jnp.asarray(d if mul is None else d * mul.astype(d.dtype))
-    return y if bias is None else y + _rank(bias, d.ndim).astype(d.dtype)
+    wide = x.astype(stat_dtype(x.dtype))
+    mean = expand(m.mean, kept, x.ndim).astype(wide.dtype)
+    inverse = expand(lax.rsqrt(m.var + eps), kept, x.ndim).astype(jnp.finfo(wide.dtype).dtype)
+    scale = None if scale is None else factor_of(scale, wide)
+    bias = None if bias is None else full_rank(bias, x.ndim).astype(wide.dtype)
+    if _large.fits(wide, mask):
+        return _large.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+    return standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
 
 
 def _two_pass(
@@ -406,10 +378,6 @@ def _gram(d: jax.Array) -> jax.Array:
     return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
 
 
-def _divide(total: jax.Array, n: Any) -> jax.Array:
-    return total / (n.astype(total.dtype) if hasattr(n, "astype") else n)
-
-
 def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Values in each set; the mask is summed in its own small shape, in integers."""
     kept_shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
@@ -431,8 +399,3 @@ def _pool_devices(
     pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
     spread = total(count * (var + abs2(mean - pooled)))
     return pooled, spread / jnp.maximum(n, 1), n
-
-
-def _rank(v: Array, ndim: int) -> jax.Array:
-    v = jnp.asarray(v)
-    return v.reshape((1,) * (ndim - v.ndim) + v.shape)

@@ -1,0 +1,151 @@
+"""Centring, scaling and the spread around a shift, with derivative rules of their own.
+
+The rules are what differentiation would find, written so that of x's size little is kept (x
+itself) and little is summed (as many sums as the textbook's formulas have). They are plain JAX,
+so every further transformation goes through them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Inexact, Num
+
+from normjax._merging import abs2, stat_dtype
+from normjax.base import Array
+
+
+def expand(v: Array, kept: Sequence[int], ndim: int) -> jax.Array:
+    """Give a statistic of the axes `kept` the rank of x, so that it broadcasts against it."""
+    v = jnp.asarray(v)
+    shape = [1] * ndim
+    for axis, size in zip(kept, v.shape, strict=True):
+        shape[axis] = size
+    return v.reshape(shape)
+
+
+def center(x: jax.Array, mean: Array, mask: Array | None = None) -> jax.Array:
+    """Return `x - mean`, the mean of the rank of x, in at least float32; 0 under the mask."""
+    dtype = stat_dtype(x.dtype)
+    d = x.astype(dtype)
+    if mask is not None:
+        # Before and after, so that neither value nor gradient ever meets what is under the mask.
+        d = jnp.where(mask, d, 0)
+    d = d - jnp.asarray(mean).astype(dtype)
+    return d if mask is None else jnp.where(mask, d, 0)
+
+
+def affine(
+    d: Inexact[Array, "*shape"],
+    scale: Num[Array, "..."] | None,
+    bias: Num[Array, "..."] | None,
+    *,
+    mul: Array | None = None,
+) -> Inexact[jax.Array, "*shape"]:
+    """Return `d * mul * scale + bias`, the small factors first, in the dtype of `d`."""
+    if mul is not None:
+        mul = jnp.asarray(mul).astype(jnp.finfo(d.dtype).dtype)
+    if scale is not None:
+        scale = factor_of(scale, d)
+        mul = scale if mul is None else mul.astype(scale.dtype) * scale
+    y = jnp.asarray(d if mul is None else d * mul.astype(d.dtype))
+    return y if bias is None else y + full_rank(bias, d.ndim).astype(d.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def around(
+    x: jax.Array,
+    shift: jax.Array,
+    mask: Array | None,
+    n: jax.Array | None,
+    axes: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Mean less the shift, and variance, over `n` values each; `None`: over all."""
+    d = _off(x, shift, mask, axes)
+    rest = _share(d, axes, n)
+    var = _share(abs2(d), axes, n) - abs2(rest)
+    # Not maximum(var, 0), whose slope at a tie would halve the Hessian at a constant set.
+    return rest, jnp.where(var < 0, 0, var)
+
+
+@around.defjvp
+def around_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    x, shift, mask, n = primals
+    rest, var = around(x, shift, mask, n, axes)
+    d, dx = _off(x, shift, mask, axes), tangents[0]
+    d = d - expand(rest, [a for a in range(x.ndim) if a not in axes], x.ndim)
+    if mask is not None:
+        d, dx = jnp.where(mask, d, 0), jnp.where(mask, dx, 0)
+    slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
+    # The shift moves neither: mean and variance are those of x.
+    return (rest, var), (_share(dx, axes, n), 2 * _share(slope, axes, n))
+
+
+@jax.custom_jvp
+def standardize(
+    x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: Array | None,
+) -> jax.Array:
+    """`(x - mean) * inverse * scale + bias`, all of the rank of x."""
+    return affine(center(x, mean, mask), scale, bias, mul=inverse)
+
+
+@standardize.defjvp
+def standardize_jvp(primals: Any, tangents: Any) -> Any:
+    x, mean, inverse, scale, bias, mask = primals
+    dx, dmean, dinverse, dscale, dbias, _ = tangents
+    d = center(x, mean, mask)
+
+    def move(factor: jax.Array, dfactor: jax.Array) -> jax.Array:
+        """`d * factor`, the small products first: each is one sum in the backward pass."""
+        factor, dfactor = factor.astype(x.dtype), dfactor.astype(x.dtype)
+        moved = dx * factor - dmean * factor
+        if mask is not None:
+            moved = jnp.where(mask, moved, 0)
+        return moved + d * dfactor
+
+    if scale is None:
+        dy = move(inverse, dinverse)
+    elif scale.shape == inverse.shape:
+        both = dinverse.astype(scale.dtype) * scale + inverse.astype(scale.dtype) * dscale
+        dy = move(inverse.astype(scale.dtype) * scale, both)
+    else:
+        dy = move(inverse, dinverse) * scale.astype(x.dtype)
+        dy += d * inverse.astype(x.dtype) * dscale.astype(x.dtype)
+    return standardize(*primals), dy if bias is None else dy + dbias
+
+
+def _off(x: jax.Array, shift: jax.Array, mask: Array | None, axes: Any) -> jax.Array:
+    """`x - shift`, 0 under the mask."""
+    d = x - expand(shift, [a for a in range(x.ndim) if a not in axes], x.ndim)
+    return d if mask is None else jnp.where(mask, d, 0)
+
+
+def _share(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> jax.Array:
+    """Sum over `axes` by `n`, or by the number of values."""
+    size = float(max(math.prod(values.shape[a] for a in axes), 1)) if n is None else n
+    return divide(jnp.sum(values, axes), size)
+
+
+def divide(total: jax.Array, n: Any) -> jax.Array:
+    return total / (n.astype(total.dtype) if hasattr(n, "astype") else n)
+
+
+def factor_of(scale: Array, d: jax.Array) -> jax.Array:
+    """A scale of the rank of `d`, complex only if it was."""
+    scale = full_rank(scale, d.ndim)
+    return scale.astype(d.dtype if jnp.iscomplexobj(scale) else jnp.finfo(d.dtype).dtype)
+
+
+def full_rank(v: Array, ndim: int) -> jax.Array:
+    v = jnp.asarray(v)
+    return v.reshape((1,) * (ndim - v.ndim) + v.shape)
