@@ -75,12 +75,16 @@ class Reparametrized:
         out, inner = self.layer.apply(params, inner, *args, stats=stats, **kwargs)
         return out, ReparamState(inner, weights)
 
-    def info(
+    def look(
         self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **kwargs: Any
     ) -> Any:
-        """Look inside the layer; arguments as for its own `info`."""
+        """Run a recurrent layer and look inside; arguments and result as for its own `look`."""
         params, _ = materialize(params, state.weights, dict(self.rules), stats="running")
-        return self.layer.info(params, state.inner, *args, stats=stats, **kwargs)
+        return self.layer.look(params, state.inner, *args, stats=stats, **kwargs)
+
+    def info(self, *args: Any, **kwargs: Any) -> Any:
+        """Look inside a recurrent layer; arguments and result as for its own `info`."""
+        return self.look(*args, **kwargs)[1]
 
     def __getattr__(self, name: str) -> Any:
         # Not before the fields are there: unpickling asks for names on an empty object.

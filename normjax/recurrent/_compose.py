@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
+from normjax._population import collecting
+from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats
 from normjax.recurrent import _lifts, _sequences
 from normjax.recurrent._contract import Layer
 from normjax.recurrent._lifts import SeqNorm
@@ -82,8 +83,9 @@ class Stack(Layer):
         key: jax.Array | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
+        nudge: Sequence[Any] | None = None,
     ) -> tuple[tuple[jax.Array, tuple[PyTree, ...]], PyTree]:
-        """Run all layers; arguments as for one layer, `carry` a sequence of one each.
+        """Run all layers; arguments as for one layer, `carry` and `nudge` a sequence of one each.
 
         Returns:
             `((y, carry), state)`, `carry` a tuple of one each.
@@ -91,37 +93,71 @@ class Stack(Layer):
         Raises:
             ValueError: as a single layer; a carry for another number of layers.
         """
+        last: list[PyTree] = []
+        moved: dict[str, PyTree] = {}
+        nudges = _one_each("nudge", nudge, len(self.layers))
+
+        def run(i: int, layer: Any, params: PyTree, state: PyTree, y: Array, how: Any) -> Array:
+            own = {} if nudges[i] is None else {"nudge": nudges[i]}
+            (y, end), moved[f"layer_{i}"] = layer.apply(params, state, y, **how, **own)
+            last.append(end)
+            return y
+
+        how = {"lengths": lengths, "stats": stats, "axis_name": axis_name, "hyper": hyper}
+        y, between = self._up(run, params, state, x, carry, key, how)
+        return (y, tuple(last)), {**moved, **between}
+
+    def look(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: Array,
+        *,
+        carry: Sequence[PyTree] | None = None,
+        key: jax.Array | None = None,
+        **how: Any,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Run as `apply` and return the outputs and what was seen, by the names of `params`."""
+        seen: dict[str, Any] = {}
+
+        def run(i: int, layer: Any, params: PyTree, state: PyTree, y: Array, how: Any) -> Array:
+            y, seen[f"layer_{i}"] = layer.look(params, state, y, **how)
+            return y
+
+        gathering = {k: collecting(v) if k.startswith("norm_") else v for k, v in state.items()}
+        how = {"lengths": None, "axis_name": None, "hyper": None, **how}
+        y, between = self._up(run, params, gathering, x, carry, key, how)
+        return y, seen | {k: v.seen for k, v in between.items() if isinstance(v, Collect)}
+
+    def _up(
+        self,
+        run: Any,
+        params: PyTree,
+        state: PyTree,
+        x: Array,
+        carry: Sequence[PyTree] | None,
+        key: jax.Array | None,
+        how: dict[str, Any],
+    ) -> tuple[jax.Array, dict[str, PyTree]]:
+        """Go up the stack, `run` each layer; return outputs and states of the norms between."""
+        hyper, count = how["hyper"], len(self.layers)
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
-        count = len(self.layers)
-        carry = (None,) * count if carry is None else tuple(carry)
-        if len(carry) != count:
-            raise ValueError(f"carry has {len(carry)} entries for {count} layers: give one each")
+        carries = _one_each("carry", carry, count)
         keys = [None] * (2 * count) if key is None else list(jax.random.split(key, 2 * count))
-        y = jnp.asarray(x)
-        mask = self._mask(y, lengths)
-        last, new = [], {}
+        y, new = jnp.asarray(x), {}
+        mask = self._mask(y, how["lengths"])
         for i, layer in enumerate(self.layers):
             name = f"layer_{i}"
-            (out, end), new[name] = layer.apply(
-                params[name],
-                state[name],
-                y,
-                stats=stats,
-                lengths=lengths,
-                carry=carry[i],
-                key=keys[2 * i],
-                axis_name=axis_name,
-                hyper=_known(hyper, layer.hypers),
-            )
-            last.append(end)
+            own = {"carry": carries[i], "key": keys[2 * i], "hyper": _known(hyper, layer.hypers)}
+            out = run(i, layer, params[name], state[name], y, {**how, **own})
             y = out + y if self.residual and out.shape == y.shape else out
             if i + 1 < count:
-                y, found = self._between(i, params, state, y, mask, stats, axis_name, hyper)
+                y, found = self._between(i, params, state, y, mask, how)
                 new.update(found)
-                y = self._drop(keys[2 * i + 1] if stats == "batch" else None, y)
+                y = self._drop(keys[2 * i + 1] if how["stats"] == "batch" else None, y)
             if mask is not None:
                 y = jnp.where(mask if self.time_first else mask.swapaxes(0, 1), y, 0)
-        return (y, tuple(last)), new
+        return y, new
 
     def _between(
         self,
@@ -130,9 +166,7 @@ class Stack(Layer):
         state: PyTree,
         y: jax.Array,
         mask: jax.Array | None,
-        stats: Stats,
-        axis_name: AxisName,
-        hyper: Hyper,
+        how: dict[str, Any],
     ) -> tuple[jax.Array, PyTree]:
         norm, name = self.norm_between, f"norm_{i}"
         if norm is None:
@@ -142,10 +176,10 @@ class Stack(Layer):
             params[name],
             state[name],
             y,
-            stats=stats,
+            stats=how["stats"],
             mask=mask,
-            axis_name=axis_name,
-            hyper=_known(hyper, norm.norm.hypers),
+            axis_name=how["axis_name"],
+            hyper=_known(how["hyper"], norm.norm.hypers),
         )
         return (y if self.time_first else y.swapaxes(0, 1)), {name: new}
 
@@ -223,8 +257,9 @@ class Bidirectional(Layer):
         key: jax.Array | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
+        nudge: Sequence[Any] | None = None,
     ) -> tuple[tuple[jax.Array, tuple[PyTree, PyTree]], PyTree]:
-        """Run both directions; arguments as for one layer, `carry` a pair.
+        """Run both directions; arguments as for one layer, `carry` and `nudge` a pair.
 
         Returns:
             `((y, carry), state)`, `carry` the pair of last carries.
@@ -232,30 +267,68 @@ class Bidirectional(Layer):
         Raises:
             ValueError: as a single layer.
         """
-        _checks.hyper(hyper, sorted(self.hypers), self.factory)
-        x = jnp.asarray(x)
-        keys = (None, None) if key is None else jax.random.split(key)
-        carry = (None, None) if carry is None else tuple(carry)
-        if len(carry) != 2:
-            raise ValueError(f"carry has {len(carry)} entries for two directions: give a pair")
-        outs, ends, new = [], [], {}
-        for i, name in enumerate(("forward", "backward")):
-            layer: Layer = getattr(self, name)
-            (y, end), new[name] = layer.apply(
-                params[name],
-                state[name],
-                self._turn(x, lengths) if i else x,
-                stats=stats,
-                lengths=lengths,
-                carry=carry[i],
-                key=keys[i],
-                axis_name=axis_name,
-                hyper=_known(hyper, layer.hypers),
-            )
-            outs.append(self._turn(y, lengths) if i else y)
+        ends: list[PyTree] = []
+        moved: dict[str, PyTree] = {}
+        nudges = _one_each("nudge", nudge, 2)
+
+        def run(i: int, name: str, params: PyTree, state: PyTree, x: Array, how: Any) -> Array:
+            # The nudge is in the order of the outputs, so it turns with them.
+            own = {} if nudges[i] is None else {"nudge": self._read(i, nudges[i], lengths)}
+            (y, end), moved[name] = getattr(self, name).apply(params, state, x, **how, **own)
             ends.append(end)
-        y = jnp.concatenate(outs, axis=-1) if self.merge == "concat" else outs[0] + outs[1]
-        return (y, (ends[0], ends[1])), new
+            return y
+
+        how = {"lengths": lengths, "stats": stats, "axis_name": axis_name, "hyper": hyper}
+        y = self._both(run, params, state, x, carry, key, how)
+        return (y, (ends[0], ends[1])), moved
+
+    def look(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: Array,
+        *,
+        carry: Sequence[PyTree] | None = None,
+        key: jax.Array | None = None,
+        **how: Any,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Run as `apply` and return the outputs and what each direction saw, in its own order."""
+        seen: dict[str, Any] = {}
+
+        def run(i: int, name: str, params: PyTree, state: PyTree, x: Array, how: Any) -> Array:
+            y, seen[name] = getattr(self, name).look(params, state, x, **how)
+            return y
+
+        how = {"lengths": None, "axis_name": None, "hyper": None, **how}
+        return self._both(run, params, state, x, carry, key, how), seen
+
+    def _both(
+        self,
+        run: Any,
+        params: PyTree,
+        state: PyTree,
+        x: Array,
+        carry: Sequence[PyTree] | None,
+        key: jax.Array | None,
+        how: dict[str, Any],
+    ) -> jax.Array:
+        """`run` each direction and merge their outputs."""
+        hyper, lengths = how["hyper"], how["lengths"]
+        _checks.hyper(hyper, sorted(self.hypers), self.factory)
+        keys = (None, None) if key is None else jax.random.split(key)
+        carries = _one_each("carry", carry, 2)
+        x, outs = jnp.asarray(x), []
+        for i, name in enumerate(("forward", "backward")):
+            own = {"carry": carries[i], "key": keys[i]}
+            own["hyper"] = _known(hyper, getattr(self, name).hypers)
+            turned = self._read(i, x, lengths)
+            y = run(i, name, params[name], state[name], turned, {**how, **own})
+            outs.append(self._read(i, y, lengths))
+        return jnp.concatenate(outs, axis=-1) if self.merge == "concat" else outs[0] + outs[1]
+
+    def _read(self, i: int, x: Array, lengths: Array | None) -> jax.Array:
+        """The sequences as direction `i` reads them; and, by the same turn, back."""
+        return self._turn(x, lengths) if i else x
 
     def _turn(self, x: jax.Array, lengths: Array | None) -> jax.Array:
         if x.ndim != 3:
@@ -364,6 +437,13 @@ def bidirectional(
 
 def _known(hyper: Hyper, names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in (hyper or {}).items() if name in names}
+
+
+def _one_each(what: str, given: Sequence[Any] | None, count: int) -> tuple[Any, ...]:
+    found = (None,) * count if given is None else tuple(given)
+    if len(found) != count:
+        raise ValueError(f"{what} has {len(found)} entries for {count} layers: give one each")
+    return found
 
 
 def _is_layer(layer: Any, who: str) -> None:

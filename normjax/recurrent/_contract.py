@@ -58,6 +58,35 @@ class Layer(abc.ABC):
     def apply(self, *args: Any, **keywords: Any) -> Any:
         """Run over a sequence: `apply(params, state, x, *, stats, …) -> ((y, carry), state)`."""
 
+    @abc.abstractmethod
+    def look(self, *args: Any, **keywords: Any) -> tuple[jax.Array, Any]:
+        """Run as `apply` and return `(y, info)`: the outputs, and what `info` returns."""
+
+    def info(self, *args: Any, **keywords: Any) -> Any:
+        """Look inside a run: the same computation as `apply`, and what it otherwise drops.
+
+        Args:
+            args: `params`, `state` and `x`, as for `apply`.
+            keywords: those of `apply`; padding counts nowhere.
+
+        Returns:
+            `Info` of one layer; of a stack or a bidirectional pair a dictionary with the entries
+            of its `params`: an `Info` for each layer, and `Moments` for each norm between.
+
+        Example:
+            >>> import jax
+            >>> from normjax import recurrent
+            >>> net = recurrent.stack([recurrent.lstm(4), recurrent.bn_lstm(4, max_steps=5)])
+            >>> params, state = net.init(jax.random.key(0), features=3)
+            >>> x = jax.random.normal(jax.random.key(1), (8, 5, 3))
+            >>> seen = net.info(params, state, x, stats="batch")
+            >>> seen["layer_1"].moments["norm_h"].mean.shape
+            (5, 16)
+            >>> seen["layer_0"].saturated["forget"].shape
+            (5,)
+        """
+        return self.look(*args, **keywords)[1]
+
     __repr__ = Norm.__repr__
 
 

@@ -175,7 +175,7 @@ class Recurrent(Layer):
         )
         return (y if self.time_major else jnp.swapaxes(y, 0, 1), carry), state
 
-    def info(
+    def look(
         self,
         params: PyTree,
         state: PyTree,
@@ -187,37 +187,8 @@ class Recurrent(Layer):
         key: jax.Array | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
-    ) -> Info:
-        """Look inside a run: the same computation as `apply`, and what it otherwise drops.
-
-        Args:
-            params: as for `apply`, and so are the others.
-            state: what `init` or the last `apply` returned.
-            x: inputs.
-            stats: `"batch"` or `"running"`.
-            lengths: `[batch]`, number of steps of each sequence; padding counts nowhere.
-            carry: start of the carry.
-            key: PRNG key for noise.
-            axis_name: device axis that the batch is split over (statistics only).
-            hyper: numbers that may vary during training.
-
-        Returns:
-            `Info`.
-
-        Raises:
-            TypeError: as `apply`.
-            ValueError: as `apply`.
-
-        Example:
-            >>> import jax
-            >>> from normjax import recurrent
-            >>> layer = recurrent.bn_lstm(4, max_steps=5)
-            >>> params, state = layer.init(jax.random.key(0), features=3)
-            >>> x = jax.random.normal(jax.random.key(1), (8, 5, 3))
-            >>> seen = layer.info(params, state, x, stats="batch")
-            >>> seen.moments["norm_h"].mean.shape, seen.saturated["forget"].shape
-            ((5, 16), (5,))
-        """
+    ) -> tuple[jax.Array, Info]:
+        """Run as `apply` and return the outputs and `Info`."""
         params, x, carry, mask, _ = self._ready(params, x, stats, lengths, carry, key, hyper, None)
         gathering = collecting(state)
         y, _, _, (seen, gates) = self._run(
@@ -230,12 +201,13 @@ class Recurrent(Layer):
             return _moments.means(values, (1, 2), mask=whole).mean
 
         ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in gates.items()}
-        return Info(
-            moments={place: found for place, found in seen.items() if found is not None},
+        found = Info(
+            moments={place: m for place, m in seen.items() if m is not None},
             gates={name: mean(g) for name, g in gates.items()},
             saturated={name: mean(e.astype(jnp.float32)) for name, e in ends.items()},
             hidden_norm=mean(jnp.linalg.norm(y, axis=-1, keepdims=True)),
         )
+        return (y if self.time_major else jnp.swapaxes(y, 0, 1)), found
 
     def _ready(
         self,
@@ -318,37 +290,52 @@ class Recurrent(Layer):
             }
             for place, norm in norms.items()
         }
-        # The input term never needs the recurrence: one matmul and one set of statistics.
+        # The input term never needs the recurrence: one matmul and one set of statistics for all
+        # steps. It is normalized in the scan all the same: there it is in cache, and the
+        # normalized sequence need not be kept beside the plain one.
         seen: dict[str, Any] = {}
-        blocks = []
+        terms, at = [], {}
         for place, (first, last) in self.inputs.items():
-            zx = x @ params["w_x"][:, first * self.hidden : last * self.hidden]
-            if place in norms:
-                zx, seen[place] = norms[place].sequence(
-                    params[place], state[place], zx, mask=mask, **how[place]
+            term = x @ params["w_x"][:, first * self.hidden : last * self.hidden]
+            if place in norms and norms[place].stepwise:
+                seen[place] = norms[place].measure(
+                    params[place], state[place], term, mask=mask, **how[place]
                 )
-            blocks.append(zx)
-        zx = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=-1)
+            elif place in norms:
+                term, seen[place] = norms[place].sequence(
+                    params[place], state[place], term, mask=mask, **how[place]
+                )
+            terms.append(term)
 
-        inner = {place: norm for place, norm in norms.items() if place not in self.inputs}
-        at = {p: n.unroll(params[p], state[p], x.shape[0]) for p, n in inner.items()}
+        at = {
+            place: (norm.unroll(params[place], state[place], x.shape[0]), seen.get(place))
+            for place, norm in norms.items()
+            if norm.stepwise
+        }
         kept, keys = self._noise(key if stats == "batch" else None, x)
 
         def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
-            zx_t, mask_t, nudge_t, key_t, at_t = xs
+            terms_t, mask_t, nudge_t, key_t, at_t = xs
             seen_t: dict[str, Any] = {}
 
             def norm(place: str, value: jax.Array) -> jax.Array:
-                if place not in inner:
+                if place not in at:
                     return value
-                value, seen_t[place] = inner[place].step(
-                    params[place], state[place], at_t[place], value, mask=mask_t, **how[place]
+                own, measured = at_t[place]
+                there: dict[str, Any] = {"mask": mask_t, **how[place]}
+                if place in self.inputs:
+                    return norms[place].place(
+                        params[place], state[place], own, measured, value, **there
+                    )
+                value, seen_t[place] = norms[place].step(
+                    params[place], state[place], own, value, **there
                 )
                 return value
 
+            zx = [norm(place, term) for place, term in zip(self.inputs, terms_t, strict=True)]
             h = hidden_of(carry)
             h = h if kept is None else h * kept
-            following, gates_t = self.cell(params, norm, zx_t, h, carry)
+            following, gates_t = self.cell(params, norm, jnp.concatenate(zx, axis=-1), h, carry)
             following = self.zoneout(key_t, carry, following)
             if nudge_t is not None:
                 following = with_hidden(following, hidden_of(following) + nudge_t)
@@ -358,7 +345,9 @@ class Recurrent(Layer):
                 y = jnp.where(mask_t, y, 0)
             return following, (y, seen_t, gates_t if look else {})
 
-        carry, (y, seen_inner, gates) = lax.scan(body, carry, (zx, mask, nudge, keys, at))
+        step = jax.checkpoint(body, prevent_cse=False, policy=_worth_keeping)
+        carry, (y, seen_inner, gates) = lax.scan(step, carry, (terms, mask, nudge, keys, at))
+        seen = {p: found if norms[p].norm.stateful else None for p, found in seen.items()}
         seen.update(seen_inner)
         state = {
             place: norm.commit(state[place], seen[place], stats=stats, hyper=how[place]["hyper"])
@@ -423,6 +412,15 @@ class Recurrent(Layer):
             )
         if 0 in x.shape:
             raise ValueError(f"x of shape {x.shape} is empty: {order} need at least 1 each")
+
+
+def _worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether the backward pass keeps a step's value, or makes it again from what is kept.
+
+    Products, sums and what devices exchanged are kept; gates, masks and normalized values, as
+    many numbers and hardly any work, are made again. It halves the memory of a long sequence.
+    """
+    return primitive.name in ("dot_general", "reduce_sum", "psum", "psum_invariant")
 
 
 def structure(kind: type[Recurrent], **fields: Any) -> Any:

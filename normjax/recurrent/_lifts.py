@@ -27,7 +27,8 @@ class SeqNorm(abc.ABC):
 
     Class attributes:
         factory: name of the lift.
-        stepwise: whether a single step can be normalized without the rest of the sequence.
+        stepwise: whether a single step can be normalized without the rest of the sequence, or,
+            where the whole is at hand, measured with it and normalized alone.
     """
 
     factory: ClassVar[str] = "lift"
@@ -82,10 +83,52 @@ class SeqNorm(abc.ABC):
         def one(at: PyTree, x_t: Array, mask_t: Array | None) -> tuple[jax.Array, PyTree]:
             return self.step(params, state, at, x_t, mask=mask_t, **how)
 
-        at = self.unroll(params, state, x.shape[0])
-        if mask is not None:
-            mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
-        return jax.vmap(one)(at, x, mask)
+        return jax.vmap(one)(self.unroll(params, state, x.shape[0]), x, _each(mask, x))
+
+    def measure(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        axis_name: AxisName = None,
+        hyper: Hyper = None,
+    ) -> PyTree:
+        """Measure all steps at once, for `place` to normalize them one by one; `None`: no need."""
+        del hyper
+        if not _measures(self.norm, state, stats):
+            return None
+
+        def one(at: PyTree, x_t: Array, mask_t: Array | None) -> PyTree:
+            own, _ = self.at(params, state, at)
+            return self.norm.moments(own, x_t, mask=mask_t, axis_name=axis_name)
+
+        return jax.vmap(one)(self.unroll(params, state, x.shape[0]), x, _each(mask, x))
+
+    def place(
+        self,
+        params: PyTree,
+        state: PyTree,
+        at: PyTree,
+        seen: PyTree,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        axis_name: AxisName = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize one step with what `measure` found for it."""
+        del axis_name
+        own, kept = self.at(params, state, at)
+        return self.norm.transform(own, kept, seen, x, stats=stats, mask=mask, hyper=hyper)
+
+    def at(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and state of one step, `at` being its slice of `unroll`."""
+        del at
+        return params, state
 
     def unroll(self, params: PyTree, state: PyTree, steps: int) -> PyTree:
         """Return what depends on the step, with a leading axis of `steps`, for a scan's `xs`."""
@@ -119,8 +162,8 @@ class SeqNorm(abc.ABC):
         Returns:
             `(y, seen)`; `seen`, stacked over steps, goes to `commit`.
         """
-        del at
-        return _normalize(self.norm, params, state, x, stats, mask, axis_name, hyper)
+        own, kept = self.at(params, state, at)
+        return _normalize(self.norm, own, kept, x, stats, mask, axis_name, hyper)
 
     @abc.abstractmethod
     def commit(self, state: PyTree, seen: PyTree, *, stats: Stats, hyper: Hyper = None) -> PyTree:
@@ -141,10 +184,19 @@ def _normalize(
 ) -> tuple[jax.Array, PyTree]:
     """`Norm.apply` with the state's move left for later: return `(y, seen)`."""
     seen = None
-    if stats == "batch" or not norm.stateful or gathers(state):
+    if _measures(norm, state, stats):
         seen = norm.moments(params, x, mask=mask, axis_name=axis_name)
     y = norm.transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
     return y, (seen if norm.stateful else None)
+
+
+def _measures(norm: Norm, state: PyTree, stats: Stats) -> bool:
+    return stats == "batch" or not norm.stateful or gathers(state)
+
+
+def _each(mask: Array | None, x: Array) -> Array | None:
+    """The mask of every step of x, where it is one for all."""
+    return None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -194,12 +246,10 @@ class PerStep(SeqNorm):
         own = None if self.share_params else jax.tree.map(extend, params)
         return own, jax.tree.map(extend, state)
 
-    def step(
-        self, params: PyTree, state: PyTree, at: PyTree, x: Array, **how: Any
-    ) -> tuple[jax.Array, PyTree]:
-        """Normalize with the statistics of this step."""
-        own, state_t = at
-        return super().step(params if self.share_params else own, state_t, None, x, **how)
+    def at(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
+        """The state of this step, and its parameters if it has its own."""
+        own, kept = at
+        return params if self.share_params else own, kept
 
     def commit(self, state: PyTree, seen: PyTree, *, stats: Stats, hyper: Hyper = None) -> PyTree:
         """Move the statistics of the steps that were seen; the others stay."""

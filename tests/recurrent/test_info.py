@@ -71,3 +71,67 @@ def test_gru_and_rnn_show_their_gates(x64):
     params, state, x = _started(plain)
     seen = jax.jit(plain.info, static_argnames="stats")(params, state, x, stats="batch")
     assert seen.gates == {} and seen.moments["norm_x"].mean.shape == (H,)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "stats"), [(None, "running"), (LENGTHS, "batch")], ids=["running", "lengths"]
+)
+def test_stacks_and_directions_show_each_layer(x64, lengths, stats):
+    """Each layer sees what a run of the layers by hand hands to it."""
+    low = recurrent.bidirectional(recurrent.bn_lstm(H, T, scale_init=0.5))
+    high = nj.reparam(recurrent.gru(H), {"w_h": nj.weight_norm()})
+    between = nj.batch_norm()
+    net = recurrent.stack([low, high], norm_between=recurrent.per_step(between, T))
+    params, state = net.init(jax.random.key(0), F, jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (B, T, F), jnp.float64)
+    how = {"stats": stats, "lengths": lengths}
+    seen = jax.jit(lambda p, s, x: net.info(p, s, x, **how))(params, state, x)
+    assert set(seen) == {"layer_0", "norm_0", "layer_1"}
+
+    p, s = params["layer_0"], state["layer_0"]
+    turned = np.array(x)
+    for b, n in enumerate(np.full(B, T) if lengths is None else lengths):
+        turned[b, :n] = turned[b, :n][::-1]
+    for name, own in (("forward", x), ("backward", jnp.asarray(turned))):
+        want = low.forward.info(p[name], s[name], own, **how)
+        _same(seen["layer_0"][name], want)
+    (y, _), _ = low.apply(p, s, x, **how)
+    live = np.arange(T)[:, None] < (np.full(B, T) if lengths is None else lengths)[None]
+    for t in range(T):
+        mean, var, count = reference.moments(np.asarray(y)[:, t], (0,), live[t][:, None])
+        np.testing.assert_allclose(seen["norm_0"].mean[t], mean, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(seen["norm_0"].var[t], var, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(seen["norm_0"].count[t], count)
+    (out, _), _ = net.apply(params, state, x, **how)
+    np.testing.assert_allclose(net.look(params, state, x, **how)[0], out, rtol=1e-12)
+    norms = np.linalg.norm(out, axis=-1)
+    np.testing.assert_allclose(
+        seen["layer_1"].hidden_norm, [norms[live[t], t].mean() for t in range(T)], rtol=1e-9
+    )
+
+
+def _same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
+def test_a_nudge_reaches_every_layer_in_the_order_of_its_outputs(x64):
+    net = recurrent.stack([recurrent.bidirectional(recurrent.rnn(H)), recurrent.rnn(H)])
+    params, state = net.init(jax.random.key(0), F, jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (B, T, F), jnp.float64)
+
+    def first(nudges):
+        (y, _), _ = net.apply(params, state, x, stats="running", lengths=LENGTHS, nudge=nudges)
+        return y[0, 0].sum()  # of the last layer's first step
+
+    zero = jnp.zeros((B, T, H))
+    at_first = jax.grad(lambda n: first((None, n)))(zero)
+    assert (at_first[0, 0] != 0).all() and (at_first[0, 1:] == 0).all()
+    # The backward direction reads the end first, so its last step reaches the first output.
+    backward = jax.grad(lambda n: first(((None, n), None)))(zero)
+    assert (np.abs(backward[0]).max(-1) > 0).all() and (backward[1:] == 0).all()
+    forward = jax.grad(lambda n: first(((n, None), None)))(zero)
+    assert (forward[0, 0] != 0).any() and (forward[0, 1:] == 0).all()
+    with pytest.raises(ValueError, match="nudge has 1 entries for 2 layers: give one each"):
+        first((zero,))

@@ -104,19 +104,135 @@ CASES = {
 }
 
 
+def _loop(name, params, x, lengths):
+    """Outputs and last hidden state by a NumPy loop."""
+    _, cell, norms = CASES[name]
+    keywords = {"activation": _relu20} if cell == "rnn" else {}
+    built = norms(params, x, lengths)
+    y, h, *_ = getattr(reference, cell)(
+        params, np.asarray(x), norms=built, lengths=lengths, **keywords
+    )
+    return y, h
+
+
+def _slope(function, args, step=2e-5):
+    """Derivative along a random direction, from five points, and the direction."""
+    keys = iter(jax.random.split(jax.random.key(2), 64))
+    v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
+    at = lambda s: function(*jax.tree.map(lambda a, d: a + s * d, args, v))  # noqa: E731
+    near, far = at(step) - at(-step), at(2 * step) - at(-2 * step)
+    return (8 * near - far) / (12 * step), v
+
+
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("name", CASES)
-def test_preset_equals_the_loop(x64, name, lengths):
-    layer, cell, norms = CASES[name]
+def test_preset_equals_the_loop_and_its_gradient(x64, name, lengths):
+    """Values and last carry; and the gradient against differences of the loop, not of ours."""
+    layer = CASES[name][0]
     params, state, x = _started(layer)
-    (y, carry), _ = layer.apply(params, state, x, stats="batch", lengths=lengths)
-    keywords = {"activation": _relu20} if cell == "rnn" else {}
-    run = getattr(reference, cell)
-    want, h, *_ = run(
-        params, np.asarray(x), norms=norms(params, x, lengths), lengths=lengths, **keywords
-    )
+    w = np.asarray(jax.random.normal(jax.random.key(5), (B, T, H), jnp.float64))
+
+    @jax.jit
+    def run(params, x):
+        (y, carry), _ = layer.apply(params, state, x, stats="batch", lengths=lengths)
+        return jnp.sum(w * y), (y, getattr(carry, "h", carry))
+
+    want, h = _loop(name, params, x, lengths)
+    (_, (y, end)), grads = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(params, x)
     np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(getattr(carry, "h", carry), h, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(end, h, rtol=1e-9, atol=1e-11)
+    slope, v = _slope(lambda p, x: np.sum(w * _loop(name, p, x, lengths)[0]), (params, x))
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(v), strict=True)
+    np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_presets_stacked_and_in_both_directions(x64, name):
+    """Two layers of both directions equal the loops, one after the other, and their gradient."""
+    layer = CASES[name][0]
+    net = recurrent.stack([recurrent.bidirectional(layer), recurrent.bidirectional(layer)])
+    params, state, x = _started(net)
+    w = np.asarray(jax.random.normal(jax.random.key(5), (B, T, 2 * H), jnp.float64))
+
+    def loop(params, x):
+        y = np.asarray(x)
+        for i in range(2):
+            p = params[f"layer_{i}"]
+            forward, _ = _loop(name, p["forward"], y, LENGTHS)
+            backward, _ = _loop(name, p["backward"], reference.reverse(y, LENGTHS), LENGTHS)
+            y = np.concatenate([forward, reference.reverse(backward, LENGTHS)], axis=-1)
+        return y
+
+    @jax.jit
+    def run(params, x):
+        (y, _), _ = net.apply(params, state, x, stats="batch", lengths=LENGTHS)
+        return jnp.sum(w * y), y
+
+    (_, y), grads = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(params, x)
+    np.testing.assert_allclose(y, loop(params, x), rtol=1e-9, atol=1e-11)
+    slope, v = _slope(lambda p, x: np.sum(w * loop(p, x)), (params, x))
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(v), strict=True)
+    np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["bn_lstm", "ln_gru"])
+def test_layers_scanned_over_have_the_gradients_of_the_stack(x64, name):
+    """Weights of equal layers stacked on a leading axis, one scan over them, with remat."""
+    layer = {"bn_lstm": recurrent.bn_lstm(H, T), "ln_gru": recurrent.ln_gru(H)}[name]
+    depth, x = 3, jax.random.normal(jax.random.key(1), (B, T, H), jnp.float64)
+    made = [layer.init(k, H, jnp.float64) for k in jax.random.split(jax.random.key(0), depth)]
+    params, state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
+    def scanned(params, state, x):
+        @jax.checkpoint
+        def one(y, at):
+            (y, _), new = layer.apply(*at, y, stats="batch", lengths=LENGTHS)
+            return y, new
+
+        y, new = jax.lax.scan(one, x, (params, state))
+        return jnp.sum(jnp.sin(y)), new
+
+    def stacked(params, state, x):
+        net = recurrent.stack([layer] * depth)
+        own = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: E731
+        parts = [{f"layer_{i}": own(t, i) for i in range(depth)} for t in (params, state)]
+        (y, _), new = net.apply(*parts, x, stats="batch", lengths=LENGTHS)
+        rows = [new[f"layer_{i}"] for i in range(depth)]
+        return jnp.sum(jnp.sin(y)), jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+    results = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 2), has_aux=True))(params, state, x)
+        for f in (scanned, stacked)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bn_lstm", "bn_gru", "ln_lstm", "deep_speech_rnn"])
+def test_gradients_in_bfloat16_point_the_way_of_float32(name):
+    """Statistics stay in float32, so half precision turns the gradient by a few degrees only."""
+    layer = CASES[name][0]
+    params, state = layer.init(jax.random.key(0), F)
+    x = jax.random.normal(jax.random.key(1), (B, T, F)).astype(jnp.bfloat16)
+
+    @jax.jit
+    def grad(x):
+        def loss(params):
+            (y, _), new = layer.apply(params, state, x, stats="batch", lengths=LENGTHS)
+            return jnp.sum(jnp.sin(y.astype(jnp.float32))), new
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    half, kept = grad(x)
+    full, exact = grad(x.astype(jnp.float32))
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(half))
+    a, b = (np.concatenate([np.ravel(v) for v in jax.tree.leaves(g)]) for g in (half, full))
+    np.testing.assert_allclose(a @ b, np.linalg.norm(a) * np.linalg.norm(b), rtol=0.005)
+    np.testing.assert_allclose(np.linalg.norm(a), np.linalg.norm(b), rtol=0.03)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.02)
 
 
 def test_weight_norm_is_made_once_and_leaves_the_start_unchanged(x64):
