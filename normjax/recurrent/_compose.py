@@ -328,6 +328,7 @@ class Bidirectional(Layer):
 
     def _read(self, i: int, x: Array, lengths: Array | None) -> jax.Array:
         """The sequences as direction `i` reads them; and, by the same turn, back."""
+        x = jnp.asarray(x)
         return self._turn(x, lengths) if i else x
 
     def _turn(self, x: jax.Array, lengths: Array | None) -> jax.Array:

@@ -290,17 +290,19 @@ class Recurrent(Layer):
             }
             for place, norm in norms.items()
         }
-        # The input term never needs the recurrence: one matmul and one set of statistics for all
-        # steps. It is normalized in the scan all the same: there it is in cache, and the
-        # normalized sequence need not be kept beside the plain one.
+        # The input term never needs the recurrence: one matmul for all steps, and one set of
+        # statistics, in one exchange between devices. It is normalized in the scan all the same:
+        # there it is in cache, and the normalized sequence need not be kept beside the plain one.
         seen: dict[str, Any] = {}
         terms, at = [], {}
+        ahead = _measures_ahead()
         for place, (first, last) in self.inputs.items():
             term = x @ params["w_x"][:, first * self.hidden : last * self.hidden]
             if place in norms and norms[place].stepwise:
-                seen[place] = norms[place].measure(
-                    params[place], state[place], term, mask=mask, **how[place]
-                )
+                if ahead:
+                    seen[place] = norms[place].measure(
+                        params[place], state[place], term, mask=mask, **how[place]
+                    )
             elif place in norms:
                 term, seen[place] = norms[place].sequence(
                     params[place], state[place], term, mask=mask, **how[place]
@@ -323,7 +325,7 @@ class Recurrent(Layer):
                     return value
                 own, measured = at_t[place]
                 there: dict[str, Any] = {"mask": mask_t, **how[place]}
-                if place in self.inputs:
+                if place in seen:
                     return norms[place].place(
                         params[place], state[place], own, measured, value, **there
                     )
@@ -414,13 +416,34 @@ class Recurrent(Layer):
             raise ValueError(f"x of shape {x.shape} is empty: {order} need at least 1 each")
 
 
+def _measures_ahead() -> bool:
+    """Whether input terms are measured before the scan and not in it.
+
+    What several devices, or an accelerator, do at once for all steps, one CPU does better step by
+    step: a step fits into its cache, and a sequence does not.
+    """
+    return jax.default_backend() != "cpu" or jax.device_count() > 1
+
+
+# Products and sums, what devices exchanged, and the values of exp's kin: dear to make again.
+KEPT = (
+    "dot_general",
+    "reduce_sum",
+    "psum",
+    "psum_invariant",
+    "logistic",
+    "tanh",
+    "custom_jvp_call",
+)
+
+
 def _worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether the backward pass keeps a step's value, or makes it again from what is kept.
 
-    Products, sums and what devices exchanged are kept; gates, masks and normalized values, as
-    many numbers and hardly any work, are made again. It halves the memory of a long sequence.
+    What is left to be made again are masks, differences and products of single values: as many
+    numbers, and hardly any work. It halves the memory of a long sequence.
     """
-    return primitive.name in ("dot_general", "reduce_sum", "psum", "psum_invariant")
+    return primitive.name in KEPT
 
 
 def structure(kind: type[Recurrent], **fields: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
+from normjax.recurrent import _layer
 from tests import reference
 
 B, T, F, H = 16, 12, 3, 5
@@ -216,3 +217,26 @@ def test_nan_under_the_padding_reaches_no_gradient():
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(a).all()
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([6, 1, 4, 3, 6, 2])], ids=["full", "lengths"])
+def test_input_terms_measured_ahead_or_in_the_scan_are_the_same(x64, lengths, monkeypatch):
+    """What one CPU does step by step, devices and accelerators do at once: same numbers."""
+    norms = {
+        "norm_x": recurrent.per_step(nj.batch_norm(), 6, share_params=False),
+        "norm_xn": nj.layer_norm(),
+    }
+    layer = recurrent.gru(4, **norms, norm_h=recurrent.per_step(nj.batch_norm(), 6))
+    params, state = layer.init(jax.random.key(0), 3, jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (6, 6, 3), jnp.float64)
+
+    def run(params, x):
+        (y, _), new = layer.apply(params, state, x, stats="batch", lengths=lengths)
+        return jnp.sum(jnp.sin(y)), new
+
+    found = []
+    for ahead in (True, False):
+        monkeypatch.setattr(_layer, "_measures_ahead", lambda ahead=ahead: ahead)
+        found.append(jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(params, x))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
