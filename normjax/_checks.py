@@ -164,6 +164,16 @@ def rate(name: str, value: Any) -> None:
         raise ValueError(f"{name}=1 would let nothing through: write a rate below 1")
 
 
+def made(name: str, value: Any, kind: type, who: str) -> None:
+    """Refuse a factory in the place of what it makes, and anything else that is no `kind`."""
+    if isinstance(value, kind):
+        return
+    if callable(value) and hasattr(value, "__name__"):
+        called = f"{value.__name__}()"
+        raise TypeError(f"{who} takes what a factory returns: write {who}({called})")
+    raise TypeError(f"{who} takes a {kind.__name__} such as batch_norm() and got {name}={value!r}")
+
+
 def number(name: str, value: Any) -> None:
     """Refuse what is not a plain number: an array or function would make the norm unhashable."""
     if not _is_number(value):

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from normjax import _moments
-from normjax.base import Array, AxisName, Moments, Running
+from normjax.base import Array, AxisName, Collect, Moments, Running
 
 
 def axes_of(ndim: int, axes: int | Iterable[int]) -> tuple[int, ...]:
@@ -86,15 +86,18 @@ def measure(
 
 
 def follow(
-    running: Running, m: Moments, x: Array, *, momentum: Any, correction: int, dtype: Any
-) -> Running:
-    """Move the running statistics, in Flax's dtype: theirs, widened by that of the statistics.
+    kept: Running | Collect, m: Moments, x: Array, *, momentum: Any, correction: int, dtype: Any
+) -> Any:
+    """Move the kept statistics, in Flax's dtype: theirs, widened by that of the batch's.
 
-    Flax starts a float32 mean and lets a complex or float64 batch widen it.
+    Flax starts a float32 mean and lets a complex or float64 batch widen it. Statistics that
+    gather for now (`population_update`) add the batch and are not averaged.
     """
-    wide = promoted(running.mean, x.dtype if dtype is None else dtype)
-    running = Running(running.mean.astype(wide), running.var.astype(jnp.finfo(wide).dtype))
-    return _moments.ema(running, m, decay=momentum, correction=correction)
+    if isinstance(kept, Collect):
+        return _moments.observe(kept, m, stats="batch", decay=momentum, correction=correction)
+    wide = promoted(kept.mean, x.dtype if dtype is None else dtype)
+    kept = Running(kept.mean.astype(wide), kept.var.astype(jnp.finfo(wide).dtype))
+    return _moments.ema(kept, m, decay=momentum, correction=correction)
 
 
 def apply(

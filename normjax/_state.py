@@ -93,9 +93,10 @@ def population_update(
     correction: int = 0,
     collection: str = "batch_stats",
 ) -> PyTree:
-    r"""Estimate the statistics of a Flax model in one pass over data; `population` for Flax.
+    r"""Estimate the statistics of a Linen model in one pass over data; `population` for Linen.
 
     The formulas are those of `population`; `"pooled"` gives the moments of the whole data set.
+    For NNX models, `normjax.nnx.population_update`.
 
     Args:
         apply: `(variables, batch) -> (output, updated)`, the model's `apply` with
@@ -147,8 +148,8 @@ def population_update(
         if jax.tree.structure(gathered) != shape:
             raise ValueError(
                 "population_update() met a layer that does not gather statistics: make it a "
-                "normjax.linen.Normalize(norm), and return every variable of the collection "
-                f'from apply, mutable=["{collection}"]'
+                "normjax.linen.Normalize(norm) or normjax.linen.BatchNorm, and return every "
+                f'variable of the collection from apply, mutable=["{collection}"]'
             )
     if not seen_any:
         raise ValueError(

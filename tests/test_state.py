@@ -88,11 +88,14 @@ class Net(nn.Module):
     """Dense, norm, dense, norm: the second norm's input depends on the first one's mode."""
 
     first: nj.Norm = nj.batch_norm(correction=0)
+    drop_in: bool = False
 
     @nn.compact
     def __call__(self, x, train):
         stats = "batch" if train else "running"
         x = linen.Normalize(self.first, name="first")(nn.Dense(4)(x), stats=stats)
+        if self.drop_in:
+            return linen.BatchNorm(name="second")(nn.relu(x), use_running_average=not train)
         return linen.Normalize(nj.batch_norm(), name="second")(nn.relu(x), stats=stats)
 
 
@@ -140,6 +143,20 @@ def test_population_update(train, how):
         }[how]
         close(new[name]["mean"], want[0]), close(new[name]["var"], want[1])
     net.apply({**variables, "batch_stats": new}, X, False)
+
+
+@standard
+@pytest.mark.parametrize(("how", "train"), [("pooled", True), ("unbiased", False)])
+def test_population_update_of_the_drop_in_batch_norm(train, how):
+    generic, net = Net(), Net(drop_in=True)
+    variables = generic.init(jax.random.key(0), X, True)
+    batches = [X[:5], X[5:14], X[14:]]
+    want = nj.population_update(run(generic, train), variables, batches, how=how)
+    got = nj.population_update(run(net, train), variables, batches, how=how)
+    assert jax.tree.structure(got) == jax.tree.structure(variables["batch_stats"])
+    close(got["first"]["var"], want["first"]["var"])
+    close(got["second"]["mean"], want["second"]["mean"])
+    close(got["second"]["var"], want["second"]["var"])
 
 
 @standard

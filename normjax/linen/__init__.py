@@ -1,10 +1,12 @@
-"""Flax Linen modules over the pure core: two generic ones, and drop-ins for Flax's own norms."""
+"""Flax Linen modules over the pure core: generic ones, an RNN, and drop-ins for Flax's norms."""
 
 from normjax.linen._norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from normjax.linen._rnn import RNN
 from normjax.linen._weights import SpectralNorm, WeightNorm
 from normjax.linen._wrap import Normalize, Recurrent
 
 __all__ = [
+    "RNN",
     "BatchNorm",
     "GroupNorm",
     "InstanceNorm",

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax import _flaxlike
-from normjax.base import Array, Running
+from normjax import _checks, _flaxlike, _padding, _trees
+from normjax.base import Array, Collect, Running
+from normjax.linen._wrap import COLLECTION, check_handed
 
 
 class BatchNorm(nn.BatchNorm):
@@ -68,15 +69,21 @@ class BatchNorm(nn.BatchNorm):
         axes = _flaxlike.others(x.ndim, features)
         shape = [x.shape[a] for a in features]
         stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", lambda s: jnp.zeros(s, stored), shape)
-        var = self.variable("batch_stats", "var", lambda s: jnp.ones(s, stored), shape)
+        gathers = self.has_variable(COLLECTION, "seen")  # in `population_update`
+        check_handed(self, "seen" if gathers else "mean")
+        start = {"mean": jnp.zeros, "var": jnp.ones}
+        names = Collect._fields if gathers else Running._fields
+        values = {
+            name: self.variable(COLLECTION, name, lambda n=name: start[n](shape, stored))
+            for name in names
+        }
+        kept: Any = _trees.read_statistics({name: v.value for name, v in values.items()})
 
-        found = _flaxlike.mask_of(mask, x.ndim)
-        kept = Running(mean.value, var.value)
-        if running:
-            m: Any = kept
-        else:
-            m = _flaxlike.measure(
+        found = _padding.mask(_flaxlike.mask_of(mask, x.ndim), x.shape, "BatchNorm")
+        m: Any = kept.running if gathers else kept
+        _checks.same_features(m, tuple(shape), "BatchNorm")
+        if gathers or not running:
+            seen = _flaxlike.measure(
                 x,
                 axes,
                 dtype=self.dtype,
@@ -87,13 +94,15 @@ class BatchNorm(nn.BatchNorm):
             if not self.is_initializing():
                 moved = _flaxlike.follow(
                     kept,
-                    m,
+                    seen,
                     x,
                     momentum=self.momentum,
                     correction=self.correction,
                     dtype=self.dtype,
                 )
-                mean.value, var.value = jnp.asarray(moved.mean), jnp.asarray(moved.var)
+                for name, value in _trees.to_dict(moved).items():
+                    values[name].value = value
+            m = m if running else seen
         scale, bias = _affine(self, x, features)
         return _flaxlike.apply(
             x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found

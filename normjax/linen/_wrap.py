@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax import _trees
+from normjax import _checks, _padding, _trees
 from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats, gathers
 
 COLLECTION = "batch_stats"
@@ -47,6 +47,11 @@ class Normalize(nn.Module):
     axis_name: AxisName = None
     param_dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Refuse what is no norm."""
+        _checks.made("norm", self.norm, Norm, "Normalize")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -76,7 +81,13 @@ class Normalize(nn.Module):
         params, state = _variables(self, lambda key: self.norm.init(x.shape, dtype, key=key))
         axis_name = None if self.is_initializing() else self.axis_name
         y, state = self.norm.apply(
-            params, state, x, stats=mode, mask=mask, axis_name=axis_name, hyper=hyper
+            params,
+            state,
+            x,
+            stats=mode,
+            mask=_padding.mask(mask, x.shape, "Normalize"),
+            axis_name=axis_name,
+            hyper=hyper,
         )
         _store(self, state, mode)
         return y
@@ -171,6 +182,9 @@ def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
 def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyTree, PyTree]:
     """Declare one parameter and one variable for each top-level name, and read them back."""
     shapes = jax.eval_shape(init, jax.random.key(0))
+    names = _stored(module, _trees.to_dict(shapes[1]))
+    for name in names:
+        check_handed(module, name)
     made = init(module.make_rng("params")) if module.is_initializing() else shapes
     params = {
         name: module.param(name, lambda _key, v=value: _zeros_if_shapes(v))
@@ -188,6 +202,24 @@ def _stored(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
     """Names of a norm's statistics; while they gather, those of `Collect`."""
     gathering = dict.fromkeys(Collect._fields)
     return gathering if values and module.has_variable(COLLECTION, "seen") else values
+
+
+def check_handed(module: nn.Module, name: str) -> None:
+    """Refuse a scan that hands no statistics to its body, such as that of Flax's `RNN`.
+
+    Nothing can be read or made there, so it is an error in any case; this one says which.
+    """
+    if module.has_variable(COLLECTION, name) or module.is_mutable_collection(COLLECTION):
+        return
+    # Flax notes the transformations around a module in the path that it prints.
+    scanned = module.scope is not None and any("scan(" in p for p in module.scope.debug_path)
+    if scanned and not _padding.in_step():
+        raise ValueError(
+            f"{type(module).__name__} is in a scan that hands no {COLLECTION!r} to its body. If "
+            "that is flax.linen.RNN, write normjax.linen.RNN(cell) in its place: it keeps the "
+            "statistics of each time step; in an nn.scan of your own, over layers, write "
+            f"variable_axes={{'params': 0, '{COLLECTION}': 0}}"
+        )
 
 
 def _there(module: nn.Module, name: str) -> bool:

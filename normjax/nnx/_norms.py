@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
-from normjax import _checks, _flaxlike
-from normjax.base import Array, Running
+from normjax import _checks, _flaxlike, _padding
+from normjax.base import Array, Collect
+from normjax.nnx._wrap import statistics, write
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -132,15 +133,17 @@ class BatchNorm(nnx.BatchNorm):
                 "No `use_running_average` argument was provided to BatchNorm: write layer.train() "
                 "or layer.eval(), or give it at the call"
             )
-        kept = Running(self.mean[...], self.var[...])
+        state = statistics(self)
+        gathers = isinstance(state, Collect)  # in `population_update`
+        kept = state.running if gathers else state
         x, _, _, scale, bias = _promoted(self, x, *kept, _value(self.scale), _value(self.bias))
         features = _flaxlike.axes_of(x.ndim, self.axis)
         axes = _flaxlike.others(x.ndim, features)
-        found = _flaxlike.mask_of(mask, x.ndim)
-        if running:
-            m: Any = kept
-        else:
-            m = _flaxlike.measure(
+        found = _padding.mask(_flaxlike.mask_of(mask, x.ndim), x.shape, "BatchNorm")
+        _checks.same_features(kept, tuple(x.shape[a] for a in features), "BatchNorm")
+        m: Any = kept
+        if gathers or not running:
+            seen = _flaxlike.measure(
                 x,
                 axes,
                 dtype=self.dtype,
@@ -148,9 +151,11 @@ class BatchNorm(nnx.BatchNorm):
                 axis_name=self.axis_name,
                 axis_index_groups=self.axis_index_groups,
             )
-            self.mean[...], self.var[...] = _flaxlike.follow(
-                kept, m, x, momentum=self.momentum, correction=self.correction, dtype=self.dtype
+            moved = _flaxlike.follow(
+                state, seen, x, momentum=self.momentum, correction=self.correction, dtype=self.dtype
             )
+            write(self, moved)
+            m = m if running else seen
         return _flaxlike.apply(
             x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
         )

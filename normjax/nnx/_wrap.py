@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax import _checks, _trees
-from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats
+from normjax import _checks, _padding, _trees
+from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Running, Stats
+
+
+class Gathered(nnx.BatchStat):
+    """A module's whole state while `population_update` gathers; a pytree with `Collect` nodes."""
 
 
 class Normalize(nnx.Module):
@@ -52,6 +56,7 @@ class Normalize(nnx.Module):
         axis_name: AxisName = None,
         param_dtype: Any = jnp.float32,
     ):
+        _checks.made("norm", norm, Norm, "Normalize")
         self.norm = norm
         self.shape = (1, shape) if isinstance(shape, int) else tuple(shape)
         self.axis_name = axis_name
@@ -82,11 +87,16 @@ class Normalize(nnx.Module):
             ValueError: no mode was given.
         """
         mode = _mode(self, stats, self.norm.stateful)
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda: self.norm.init(self.shape, self.param_dtype, key=key))
-        params, state = _read(self, shapes)
+        shapes = _shapes(self)
+        params, state = _read(self, shapes[0]), statistics(self, shapes[1])
         y, state = self.norm.apply(
-            params, state, x, stats=mode, mask=mask, axis_name=self.axis_name, hyper=hyper
+            params,
+            state,
+            x,
+            stats=mode,
+            mask=_padding.mask(mask, x.shape, "Normalize"),
+            axis_name=self.axis_name,
+            hyper=hyper,
         )
         _store(self, state, mode)
         return y
@@ -165,9 +175,8 @@ class Recurrent(nnx.Module):
             ValueError: as `Normalize`.
         """
         mode = _mode(self, stats, self.layer.stateful)
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda: self.layer.init(key, self.features, self.param_dtype))
-        params, state = _read(self, shapes)
+        shapes = _shapes(self)
+        params, state = _read(self, shapes[0]), statistics(self, shapes[1])
         draws = self.layer.noisy or mode == "batch"
         (y, last), state = self.layer.apply(
             params,
@@ -217,23 +226,47 @@ def _declare(module: Any, params: PyTree, state: PyTree) -> None:
         setattr(module, name, nnx.data(value))
 
 
-def _read(module: Any, shapes: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    def read(template: PyTree) -> PyTree:
-        values: dict[str, Any] = {}
-        for path, _ in _flat(_trees.to_dict(template)):
-            at = values
-            for name in path[:-1]:
-                at = at.setdefault(name, {})
-            at[path[-1]] = _find(module, path)[...]
-        return _trees.from_dict(template, values)
+def statistics(module: Any, template: PyTree = None) -> PyTree:
+    """State of a module of ours that keeps statistics, in the norm's or layer's own structure."""
+    gathered = getattr(module, "gathered", None)
+    if isinstance(gathered, Gathered):
+        return gathered.get_value()
+    if isinstance(module, nnx.BatchNorm):
+        return Running(module.mean[...], module.var[...])
+    return _read(module, _shapes(module)[1] if template is None else template)
 
-    return read(shapes[0]), read(shapes[1])
+
+def write(module: Any, state: PyTree) -> None:
+    """Write the state of a module of ours back to its variables."""
+    gathered = getattr(module, "gathered", None)
+    if isinstance(gathered, Gathered):
+        gathered.set_value(state)
+        return
+    for path, value in _flat(_trees.to_dict(state)):
+        _find(module, path)[...] = value
 
 
 def _store(module: Any, state: PyTree, mode: Stats) -> None:
-    if mode == "batch":
-        for path, value in _flat(_trees.to_dict(state)):
-            _find(module, path)[...] = value
+    if mode == "batch" or hasattr(module, "gathered"):
+        write(module, state)
+
+
+def _shapes(module: Any) -> tuple[PyTree, PyTree]:
+    """Structure of `(params, state)`."""
+    key, dtype = jax.random.key(0), module.param_dtype
+    if isinstance(module, Recurrent):
+        return jax.eval_shape(lambda: module.layer.init(key, module.features, dtype))
+    return jax.eval_shape(lambda: module.norm.init(module.shape, dtype, key=key))
+
+
+def _read(module: Any, template: PyTree) -> PyTree:
+    values: dict[str, Any] = {}
+    for path, _ in _flat(_trees.to_dict(template)):
+        at = values
+        for name in path[:-1]:
+            at = at.setdefault(name, {})
+        at[path[-1]] = _find(module, path)[...]
+    return _trees.from_dict(template, values)
 
 
 def _find(module: Any, path: tuple[str, ...]) -> Any:

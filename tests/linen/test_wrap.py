@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,3 +97,10 @@ def test_equal_modules_share_one_trace():
     assert hash(linen.Normalize(nj.batch_norm())) == hash(linen.Normalize(nj.batch_norm()))
     count(X), count(X)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("norm", [nj.batch_norm, "batch_norm"])
+def test_a_factory_is_no_norm(norm):
+    say = "Normalize(batch_norm())" if callable(norm) else "takes a Norm such as batch_norm()"
+    with pytest.raises(TypeError, match=re.escape(say)):
+        linen.Normalize(norm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from flax import nnx as fnn
 import normjax as nj
 from normjax import nnx, recurrent
 from normjax.testing import SAMPLES
+from tests.conftest import unchecked
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -116,3 +119,10 @@ def test_equal_modules_share_one_trace_and_transforms_work():
         assert jax.tree.structure(grads) == jax.tree.structure(fnn.state(make(), fnn.Param))
         graph, params, rest = fnn.split(make(), fnn.Param, ...)
         np.testing.assert_allclose(fnn.merge(graph, params, rest)(X), y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [nj.batch_norm, "batch_norm"])
+def test_a_factory_is_no_norm(norm):
+    say = "Normalize(batch_norm())" if callable(norm) else "takes a Norm such as batch_norm()"
+    with pytest.raises(TypeError, match=re.escape(say)):
+        unchecked(nnx.Normalize.__init__)(object.__new__(nnx.Normalize), norm, 3, rngs=fnn.Rngs(0))
