@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint types format peers notebooks clean
+.PHONY: help demo test test-slow lint types format peers notebooks docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,5 +49,11 @@ format: $(STAMP)
 notebooks: $(STAMP)
 	$(PY) -m jupytext --sync --execute notebooks/*.py
 
+# The site, into docs/_build/html. Read anew each time (-E), since its pages are made from the
+# code; a warning, such as a broken link or a public name on no page, is an error (-W).
+docs: $(STAMP)
+	$(PY) -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache docs/_build runs

@@ -1,0 +1,88 @@
+"""Links: code in the text that is a public name, and types in signatures."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+from sphinx.util.nodes import make_refnode
+
+from normjax_docs.names import MODULES, public
+
+# Names of functions that are also those of arguments and methods, or ordinary words: they link
+# where they are called or have a prefix, `nj.merge`.
+WORDS = {"merge", "moments", "population", "identity", "fold", "normalize", "stack", "shared"}
+PREFIX = r"nj|(?:normjax\.)?(?:recurrent|linen|nnx|analysis)|normjax"
+CODE = re.compile(rf"(?:({PREFIX})\.)?([A-Za-z_]\w*)(\(.*\))?", re.S)
+
+
+class Links(SphinxTransform):
+    """Make `batch_norm`, `nj.batch_norm(eps=1e-3)` and the like links to their entries."""
+
+    default_priority = 400
+
+    def apply(self) -> None:
+        """Replace each literal that has a target."""
+        for node in list(self.document.findall(nodes.literal)):
+            target = self.target(node)
+            if target is None:
+                continue
+            ref = addnodes.pending_xref("", node.deepcopy(), refdomain="py", reftype="obj")
+            ref["reftarget"], ref["refexplicit"], ref["refwarn"] = target, True, True
+            ref["refdoc"] = self.env.docname
+            node.replace_self(ref)
+
+    def target(self, node: nodes.Node) -> str | None:
+        """Full name of what a literal names, if that is certain."""
+        if _within(node, (nodes.title, nodes.reference, addnodes.pending_xref)):
+            return None
+        match = CODE.fullmatch(node.astext())
+        if match is None:
+            return None
+        prefix, name, call = match.groups()
+        if prefix is None and call is None and name in WORDS:
+            return None
+        found = [m for m in MODULES if name in public(m)]
+        if prefix is not None:
+            home = "normjax" if prefix in ("nj", "normjax") else f"normjax.{prefix.split('.')[-1]}"
+            # What is written with `nj.` must be there: else the link is broken, and says so.
+            return f"{home}.{name}" if home in found or prefix == "nj" else None
+        here = f"normjax.{self.env.docname.removeprefix('api/')}"
+        if here in found:
+            return f"{here}.{name}"
+        if len(found) == 1 or found[:1] == ["normjax"]:
+            return f"{found[0]}.{name}"
+        return None
+
+
+def resolve(app: Any, env: Any, node: addnodes.pending_xref, content: Any) -> nodes.Node | None:
+    """What Sphinx did not find: our types by their last name; other projects' without a link.
+
+    A name that the text links to, and that nothing has, stays unresolved: the build fails.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    name = node["reftarget"].rsplit(".", 1)[-1]
+    objects = env.get_domain("py").objects
+    in_signature = _within(node, (addnodes.desc_signature,))
+    if in_signature or node["reftarget"].startswith("normjax."):
+        for full in (f"{module}.{name}" for module in MODULES):
+            if full in objects and (in_signature or ".base." in node["reftarget"]):
+                entry = objects[full]
+                return make_refnode(
+                    app.builder, node["refdoc"], entry.docname, entry.node_id, [content]
+                )
+    return content if in_signature or hasattr(builtins, name) else None
+
+
+def _within(node: nodes.Node, kinds: tuple[type, ...]) -> bool:
+    parent = node.parent
+    while parent is not None:
+        if isinstance(parent, kinds):
+            return True
+        parent = parent.parent
+    return False
