@@ -168,23 +168,23 @@ def ema(running: Kept, m: Any, *, decay: float | Num[Array, ""], correction: int
             f"complex statistics do not fit a state of {running[0].dtype}: write "
             f"init(shape, dtype=jnp.{m.mean.dtype})"
         )
-    good = (m.count > 0) & _finite(m.count, new)
 
-    def average(old: Array, new: Array, good: Array) -> jax.Array:
-        old = lax.stop_gradient(jnp.asarray(old))
+    def average(old: Array, new: Array) -> jax.Array:
         # A half-precision average would stall a few percent away from its target.
         d = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
-        moved = d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
-        # Finite in its own dtype need not be finite in that of the state.
-        good &= _finite(m.count, (moved,))
-        return jnp.where(trail(good, old.ndim), moved, old)
+        return d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
 
+    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    moved = [average(old, value) for old, value in zip(olds, new, strict=True)]
+    # Of what was measured and of what it makes of the state, in the state's own dtype: together
+    # or not at all.
+    good = (m.count > 0) & _finite(m.count, moved)
     # The unbiased spread of a single value does not exist, its mean does.
     spread = good & (m.count > 1) if correction else good
     return type(running)(
         *(
-            average(old, v, spread if i else good)
-            for i, (old, v) in enumerate(zip(running, new, strict=True))
+            jnp.where(trail(spread if i else good, old.ndim), value, old)
+            for i, (old, value) in enumerate(zip(olds, moved, strict=True))
         )
     )
 
