@@ -135,7 +135,7 @@ def test_a_reparametrized_layer_can_be_looked_into():
 def test_two_directions_take_a_pair_of_carries():
     layer = recurrent.bidirectional(recurrent.rnn(4))
     params, state = layer.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match="give a pair"):
+    with pytest.raises(ValueError, match="carry has 3 entries for 2 directions: give one each"):
         layer.apply(params, state, jnp.ones((2, 5, 3)), stats="running", carry=(None,) * 3)
 
 

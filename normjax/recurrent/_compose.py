@@ -95,7 +95,7 @@ class Stack(Layer):
         """
         last: list[PyTree] = []
         moved: dict[str, PyTree] = {}
-        nudges = _one_each("nudge", nudge, len(self.layers))
+        nudges = _one_each("nudge", nudge, "layers", len(self.layers))
 
         def run(i: int, layer: Any, params: PyTree, state: PyTree, y: Array, how: Any) -> Array:
             own = {} if nudges[i] is None else {"nudge": nudges[i]}
@@ -142,7 +142,7 @@ class Stack(Layer):
         """Go up the stack, `run` each layer; return outputs and states of the norms between."""
         hyper, count = how["hyper"], len(self.layers)
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
-        carries = _one_each("carry", carry, count)
+        carries = _one_each("carry", carry, "layers", count)
         keys = [None] * (2 * count) if key is None else list(jax.random.split(key, 2 * count))
         y, new = jnp.asarray(x), {}
         mask = self._mask(y, how["lengths"])
@@ -269,7 +269,7 @@ class Bidirectional(Layer):
         """
         ends: list[PyTree] = []
         moved: dict[str, PyTree] = {}
-        nudges = _one_each("nudge", nudge, 2)
+        nudges = _one_each("nudge", nudge, "directions", 2)
 
         def run(i: int, name: str, params: PyTree, state: PyTree, x: Array, how: Any) -> Array:
             # The nudge is in the order of the outputs, so it turns with them.
@@ -316,7 +316,7 @@ class Bidirectional(Layer):
         hyper, lengths = how["hyper"], how["lengths"]
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
         keys = (None, None) if key is None else jax.random.split(key)
-        carries = _one_each("carry", carry, 2)
+        carries = _one_each("carry", carry, "directions", 2)
         x, outs = jnp.asarray(x), []
         for i, name in enumerate(("forward", "backward")):
             own = {"carry": carries[i], "key": keys[i]}
@@ -440,10 +440,10 @@ def _known(hyper: Hyper, names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in (hyper or {}).items() if name in names}
 
 
-def _one_each(what: str, given: Sequence[Any] | None, count: int) -> tuple[Any, ...]:
+def _one_each(what: str, given: Any, of: str, count: int) -> tuple[Any, ...]:
     found = (None,) * count if given is None else tuple(given)
     if len(found) != count:
-        raise ValueError(f"{what} has {len(found)} entries for {count} layers: give one each")
+        raise ValueError(f"{what} has {len(found)} entries for {count} {of}: give one each")
     return found
 
 
