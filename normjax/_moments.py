@@ -2,7 +2,7 @@
 
 Statistics are values with a weight, so they can be merged: over microbatches, over
 devices, over a data set, over time. They are never taken as E[x^2] - E[x]^2 of uncentred
-data, and never in half precision.
+data (what counts as centred, `_large` says), and never in half precision.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from normjax._rules import (  # noqa: F401
     expand,
     factor_of,
     full_rank,
+    slight,
     standardize,
 )
 from normjax.base import Array, AxisName, Means, Moments, PyTree, Running, SecondMoments
@@ -103,18 +104,15 @@ def moments(
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
 
-    # The shift carries no gradient: mean and variance do not depend on it.
-    if _large.fits(x, mask) and not plain_mean:
-        mean, var = _large.spread(x, axes)
+    if _large.fits(x, mask):
+        mean, var = _large.spread(x, axes, plain_mean)
     else:
+        # The shift carries no gradient: mean and variance do not depend on it.
         shift = lax.stop_gradient(divide(jnp.sum(x, axes), n))
         rest, var = around(x, shift, mask, None if mask is None else n, axes)
-        mean = shift + rest
-    if plain_mean:
-        # Of a constant the correction is never left out; and its gradient is needed all the same.
-        slight = jnp.abs(rest) <= 2 * jnp.finfo(x.dtype).eps * jnp.abs(shift)
-        slight &= abs2(rest) <= 2**-16 * var
-        mean = shift + (rest - lax.stop_gradient(jnp.where(slight, rest, 0)))
+        left_out = jnp.where(slight(shift, rest, var), rest, 0) if plain_mean else None
+        # Left out of the value; its gradient is needed all the same.
+        mean = shift + (rest if left_out is None else rest - lax.stop_gradient(left_out))
     if axis_name is not None:
         mean, var, count = _pool_devices(mean, var, count, axis_name, axis_index_groups)
     return Moments(mean, var, count)

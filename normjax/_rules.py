@@ -136,16 +136,23 @@ def _share(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> jax
     return divide(jnp.sum(values, axes), size)
 
 
+def slight(shift: jax.Array, rest: jax.Array, var: jax.Array) -> jax.Array:
+    """Where `rest` is only rounding of the mean: two roundings, and far below the spread."""
+    rounding = jnp.abs(rest) <= 2 * jnp.finfo(rest.dtype).eps * jnp.abs(shift)
+    # Of a constant, whose spread is 0, never.
+    return rounding & (abs2(rest) <= 2**-16 * var)
+
+
 def divide(total: jax.Array, n: Any) -> jax.Array:
     return total / (n.astype(total.dtype) if hasattr(n, "astype") else n)
 
 
-def factor_of(scale: Array, d: jax.Array) -> jax.Array:
+def factor_of(scale: Any, d: Any) -> jax.Array:
     """A scale of the rank of `d`, complex only if it was."""
     scale = full_rank(scale, d.ndim)
     return scale.astype(d.dtype if jnp.iscomplexobj(scale) else jnp.finfo(d.dtype).dtype)
 
 
-def full_rank(v: Array, ndim: int) -> jax.Array:
+def full_rank(v: Any, ndim: int) -> jax.Array:
     v = jnp.asarray(v)
     return v.reshape((1,) * (ndim - v.ndim) + v.shape)

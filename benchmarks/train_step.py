@@ -1,0 +1,80 @@
+"""A step of training: a classifier of the last output, its gradients and Adam.
+
+    python -m benchmarks.train_step [--only=T784] [--rounds=15] [--quick] [--json=FILE]
+
+Parameters, statistics and Adam's moments are donated and carried from call to call, as in a
+training loop; the batch is the same one each time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import _layers, _measure
+from benchmarks.norms import draw
+
+CLASSES = 10
+BARS = (
+    _measure.Bar("T", "flax lstm", "normjax lstm", 1.0),
+    _measure.Bar("T", "flax lstm", "normjax bn_lstm", 0.8),
+    _measure.Bar("T", "flax bn in nn.scan", "normjax bn_lstm", 1 / 0.75),
+    _measure.Bar("T", "normjax lstm", "normjax ln_lstm", 1 / 1.2),
+)
+
+
+def contender(
+    library: str, steps: int, batch: int, features: int, hidden: int
+) -> _measure.Contender:
+    """One JAX layer under a linear classifier."""
+    x = jnp.asarray(draw((batch, steps, features), 0))
+    labels = jnp.asarray(np.random.RandomState(2).randint(0, CLASSES, batch), jnp.int32)
+    apply, layer, state = _layers.LAYERS[library](x, hidden)
+    head = {
+        "kernel": jnp.asarray(draw((hidden, CLASSES), 3)) * hidden**-0.5,
+        "bias": jnp.zeros(CLASSES),
+    }
+    adam = optax.adam(1e-3)
+
+    def loss_of(params: Any, state: Any, x: Any, labels: Any) -> Any:
+        y, state = apply(params["layer"], state, x)
+        logits = y[:, -1] @ params["head"]["kernel"] + params["head"]["bias"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), state
+
+    def step(params: Any, state: Any, moments: Any, x: Any, labels: Any) -> Any:
+        grad = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, state), slope = grad(params, state, x, labels)
+        change, moments = adam.update(slope, moments, params)
+        return optax.apply_updates(params, change), state, moments, loss
+
+    params = {"layer": layer, "head": head}
+    args = (params, state, adam.init(params), x, labels)
+    return _measure.of_jax(library, step, args, carried=3)
+
+
+def makers(steps: int, batch: int, features: int, hidden: int) -> list[_measure.Maker]:
+    """Every library's way to build a case."""
+    size = {"steps": steps, "batch": batch, "features": features, "hidden": hidden}
+    module = "benchmarks.train_step"
+    found = [(lib, module, "contender", {"library": lib, **size}) for lib in _layers.LAYERS]
+    return [*found, ("torch", "benchmarks._torch", "lstm", {"train": True, **size})]
+
+
+def measure(asked: Any) -> list[dict[str, Any]]:
+    """Every case that is asked for."""
+    records = []
+    for size in _layers.sizes(asked.quick):
+        name = f"{_layers.named(size)} training step"
+        if _measure.wanted(name, asked.only):
+            found = makers(*size)
+            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.processes)
+    return records
+
+
+if __name__ == "__main__":
+    _measure.launch("benchmarks.train_step", measure, BARS)

@@ -1,0 +1,134 @@
+"""Large arrays on a CPU: the same numbers in fewer passes over memory.
+
+XLA makes a reduction over a CPU's memory fast where its operand is an array that exists, and
+writes out, at full size, what would have to be broadcast or computed into it. So here sums are
+taken of `x`, of `x * x` and of one product of the size of x, and what multiplies a row or a
+column of it is a matrix product. The rules are those of `_rules`, their plain twins, which serve
+small arrays, masks and other devices; nothing here has a backward pass of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from normjax._rules import around, expand, slight
+
+# From half a megabyte on; below, a call of these costs more than the passes that it saves.
+SIZE = 2**17
+
+# E[x^2] - E[x]^2 loses as many digits as the mean is far from 0, in spreads: at 2 spreads, a
+# factor of 5 in a rounding error. Beyond, the variance is taken in two passes.
+NEAR = 2.0
+
+_barrier = lax.optimization_barrier
+
+
+def fits(x: jax.Array, mask: Any) -> bool:
+    """Whether these paths serve `x`."""
+    return (
+        mask is None
+        and x.size >= SIZE
+        and not jnp.iscomplexobj(x)
+        and jax.default_backend() == "cpu"
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def spread(
+    x: jax.Array, axes: tuple[int, ...], plain_mean: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over `axes`: one pass where the mean is near 0, two where it is not."""
+    n = float(math.prod(x.shape[a] for a in axes))
+    mean = _sum(x, axes) / n
+    var = _sum(x * x, axes) / n - mean * mean
+    near = mean * mean <= NEAR**2 * var
+
+    def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rest, again = around(x, mean, None, None, axes)
+        # Set by set, so that no sample's statistics depend on its neighbours'.
+        stays = near | slight(mean, rest, again) if plain_mean else near
+        return jnp.where(stays, mean, mean + rest), jnp.where(near, var, again)
+
+    return lax.cond(jnp.all(near), lambda x: (mean, var), two_passes, x)
+
+
+@spread.defjvp
+def spread_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    n = float(math.prod(x.shape[a] for a in axes))
+    mean, var = spread(x, axes, plain_mean)
+    d = x - expand(mean, [a for a in range(x.ndim) if a not in axes], x.ndim)
+    dmean, dvar = _sum(dx, axes) / n, _sum(d * dx, axes) * (2 / n)
+    return (mean, var), _barrier((dmean, dvar))
+
+
+@jax.custom_jvp
+def standardize(
+    x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """`(x - mean) * inverse * scale + bias`, all of the rank of x."""
+    if scale is None or not crossed(x.shape, inverse.shape, scale.shape):
+        factor = inverse if scale is None else inverse * scale
+        mean, factor = _barrier((mean, factor))
+        y = (x - mean) * factor
+    else:
+        mean, inverse = _barrier((mean, inverse))
+        y = (x - mean) * (inverse * scale)
+    return y if bias is None else y + bias
+
+
+@standardize.defjvp
+def standardize_jvp(primals: Any, tangents: Any) -> Any:
+    x, mean, inverse, scale, bias = primals
+    dx, dmean, dinverse, dscale, dbias = tangents
+    if scale is None:
+        factor, dfactor, moved = inverse, dinverse, -inverse * dmean
+    elif crossed(x.shape, inverse.shape, scale.shape):
+        factor = inverse * scale
+        dfactor = _outer(dinverse, scale) + _outer(inverse, dscale)
+        moved = -_outer(inverse * dmean, scale)
+    else:
+        factor = inverse * scale
+        dfactor, moved = dinverse * scale + inverse * dscale, -factor * dmean
+    if bias is not None:
+        moved = moved + dbias
+    # Behind the barrier, so that backward the product of x and the slope is written once, and
+    # all sums are taken of it.
+    dfactor = _barrier(jnp.broadcast_to(dfactor, x.shape))
+    return standardize(*primals), dx * factor + (x - mean) * dfactor + moved
+
+
+def crossed(shape: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]) -> bool:
+    """Whether one value a row times one value a column are all of x, rows first."""
+    cut = next((a for a, size in enumerate(columns) if size > 1), len(shape))
+    return (
+        rows[cut:] == (1,) * (len(shape) - cut)
+        and columns[:cut] == (1,) * cut
+        and (rows[:cut] + columns[cut:] == shape)
+    )
+
+
+def _outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """One value a row times one value a column, as a product whose transpose is one too."""
+    cut = next((a for a, size in enumerate(columns.shape) if size > 1), columns.ndim)
+    rows, columns = rows.reshape(rows.shape[:cut]), columns.reshape(columns.shape[cut:])
+    return lax.dot_general(rows, columns, (((), ()), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sum over `axes`; over the last one at the end, where what remains lies between."""
+    last = x.ndim - 1
+    others = tuple(a for a in axes if a != last)
+    if last not in axes or not others or len(axes) == last - min(axes) + 1:
+        return jnp.sum(x, axes)
+    return jnp.sum(_barrier(jnp.sum(x, others)), -1)
