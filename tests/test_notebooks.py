@@ -9,6 +9,17 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 PAIRS = sorted(FOLDER.glob("*.py"))
+# Ten to twenty seconds of one core each, most of it compilation.
+SLOW = (
+    "04_statistics_through_time",
+    "06_small_batches",
+    "07_weight_space",
+    "08_whitening",
+    "09_bring_your_own_norm",
+)
+RUNS = [
+    pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in PAIRS
+]
 
 
 def test_there_are_some():
@@ -27,7 +38,7 @@ def test_the_pair_is_in_step(path):
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter's own
-@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RUNS)
 def test_it_runs(path):
     import nbclient
 

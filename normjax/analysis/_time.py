@@ -1,4 +1,4 @@
-"""What a loss feels of the past: gradients through time."""
+"""What a loss feels of the past: gradients and Jacobians through time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Float, Inexact
 
+from normjax._moments import stat_dtype
 from normjax.base import Array, PyTree, Stats
 from normjax.recurrent import Recurrent
+from normjax.recurrent._contract import hidden_of
 
 
 class GradientThroughTime(NamedTuple):
@@ -73,8 +76,7 @@ def gradient_through_time(
     Reference:
         Cooijmans et al., "Recurrent Batch Normalization", 2017, section 4 and figure 1.
     """
-    if layer.time_major:
-        raise ValueError("gradient_through_time takes a batch-major layer: write time_major=False")
+    _batch_major(layer, "gradient_through_time")
     x = jnp.asarray(x)
 
     def run(nudge: jax.Array) -> jax.Array:
@@ -88,3 +90,113 @@ def gradient_through_time(
     unit = gradient / jnp.where(largest > 0, largest, 1)
     norm = largest[..., 0] * jnp.linalg.norm(unit, axis=-1)
     return GradientThroughTime(norm.mean(0), gradient, value)
+
+
+class JacobianThroughTime(NamedTuple):
+    """Singular values of what one hidden state does to a later one, largest first.
+
+    A *system* is what one Jacobian is taken of: each sequence by itself, or the whole batch at
+    once where its statistics tie the sequences together.
+
+    Attributes:
+        step: of dh_{t+1} / dh_t, t = 1 ... T - 1; `[systems, time - 1, size]`.
+        product: of dh_T / dh_t, the total derivative through all steps between;
+            `[systems, time - 1, size]`.
+    """
+
+    step: Float[Array, "systems steps size"]
+    product: Float[Array, "systems steps size"]
+
+
+def jacobian_through_time(
+    layer: Recurrent,
+    params: PyTree,
+    state: PyTree,
+    x: Inexact[Array, "batch time features"],
+    *,
+    stats: Stats = "running",
+    **keywords: Any,
+) -> JacobianThroughTime:
+    r"""Singular values of the hidden-to-hidden Jacobians of a recurrent layer.
+
+    $$\sigma_i\Big(\frac{\partial h_{t+1}}{\partial h_t}\Big), \qquad
+      \sigma_i\Big(\frac{d h_T}{d h_t}\Big), \quad t = 1 \dots T - 1$$
+
+    Values near 1 let a gradient through; products of values below 1 vanish and above 1 explode.
+    For a layer whose carry is h alone the second is the product of the first over the steps. An
+    LSTM's cell is a path of its own: from h_t to h_{t+1} the cell c_t is held, and dh_T/dh_t
+    contains all that goes through the later cells.
+
+    Exact, by forward mode with one direction a unit and step: meant for small layers. It runs
+    (T - 1) `size` tangents through the sequence, and in mode `"batch"` `size` is
+    batch times hidden.
+
+    Args:
+        layer: a batch-major recurrent layer.
+        params: its parameters.
+        state: its state.
+        x: inputs, at least two steps.
+        stats: `"running"`, or `"batch"`: with a norm that keeps statistics each h then depends on
+            every sequence of the batch, and the Jacobian is that of the whole batch.
+        keywords: other arguments of `layer.apply`, such as `lengths` or `key`.
+
+    Returns:
+        `JacobianThroughTime`.
+
+    Raises:
+        ValueError: the layer is time-major, or x has one step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from normjax import analysis, recurrent
+        >>> layer = recurrent.rnn(3, recurrent_init="identity")
+        >>> params, state = layer.init(jax.random.key(0), features=2)
+        >>> jacobian = analysis.jacobian_through_time(layer, params, state, jnp.zeros((1, 4, 2)))
+        >>> jacobian.product[0, 0].tolist()  # tanh has slope 1 at 0
+        [1.0, 1.0, 1.0]
+
+    Reference:
+        Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013,
+        section 2; Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of
+        learning in deep linear neural networks", 2014 (singular values of products).
+    """
+    _batch_major(layer, "jacobian_through_time")
+    x = jnp.asarray(x)
+    batch, time, hidden = x.shape[0], x.shape[1], layer.hidden
+    if time < 2:
+        raise ValueError(f"x of shape {x.shape} has one step: a Jacobian leads from one to another")
+    coupled = stats == "batch" and layer.stateful
+
+    def run(nudge: jax.Array) -> tuple[jax.Array, jax.Array]:
+        (y, carry), _ = layer.apply(params, state, x, stats=stats, nudge=nudge, **keywords)
+        return y, hidden_of(carry)
+
+    zero = jnp.zeros((batch, time, hidden), x.dtype)
+    if coupled:
+        directions = jnp.eye(batch * hidden, dtype=x.dtype).reshape(-1, batch, hidden)
+    else:
+        # Sequences do not meet, so one tangent pushes the same unit of all of them.
+        eye = jnp.eye(hidden, dtype=x.dtype)[:, None]
+        directions = jnp.broadcast_to(eye, (hidden, batch, hidden))
+
+    def singular(moved: jax.Array) -> jax.Array:
+        """From `[direction, batch, hidden]` to the singular values of each system."""
+        moved = moved.astype(stat_dtype(moved.dtype))
+        rows = moved.reshape(1, len(moved), -1) if coupled else jnp.swapaxes(moved, 0, 1)
+        return jnp.linalg.svd(rows, compute_uv=False)
+
+    def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def push(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
+            _, (dy, dlast) = jax.jvp(run, (zero,), (zero.at[:, t].set(direction),))
+            return jnp.take(dy, t + 1, axis=1), dlast
+
+        step, last = jax.vmap(push)(directions)
+        return singular(step), singular(last)
+
+    step, product = lax.map(at, jnp.arange(time - 1))
+    return JacobianThroughTime(jnp.swapaxes(step, 0, 1), jnp.swapaxes(product, 0, 1))
+
+
+def _batch_major(layer: Recurrent, who: str) -> None:
+    if layer.time_major:
+        raise ValueError(f"{who} takes a batch-major layer: write time_major=False")

@@ -1,0 +1,109 @@
+"""How soon statistics of each step stop changing with the step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Float, Integer
+
+from normjax import _checks, _moments
+from normjax.base import Array
+
+
+class Settling(NamedTuple):
+    """Distance of each step's statistics from those that they settle to.
+
+    Attributes:
+        mean: distance of the mean in stationary standard deviations, root mean square over the
+            features; `[time]`.
+        spread: logarithm of the ratio of the standard deviations, root mean square over the
+            features; `[time]`.
+        steps: number of steps after which both stay within the tolerance to the end.
+        feature_steps: the same of each feature by itself; `[features]`.
+        tolerance: the tolerance.
+    """
+
+    mean: Float[Array, " time"]
+    spread: Float[Array, " time"]
+    steps: Integer[Array, ""]
+    feature_steps: Integer[Array, " features"]
+    tolerance: Float[Array, ""]
+
+
+def settling(
+    statistics: Any, *, tolerance: float = 0.1, tail: float = 0.25, eps: float = 1e-5
+) -> Settling:
+    r"""Steps until per-step statistics are, and stay, near their stationary values.
+
+    $$\frac{|\mu_t - \mu_*|}{\sigma_*} \le \tau \quad \text{and} \quad
+      \Big|\log\frac{\sigma_t}{\sigma_*}\Big| \le \tau \quad \text{for all later } t$$
+
+    The stationary values are the mean and variance of the last part of the sequence, all of its
+    steps pooled. Statistics that settle within T_max steps can serve longer sequences: the last
+    step's are reused beyond it.
+
+    Args:
+        statistics: `mean` and `var` with a leading axis of time: the state of
+            `per_step(batch_norm(), T)`, such as `state["norm_h"]` of a layer, or
+            `layer.info(...).moments["norm_h"]`.
+        tolerance: tau, positive; 0.1 is a tenth of a standard deviation.
+        tail: share of the steps, from the end, that the stationary values are taken over.
+        eps: added to the variances, so that a constant feature stays finite.
+
+    Returns:
+        `Settling`. `steps` is 0 where all steps are within the tolerance, and the number of steps
+        where the last one is not.
+
+    Raises:
+        TypeError: no `mean` and `var`.
+        ValueError: no axis of time, numbers outside their range.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> from normjax import analysis
+        >>> mean = jnp.array([2.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])[:, None]
+        >>> seen = analysis.settling(nj.Running(mean, jnp.ones((8, 1))), eps=1e-12)
+        >>> int(seen.steps), [round(v, 2) for v in seen.mean.tolist()[:3]]
+        (3, [2.0, 1.0, 0.5])
+
+    Reference:
+        Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
+        section 3 and appendix A.
+    """
+    _checks.positive("tolerance", tolerance)
+    _checks.positive("eps", eps)
+    _checks.fraction("tail", tail)
+    if not {"mean", "var"} <= set(getattr(statistics, "_fields", ())):
+        raise TypeError(
+            f"settling takes statistics with mean and var and got {type(statistics).__name__}: "
+            'write state["norm_h"], or layer.info(...).moments["norm_h"]'
+        )
+    mean, var = jnp.asarray(statistics.mean), jnp.asarray(statistics.var)
+    if mean.ndim < 2:
+        raise ValueError(
+            f"statistics of shape {mean.shape} have no axis of time: [time, features] is what "
+            "per_step(...) keeps"
+        )
+    mean, var = mean.reshape(len(mean), -1), var.reshape(len(var), -1)
+    last = max(1, round(tail * len(mean)))
+    # The mean of the late steps, and their variance with that of their means around it.
+    ones = jnp.ones_like(var[-last:])
+    late = _moments.merge_axis(_moments.Moments(mean[-last:], var[-last:], ones))
+    scale = jnp.sqrt(late.var + eps)
+    moved = (mean - late.mean[None]) / scale[None]
+    wider = 0.5 * jnp.log((var + eps) / (late.var[None] + eps))
+
+    def rms(v: Any) -> Any:
+        return jnp.sqrt(_moments.mean_square(v, 1).var)
+
+    far = jnp.maximum(rms(moved), rms(wider)) > tolerance
+    far_each = jnp.maximum(jnp.abs(moved), jnp.abs(wider)) > tolerance
+    order = jnp.arange(1, len(mean) + 1)
+    return Settling(
+        rms(moved),
+        rms(wider),
+        jnp.max(jnp.where(far, order, 0)),
+        jnp.max(jnp.where(far_each, order[:, None], 0), axis=0),
+        jnp.asarray(tolerance, mean.dtype),
+    )

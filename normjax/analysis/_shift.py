@@ -1,0 +1,157 @@
+"""Internal covariate shift, in its two meanings: of the inputs and of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Inexact
+
+from normjax import _checks, _moments
+from normjax.analysis._vectors import cosine, length, minus, ratio
+from normjax.base import Array, PyTree
+
+
+class CovariateShift(NamedTuple):
+    """How much the distribution of each layer's input moved.
+
+    Attributes:
+        mean: change of the mean in standard deviations before, root mean square over the
+            features; `[layers]`.
+        spread: logarithm of the ratio of the standard deviations, root mean square over the
+            features; `[layers]`.
+    """
+
+    mean: Float[Array, " layers"]
+    spread: Float[Array, " layers"]
+
+
+def covariate_shift(
+    before: Sequence[Inexact[Array, "..."]],
+    after: Sequence[Inexact[Array, "..."]],
+    *,
+    eps: float = 1e-5,
+) -> CovariateShift:
+    r"""Internal covariate shift as first meant: the change of the statistics of layers' inputs.
+
+    $$\sqrt{\overline{\Big(\frac{\mu'_i - \mu_i}{\sigma_i}\Big)^2}}, \qquad
+      \sqrt{\overline{\Big(\log\frac{\sigma'_i}{\sigma_i}\Big)^2}}$$
+
+    with the average over the features i of a layer, and the statistics over all other axes.
+
+    Args:
+        before: input of each layer before a training step, features last; one batch.
+        after: input of each layer after it, on the same batch.
+        eps: added to the variances, so that a constant feature stays finite.
+
+    Returns:
+        `CovariateShift`.
+
+    Raises:
+        ValueError: the two have another number of layers or other features.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from normjax import analysis
+        >>> x = jnp.array([[-1.0], [1.0]])
+        >>> shift = analysis.covariate_shift([x, x], [x + 0.5, 2 * x])
+        >>> [round(v, 3) for v in shift.mean.tolist()], [round(v, 3) for v in shift.spread.tolist()]
+        ([0.5, 0.0], [0.0, 0.693])
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015, section 2.
+    """
+    _checks.positive("eps", eps)
+    if len(before) != len(after):
+        raise ValueError(
+            f"before has {len(before)} layers and after {len(after)}: give the input of each"
+        )
+    if not before:
+        raise ValueError("before is empty: give the input of each layer, [batch, features]")
+    means, spreads = [], []
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        if jnp.shape(old)[-1] != jnp.shape(new)[-1]:
+            raise ValueError(
+                f"layer {i} had inputs of shape {jnp.shape(old)} and has {jnp.shape(new)}: "
+                "features are last"
+            )
+        m, n = _moments.moments(old, None), _moments.moments(new, None)
+        moved = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
+        wider = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
+        means.append(jnp.sqrt(_moments.mean_square(moved, 0).var))
+        spreads.append(jnp.sqrt(_moments.mean_square(wider, 0).var))
+    return CovariateShift(jnp.stack(means), jnp.stack(spreads))
+
+
+class GradientShift(NamedTuple):
+    """How much each layer's gradient changed because the layers before it moved.
+
+    Attributes:
+        l2: ||G - G'||; `[layers]`.
+        cosine: of the angle between G and G'; 1 is no change; `[layers]`.
+        relative: ||G - G'|| / ||G||; `[layers]`.
+    """
+
+    l2: Float[Array, " layers"]
+    cosine: Float[Array, " layers"]
+    relative: Float[Array, " layers"]
+
+
+def gradient_shift(
+    loss: Callable[[list[PyTree]], jax.Array],
+    before: Sequence[PyTree],
+    after: Sequence[PyTree],
+) -> GradientShift:
+    r"""Internal covariate shift as optimization feels it: what earlier layers do to a gradient.
+
+    $$\|G_i - G'_i\|_2, \qquad
+      G_i = \nabla_{W_i} L(W_1, \dots, W_k), \qquad
+      G'_i = \nabla_{W_i} L(W'_1, \dots, W'_{i-1}, W_i, \dots, W_k)$$
+
+    with W' the parameters after the step. The first layer has none before it: its shift is 0.
+
+    Args:
+        loss: function of the list of the layers' parameters to one number; close over the batch.
+        before: parameters of each layer, in the order of the forward pass. From a dictionary:
+            `[params[name] for name in order]`.
+        after: the same after one training step.
+
+    Returns:
+        `GradientShift`.
+
+    Raises:
+        ValueError: the two have another number of layers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from normjax import analysis
+        >>> loss = lambda w: 0.5 * (w[1] * w[0]) ** 2  # dL/dw[1] = w[1] w[0]^2
+        >>> shift = analysis.gradient_shift(loss, [1.0, 2.0], [3.0, 5.0])
+        >>> shift.l2.tolist()
+        [0.0, 16.0]
+
+    Reference:
+        Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help Optimization?", 2018,
+        definition 2.1.
+    """
+    if len(before) != len(after):
+        raise ValueError(
+            f"before has {len(before)} layers and after {len(after)}: give the params of each"
+        )
+    before, after = (jax.tree.map(jnp.asarray, list(p)) for p in (before, after))
+    if not before:
+        raise ValueError("before is empty: give the params of each layer, in order")
+    gradients = jax.grad(loss)(before)
+    shifts = []
+    for i, own in enumerate(before):
+
+        def layer_loss(p: PyTree, i: int = i) -> jax.Array:
+            return loss([*after[:i], p, *before[i + 1 :]])
+
+        there, here = jax.grad(layer_loss)(own), gradients[i]
+        l2 = length(minus(here, there))
+        shifts.append(GradientShift(l2, cosine(here, there), ratio(l2, length(here))))
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *shifts)

@@ -1,0 +1,111 @@
+"""Gates, histograms and settling, against NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normjax as nj
+from normjax import analysis, recurrent
+from tests.conftest import unchecked
+
+RNG = np.random.default_rng(0)
+
+
+def test_gate_saturation_is_the_inspectors(x64):
+    layer = recurrent.lstm(4)
+    params, state = layer.init(jax.random.key(0), 3, jnp.float64)
+    x = 20 * jnp.asarray(RNG.normal(size=(5, 6, 3)))
+    lengths = jnp.array([6, 5, 1, 2, 6])
+    out = analysis.gate_saturation(layer, params, state, x, lengths=lengths)
+    # The first step, by hand: h = 0.
+    z = np.asarray(x)[:, 0] @ np.asarray(params["w_x"]) + np.asarray(params["bias"])
+    gate = 1 / (1 + np.exp(-z[:, 4:8]))
+    np.testing.assert_allclose(out.mean["forget"][0], gate.mean(), rtol=1e-9)
+    share = ((gate < 0.05) | (gate > 0.95)).mean()
+    np.testing.assert_allclose(out.saturated["forget"][0], share, rtol=1e-6)
+    assert out.hidden_norm.shape == (6,) and 0 < share < 1
+
+
+def test_a_layer_without_gates_is_told_what_to_do():
+    layer = recurrent.rnn(4)
+    params, state = layer.init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="activation_histogram"):
+        analysis.gate_saturation(layer, params, state, jnp.ones((2, 3, 3)))
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([4, 0, 2, 1, 4, 3])])
+def test_histogram_is_numpys(x64, lengths):
+    y = RNG.normal(size=(6, 4, 5))
+    y[0, 0, :3] = -1.0, 1.0, 0.5  # on the edges
+    out = jax.jit(
+        lambda y: analysis.activation_histogram(y, bins=8, limits=(-1.0, 1.0), lengths=lengths)
+    )(jnp.asarray(y))
+    for t in range(4):
+        live = np.ones(6, bool) if lengths is None else t < lengths
+        values = y[live, t].ravel()
+        counts, edges = np.histogram(values, bins=8, range=(-1, 1))
+        np.testing.assert_allclose(out.edges, edges, rtol=1e-12)
+        np.testing.assert_allclose(out.share[t], counts / values.size, rtol=1e-12)
+        np.testing.assert_allclose(out.below[t], (values < -1).mean(), rtol=1e-12)
+        np.testing.assert_allclose(out.above[t], (values > 1).mean(), rtol=1e-12)
+
+
+def test_histogram_of_half_precision_and_of_steps_that_none_reaches():
+    y = jnp.full((3, 2, 4), 0.25, jnp.bfloat16)
+    out = analysis.activation_histogram(y, bins=4, lengths=jnp.array([1, 1, 1]))
+    assert out.share.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="must increase"):
+        analysis.activation_histogram(y, limits=(1.0, -1.0))
+
+
+def test_settling_of_a_known_decay(x64):
+    steps = 40
+    mean = 3 + np.exp(-np.arange(steps) / 4)[:, None] * np.array([[2.0, 0.1]])
+    var = np.full((steps, 2), 4.0)
+    state = nj.Running(jnp.asarray(mean), jnp.asarray(var))
+    out = jax.jit(lambda s: analysis.settling(s, tolerance=0.05, tail=0.25, eps=1e-12))(state)
+    late_mean = mean[-10:].mean(0)
+    late_std = np.sqrt(var[-10:].mean(0) + mean[-10:].var(0))
+    moved = np.abs(mean - late_mean) / late_std
+    wider = np.abs(np.log(np.sqrt(var) / late_std))
+    np.testing.assert_allclose(out.mean, np.sqrt((moved**2).mean(1)), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(out.spread, np.sqrt((wider**2).mean(1)), rtol=1e-6, atol=1e-12)
+    first = [int(np.nonzero(moved[:, i] > 0.05)[0].max(initial=-1)) + 1 for i in range(2)]
+    assert out.feature_steps.tolist() == first and first[0] > first[1]
+    whole = np.nonzero(np.sqrt((moved**2).mean(1)) > 0.05)[0].max() + 1
+    assert int(out.steps) == whole
+
+
+def test_settling_ends():
+    flat = nj.Running(jnp.ones((6, 2)), jnp.ones((6, 2)))
+    assert int(analysis.settling(flat).steps) == 0
+    rising = nj.Running(jnp.arange(6.0)[:, None], jnp.ones((6, 1)))
+    assert int(analysis.settling(rising, tail=0.0).steps) == 5
+    assert int(analysis.settling(rising, tail=0.5).steps) == 6
+    constant = nj.Running(jnp.zeros((6, 2)), jnp.zeros((6, 2)))
+    assert int(analysis.settling(constant).steps) == 0
+
+
+@pytest.mark.slow
+def test_settling_reads_states_and_moments_of_a_layer():
+    layer = recurrent.bn_lstm(4, max_steps=6)
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (8, 6, 3))
+    for statistics in (
+        state["norm_h"],
+        layer.info(params, state, x, stats="batch").moments["norm_h"],
+    ):
+        out = analysis.settling(statistics)
+        assert out.mean.shape == (6,) and out.feature_steps.shape == (16,)
+
+
+def test_settling_refusals():
+    with pytest.raises(ValueError, match="no axis of time"):
+        analysis.settling(nj.Running(jnp.zeros(3), jnp.ones(3)))
+    with pytest.raises(TypeError, match="norm_h"):
+        analysis.settling(jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match="tail"):
+        unchecked(analysis.settling)(nj.Running(jnp.zeros((3, 1)), jnp.ones((3, 1))), tail=2.0)
