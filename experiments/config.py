@@ -29,14 +29,23 @@ LIFTS = ("per_step", "shared", "sequence_wise")
 OPTIMIZERS = ("rmsprop", "adam", "sgd")
 HEADS = ("orthogonal", "lecun_normal", "glorot_uniform")
 POPULATION = ("pooled", "unbiased", "mean")
-DATASETS = ("digits", "mnist", "pmnist")
 PERMUTATIONS = ("permute", "sample")
-TIMESTEPS = {"digits": 64, "mnist": 784, "pmnist": 784}
-TRAIN_SIZE = {"digits": 1437, "mnist": 50_000, "pmnist": 50_000}
+LAYOUTS = ("pixels", "rows", "images")
+SELECT = ("accuracy", "loss")
+PARALLEL = ("jit", "shard_map", "pmap")
+BATCH_STATS = ("global", "device")
+NONFINITE = ("stop", "skip")
+UNITS = ("chars", "words")
+SIDE = {"digits": 8, "mnist": 28, "pmnist": 28, "fashion_mnist": 28}  # the image sets
+TRAIN_SIZE = {"digits": 1437, "mnist": 50_000, "pmnist": 50_000, "fashion_mnist": 50_000}
+TRAIN_SIZE |= {"fsdd": 2400, "imdb_reviews": 22_500}
+DATASETS = (*TRAIN_SIZE, "text")
 
 # Keys that may differ between a workdir's config and a command that continues it: none of them
 # changes a number up to the step reached.
-FREE_KEYS = ("data_dir", "resume", "steps", "checkpoint_every")
+FREE_KEYS: tuple[str, ...] = ("data_dir", "resume", "steps", "checkpoint_every", "keep_checkpoints")
+# Nor do these, but for the order in which sums are rounded.
+FREE_KEYS += ("parallel", "devices", "steps_per_call", "nonfinite", "nonfinite_limit")
 
 
 class UsageError(ValueError):
@@ -70,10 +79,21 @@ def default() -> ml_collections.ConfigDict:
     """Every key that a config has, with the values that most runs keep."""
     config = ml_collections.ConfigDict()
     config.name = "run"  # what the report calls it
-    config.dataset = "digits"  # digits | mnist | pmnist
+    config.task = "sequence"  # the model's family, see experiments.tasks
+    config.dataset = "digits"  # see experiments.data
     config.data_dir = ""  # a TFDS folder; empty: see experiments.data.data_dir
     config.permutation = "permute"  # pmnist: a true permutation, or "sample" as the authors' script
     config.permutation_seed = 0
+    config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
+    config.data.valid_size = 0  # the same of the validation set, which is scored often,
+    config.data.test_size = 0  # and of the test set
+    config.data.side = 0  # images: average blocks down to side x side; 0: as they are
+    config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
+    config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
+    config.data.stride = 0  # text: from one segment's start to the next; 0: length
+    config.data.text = "ptb"  # text: folder of text files, by path or by name in the data folder
+    config.data.unit = "chars"  # text: chars | words
+    config.data.vocabulary = 10_000  # text, imdb_reviews: the most frequent words that are kept
     config.batch_size = 100
     config.eval_batch_size = 100  # batch statistics depend on it, so it is part of the protocol
     config.steps = 1000
@@ -81,13 +101,23 @@ def default() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.eval_every = 50
     config.checkpoint_every = 200
+    config.keep_checkpoints = 2  # the newest so many; the best parameters are in each of them
+    config.parallel = "jit"  # jit | shard_map | pmap: the same step, see experiments.parallel
+    config.devices = 0  # 0: all; otherwise the first so many
+    config.batch_stats = "global"  # statistics of the whole batch, or of each device's rows
+    config.steps_per_call = 1  # steps in one call of the compiled program; divides the *_every
+    config.nonfinite = "stop"  # at a loss or gradient that is not finite, or "skip" the step
+    config.nonfinite_limit = 10  # skip: so many in a run, then stop
     config.target_accuracy = 0.9  # the report counts the steps to this validation accuracy
+    config.select = "accuracy"  # what picks the best parameters on the validation set, or "loss"
     config.resume = ""  # a workdir to continue from when --workdir has no checkpoint of its own
     config.model = ml_collections.ConfigDict({"cell": "lstm", "hidden": 100})
     config.model.head_init = "orthogonal"
     config.optim = ml_collections.ConfigDict(
         {"name": "rmsprop", "learning_rate": 1e-3, "decay": 0.9, "momentum": 0.0, "eps": 1e-8}
     )
+    config.optim.l2 = 0.0  # times |w|^2 / 2, and
+    config.optim.l1 = 0.0  # times |w|_1, of weights alone
     config.optim.clip_norm = 1.0  # global norm, before the optimizer; 0: none
     config.population = ml_collections.ConfigDict({"how": "pooled", "batch_size": 500})
     return config
@@ -186,16 +216,50 @@ class NormConfig:
         return _call(self.where, lift, norm, **to_lift)
 
 
-def build_layer(model: Mapping[str, Any]) -> Any:
-    """The recurrent layer of ``config.model``: its cell, and its norms by place."""
+def build_layer(model: Mapping[str, Any], skip: Iterable[str] = ("head_init",)) -> Any:
+    """The recurrent layer of ``config.model``: its cell, its norms by place, `depth` of them.
+
+    `skip` are keys of the group that are not the layer's.
+    """
     one_of("config.model.cell", model["cell"], CELLS)
     cell = getattr(recurrent, model["cell"])
-    given = {k: v for k, v in model.items() if k not in ("cell", "head_init")}
+    skip = {"cell", "depth", "dropout", *skip}
+    given = {k: v for k, v in model.items() if k not in skip}
     _check_arguments("config.model", cell, given)
     for place in PLACES:
         if given.get(place) is not None:
             given[place] = NormConfig.parse(given[place], f"config.model.{place}").build()
-    return _call("config.model", cell, **given)
+    layer = _call("config.model", cell, **given)
+    depth, dropout = model.get("depth", 1), model.get("dropout", 0.0)
+    _number("model.depth", depth, 1)
+    _number("model.dropout", dropout, 0, 1)
+    if depth == 1 and not dropout:
+        return layer
+    return _call("config.model", recurrent.stack, [layer] * depth, dropout=dropout)
+
+
+def timesteps(config: Mapping[str, Any]) -> int:
+    """The longest sequence of a config's data."""
+    options, name = config["data"], config["dataset"]
+    if name not in SIDE:
+        return options["length"]
+    side = options["side"] or SIDE[name]
+    return side if options["layout"] == "rows" else side * side
+
+
+def check_steps(config: Mapping[str, Any]) -> None:
+    """Refuse a norm per step that keeps fewer steps than the data have, unless it says so."""
+    length = timesteps(config)
+    for place in PLACES:
+        norm = config["model"].get(place)
+        if norm and norm.get("lift") == "per_step" and norm.get("name") != "none":
+            steps = norm.get("max_steps")
+            if isinstance(steps, int) and steps < length and "beyond" not in norm:
+                raise UsageError(
+                    f"config.model.{place}.max_steps={steps}, but a sequence of "
+                    f"{config['dataset']} has {length} steps; write max_steps={length}, or say "
+                    "with 'beyond' what becomes of the later ones."
+                )
 
 
 # ------------------------------------------------------------------------------------- the whole
@@ -223,7 +287,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in plain:
         if key not in reference and key != "gamma":
             raise UsageError(f"config.{key} is no key of a run.{nearest(key, reference)}")
-    for group in ("optim", "population"):
+    for group in ("data", "optim", "population"):
         for key in plain[group]:
             if key not in reference[group]:
                 raise UsageError(f"config.{group}.{key} is no key.{nearest(key, reference[group])}")
@@ -231,11 +295,36 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     one_of("config.dataset", plain["dataset"], DATASETS)
     one_of("config.permutation", plain["permutation"], PERMUTATIONS)
     one_of("config.optim.name", plain["optim"]["name"], OPTIMIZERS)
-    one_of("config.model.head_init", plain["model"]["head_init"], HEADS)
     one_of("config.population.how", plain["population"]["how"], POPULATION)
-    size = TRAIN_SIZE[plain["dataset"]]
-    for key in ("steps", "log_every", "eval_every", "checkpoint_every"):
+    one_of("config.select", plain["select"], SELECT)
+    one_of("config.parallel", plain["parallel"], PARALLEL)
+    one_of("config.batch_stats", plain["batch_stats"], BATCH_STATS)
+    one_of("config.nonfinite", plain["nonfinite"], NONFINITE)
+    one_of("config.data.layout", plain["data"]["layout"], LAYOUTS)
+    one_of("config.data.unit", plain["data"]["unit"], UNITS)
+    for key in ("train_size", "valid_size", "test_size", "side", "stride"):
+        _number(f"data.{key}", plain["data"][key], 0)
+    for key in ("length", "vocabulary"):
+        _number(f"data.{key}", plain["data"][key], 1)
+    side, native = plain["data"]["side"], SIDE.get(plain["dataset"], 0)
+    if side and native and native % side:
+        raise UsageError(
+            f"config.data.side={side} does not divide {native}, the side of {plain['dataset']}; "
+            f"write one of {', '.join(str(k) for k in range(1, native + 1) if native % k == 0)}."
+        )
+    size = TRAIN_SIZE.get(plain["dataset"], 2**31)  # a text's size shows when it is read
+    size = min(size, plain["data"]["train_size"] or size)
+    for key in ("devices", "nonfinite_limit"):
+        _number(key, plain[key], 0)
+    for key in ("steps", "steps_per_call", "keep_checkpoints"):
         _number(key, plain[key], 1)
+    for key in ("log_every", "eval_every", "checkpoint_every"):
+        _number(key, plain[key], 1)
+        if plain[key] % plain["steps_per_call"]:
+            raise UsageError(
+                f"config.steps_per_call={plain['steps_per_call']} must divide config.{key}, "
+                f"which is {plain[key]}."
+            )
     for key in ("batch_size", "eval_batch_size"):
         _number(key, plain[key], 1)
         if plain[key] > size:
@@ -252,20 +341,12 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _number("optim.decay", plain["optim"]["decay"], 0, 1)
     _number("optim.momentum", plain["optim"]["momentum"], 0, 1)
     _number("optim.eps", plain["optim"]["eps"], 0)
-    _number("optim.clip_norm", plain["optim"]["clip_norm"], 0)
+    for key in ("l2", "l1", "clip_norm"):
+        _number(f"optim.{key}", plain["optim"][key], 0)
 
-    length = TIMESTEPS[plain["dataset"]]
-    for place in PLACES:
-        norm = plain["model"].get(place)
-        if norm and norm.get("lift") == "per_step" and norm.get("name") != "none":
-            steps = norm.get("max_steps")
-            if isinstance(steps, int) and steps < length and "beyond" not in norm:
-                raise UsageError(
-                    f"config.model.{place}.max_steps={steps}, but a sequence of {plain['dataset']} "
-                    f"has {length} steps; write max_steps={length}, or say with 'beyond' what "
-                    "becomes of the later ones."
-                )
-    build_layer(plain["model"])
+    from experiments import tasks  # which imports this module
+
+    tasks.check(plain)
     return plain
 
 

@@ -1,23 +1,29 @@
-"""Sequences of pixels with a label: scikit-learn's digits, sequential MNIST, permuted MNIST.
+"""Data sets in three splits: images as sequences, rows or pictures, with labels.
 
-========  =====  ===================  =========================================================
-name      steps  train/valid/test     where it comes from
-========  =====  ===================  =========================================================
-digits    64     1437/180/180         scikit-learn, inside the package; split by a fixed shuffle
-mnist     784    50000/10000/10000    TFDS `mnist`, one pixel a step in scan order
-pmnist    784    50000/10000/10000    the same, every image reordered by one fixed index vector
-========  =====  ===================  =========================================================
+=============  =================  ============================================================
+name           train/valid/test   where it comes from
+=============  =================  ============================================================
+digits         1437/180/180       8 x 8, scikit-learn, inside the package; a fixed shuffle
+mnist          50000/10000/10000  28 x 28, TFDS `mnist`
+pmnist         50000/10000/10000  the same, every image reordered by one fixed index vector
+fashion_mnist  50000/10000/10000  28 x 28, TFDS `fashion_mnist`
+=============  =================  ============================================================
+
+Spoken digits, film reviews and texts: see `experiments.corpora`.
 
 TFDS keeps its own fixed order, not the upstream one, so "the first 50,000" are the first 50,000 of
 that order. Pixels are in [0, 1] when the model sees them and bytes until then. A data set is
-decoded once and stays on the device; a batch is a vector of indices into it.
+decoded once and stays on the device; a batch is a vector of indices into it. A split is any pytree
+of arrays with a leading axis of examples.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import grain
@@ -26,43 +32,122 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from experiments.config import TIMESTEPS, TRAIN_SIZE, UsageError
+from experiments import corpora
+from experiments.config import SIDE, TRAIN_SIZE, UsageError
 
 
 class Split(NamedTuple):
-    """Images as byte sequences ``[examples, steps]`` and labels ``[examples]``."""
+    """Bytes ``[examples, steps]``, ``[examples, H, W]`` or ``[examples, H, W, 1]``, and labels."""
 
     pixels: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
 
 
 class Dataset(NamedTuple):
-    """Three splits, the byte value that is 1.0, and the number of classes."""
+    """Three splits, the byte that is 1.0, the numbers of classes and of words (0: no words)."""
 
-    train: Split
-    valid: Split
-    test: Split
+    train: Any
+    valid: Any
+    test: Any
     white: float
     classes: int
+    vocabulary: int = 0
 
     def on_device(self) -> Dataset:
         """The same with its splits on the accelerator, where batches are gathered."""
-        train, valid, test = (Split(*map(jnp.asarray, split)) for split in self[:3])
+        return self.each(lambda split: jax.tree.map(jnp.asarray, split))
+
+    def each(self, change: Callable[[Any], Any]) -> Dataset:
+        """The same with each split changed."""
+        train, valid, test = map(change, self[:3])
         return self._replace(train=train, valid=valid, test=test)
 
 
-def load(name: str, *, data_dir: str = "", permutation: str = "permute", seed: int = 0) -> Dataset:
-    """Read a data set by name; `permutation` and `seed` matter to pmnist only."""
-    if name == "digits":
-        return _digits()
-    full = _tfds("mnist", data_dir, {"train": 60_000, "test": 10_000})
-    train, test = full["train"], full["test"]
+def size(split: Any) -> int:
+    """Number of examples."""
+    return jax.tree.leaves(split)[0].shape[0]
+
+
+def take(split: Any, index: Any) -> Any:
+    """The batch at some indices."""
+    return jax.tree.map(lambda x: x[index], split)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    permutation: str = "permute",
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Read a set by name; `permutation` and `seed` matter to pmnist, `options` is config.data."""
+    options = options or {}
+    if name in SIDE:
+        dataset = _digits() if name == "digits" else _images(name, data_dir)
+        dataset = _arrange(dataset, SIDE[name], **{k: options.get(k) for k in ("side", "layout")})
+    else:
+        folder = find(name, data_dir) if name in TRAIN_SIZE else None
+        splits, classes, words = corpora.load(name, folder, data_dir, options)
+        train, valid, test = splits
+        dataset = Dataset(train, valid, test, 1.0, classes, words)
     if name == "pmnist":
-        index = order(permutation, seed, TIMESTEPS[name])
-        train, test = (Split(s.pixels[:, index], s.labels) for s in (train, test))
-    cut = TRAIN_SIZE[name]
-    valid = Split(train.pixels[cut:], train.labels[cut:])
-    return Dataset(Split(train.pixels[:cut], train.labels[:cut]), valid, test, 255.0, 10)
+        index = order(permutation, seed, dataset.train.pixels[0].size)
+        dataset = dataset.each(lambda split: _reorder(split, index))
+    for split in ("train", "valid", "test"):
+        whole, few = getattr(dataset, split), options.get(f"{split}_size", 0)
+        if few > size(whole):
+            raise UsageError(
+                f"config.data.{split}_size={few}, but the {split} split of {name} has "
+                f"{size(whole)} examples; 0 takes them all."
+            )
+        if few:
+            dataset = dataset._replace(**{split: take(whole, slice(0, few))})
+    return dataset
+
+
+def of(config: Mapping[str, Any]) -> Dataset:
+    """The data set of a checked config."""
+    return load(
+        config["dataset"],
+        data_dir=config["data_dir"],
+        permutation=config["permutation"],
+        seed=config["permutation_seed"],
+        options=config["data"],
+    )
+
+
+def require(config: Mapping[str, Any]) -> None:
+    """Say at once, before anything is made, what a config's data set lacks."""
+    if config["dataset"] == "text":
+        corpora.find_text(config["data"]["text"], config["data_dir"])
+    elif config["dataset"] != "digits":
+        find(FOLDERS.get(config["dataset"], config["dataset"]), config["data_dir"])
+
+
+FOLDERS = {"pmnist": "mnist"}  # names of TFDS where they differ
+SUBSETS = {"imdb_reviews": "imdb_reviews/plain_text"}
+
+
+def _arrange(dataset: Dataset, native: int, side: int | None, layout: str | None) -> Dataset:
+    def one(split: Split) -> Split:
+        pixels = split.pixels.reshape(-1, native, native)
+        if side and side != native:
+            block = native // side
+            tiles = pixels.reshape(-1, side, block, side, block).astype(np.float32)
+            pixels = np.rint(tiles.mean((2, 4))).astype(np.uint8)
+        if layout == "images":
+            return split._replace(pixels=pixels[..., None])
+        return split._replace(
+            pixels=pixels if layout == "rows" else pixels.reshape(len(pixels), -1)
+        )
+
+    return dataset.each(one)
+
+
+def _reorder(split: Split, index: np.ndarray) -> Split:
+    flat = split.pixels.reshape(len(split.pixels), -1)[:, index]
+    return split._replace(pixels=flat.reshape(split.pixels.shape))
 
 
 def order(permutation: str, seed: int, length: int) -> np.ndarray:
@@ -87,6 +172,14 @@ def _digits() -> Dataset:
     return Dataset(train, valid, test, 16.0, 10)
 
 
+@functools.lru_cache(maxsize=2)  # a sweep reads it many times; nobody writes into it
+def _images(name: str, asked: str) -> Dataset:
+    full = _tfds(FOLDERS.get(name, name), asked, {"train": 60_000, "test": 10_000})
+    train, cut = full["train"], TRAIN_SIZE[name]
+    first, rest = (take(train, part) for part in (slice(0, cut), slice(cut, None)))
+    return Dataset(first, rest, full["test"], 255.0, 10)
+
+
 def data_dir(asked: str = "") -> pathlib.Path:
     """Where TFDS sets are: config.data_dir, NORMJAX_DATA_DIR, TFDS_DATA_DIR, the home folder."""
     if asked:
@@ -100,11 +193,18 @@ def data_dir(asked: str = "") -> pathlib.Path:
 def find(name: str, asked: str = "") -> pathlib.Path:
     """The folder of a prepared TFDS set, or at once (no network is asked) how to prepare it."""
     root = data_dir(asked)
-    how = f"run: python -m experiments.prepare {name} --data_dir={root}"
+    short, name = name, SUBSETS.get(name, name)
+    how = f"run: python -m experiments.prepare {short} --data_dir={root}"
+    if name == "fsdd":
+        how = (
+            "store github.com/Jakobovski/free-spoken-digit-dataset there as array_record, with "
+            "features audio, label, speaker and index, by tfds.dataset_builders."
+            "store_as_tfds_dataset."
+        )
     found = sorted((root / name).glob("*/dataset_info.json"))
     if not found:
         raise UsageError(
-            f"data set {name!r} is not in {root} (no {name}/VERSION/dataset_info.json there). "
+            f"data set {short!r} is not in {root} (no {name}/VERSION/dataset_info.json there). "
             f"Point NORMJAX_DATA_DIR or --config.data_dir at the folder that has it, or {how}"
         )
     kept_as = json.loads(found[-1].read_text()).get("fileFormat", "tfrecord")
@@ -128,7 +228,8 @@ def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
         source: Any = builder.as_data_source(split=split)
         if len(source) != size:
             raise UsageError(f"{folder} has {len(source)} {split} examples; {name} has {size}.")
-        pixels = np.empty((size, TIMESTEPS[name]), np.uint8)
+        _whole(folder, split)
+        pixels = np.empty((size, SIDE[name] ** 2), np.uint8)
         labels = np.empty((size,), np.int32)
         for start in range(0, size, 256):  # in chunks: several times faster than one by one
             chunk = source.__getitems__(range(start, min(start + 256, size)))
@@ -137,6 +238,23 @@ def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
         splits[split] = Split(pixels, labels)
     logging.set_verbosity(verbosity)
     return splits
+
+
+def _whole(folder: pathlib.Path, split: str) -> None:
+    """Refuse record files that were cut short: what is left of them may read as an empty set."""
+    from array_record.python import array_record_module
+
+    for file in sorted(folder.glob(f"*-{split}.array_record-*")):
+        try:
+            reader = array_record_module.ArrayRecordReader(str(file))
+            if not (count := reader.num_records()):
+                raise RuntimeError("it holds no record")
+            reader.read([count - 1])
+            reader.close()
+        except (RuntimeError, IndexError) as error:
+            raise UsageError(
+                f"{file} is damaged ({str(error)[:120]}); remove {folder} and prepare it again."
+            ) from error
 
 
 def batches(size: int, batch_size: int, seed: int) -> Any:

@@ -9,14 +9,14 @@ the evaluated batch) or "running" (the moving average kept while training).
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from etils import epath
 
 from experiments import config as configs
-from experiments import data, model, train
+from experiments import data, tasks, train
 from experiments.config import UsageError
 from experiments.workdir import Checkpoints
 
@@ -30,29 +30,24 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder", allow_override=Tr
 
 
 def evaluate(
-    workdir: pathlib.Path, *, split: str, stats: str, how: str = "", data_dir: str = ""
+    workdir: epath.PathLike, *, split: str, stats: str, how: str = "", data_dir: str = ""
 ) -> dict[str, Any]:
     """Scores of the best parameters in a workdir."""
     configs.one_of("--split", split, SPLITS)
     configs.one_of("--stats", stats, STATS)
     if how:
         configs.one_of("--how", how, configs.POPULATION)
-    path = workdir / "config.json"
+    path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
     config = configs.check(json.loads(path.read_text())["config"])
-    dataset = data.load(
-        config["dataset"],
-        data_dir=data_dir or config["data_dir"],
-        permutation=config["permutation"],
-        seed=config["permutation_seed"],
-    ).on_device()
-    classifier = model.build(config, dataset.classes, dataset.white)
+    dataset = data.of({**config, "data_dir": data_dir or config["data_dir"]}).on_device()
+    task = tasks.build(config, dataset)
     checkpoints = Checkpoints(workdir)
     try:
         if checkpoints.latest() is None:
             raise UsageError(f"{workdir} has no checkpoint yet.")
-        like = train.start(classifier, train.optimizer(config["optim"]), config)
+        like = train.start(task, train.optimizer(config["optim"]), config)
         best = checkpoints.restore(like)[0]["best"]
     finally:
         checkpoints.close()
@@ -63,7 +58,7 @@ def evaluate(
             best["params"],
             norm,
             dataset.train,
-            classifier=classifier,
+            task=task,
             how=how,
             batch_size=config["population"]["batch_size"],
         )
@@ -71,7 +66,7 @@ def evaluate(
         best["params"],
         norm,
         getattr(dataset, split),
-        classifier=classifier,
+        task=task,
         stats="batch" if stats == "batch" else "running",
         batch_size=config["eval_batch_size"],
     )
@@ -88,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         if not workdir:
             raise UsageError("write --workdir=DIR, the folder of a run.")
         scores = evaluate(
-            pathlib.Path(workdir),
+            workdir,
             split=_SPLIT.value,
             stats=_STATS.value,
             how=_HOW.value,

@@ -22,8 +22,8 @@ from absl import app, flags, logging
 
 import normjax
 from experiments import data
-from experiments import model as models
 from experiments.config import UsageError, usage
+from experiments.tasks import cross_entropy
 from experiments.workdir import hardware, versions, write_json
 from normjax import analysis, recurrent
 
@@ -52,8 +52,8 @@ def measure(
     head = jax.nn.initializers.orthogonal()(key_head, (hidden, 10), jnp.float32)
 
     def loss(_: jax.Array, h: jax.Array) -> jax.Array:
-        scores = models.score(h @ head, jnp.asarray(labels))
-        return scores.loss / scores.examples
+        scores = cross_entropy(h @ head, jnp.asarray(labels))
+        return scores.loss / scores.count
 
     norms, losses = {}, {}
     for gamma in gammas:

@@ -11,7 +11,8 @@ from absl import app, flags
 from experiments import data
 from experiments.config import UsageError, nearest, usage
 
-SETS = {"mnist": "mnist", "pmnist": "mnist"}
+SETS = {"mnist": "mnist", "pmnist": "mnist", "fashion_mnist": "fashion_mnist"}
+SETS["imdb_reviews"] = "imdb_reviews"
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder to write to.", allow_override=True)
 
@@ -39,7 +40,9 @@ def prepare(name: str, folder: str = "") -> str:
     import tensorflow_datasets as tfds
 
     root = data.data_dir(folder)
-    builder = tfds.builder(SETS[name], data_dir=str(root), file_format="array_record")
+    builder = tfds.builder(
+        data.SUBSETS.get(SETS[name], SETS[name]), data_dir=str(root), file_format="array_record"
+    )
     builder.download_and_prepare()
     return str(data.find(SETS[name], folder))
 

@@ -1,151 +1,208 @@
 """The folder of a run: its config, checkpoints, metrics, and what is shown meanwhile.
 
-config.json holds the resolved config with versions and hardware, checkpoints/ the newest two,
-metrics.jsonl and tensorboard/ the curves, final.json the result.
+config.json holds the resolved config with versions and hardware, checkpoints/ the newest few,
+metrics.jsonl and tensorboard/ the curves, final.json the result. A workdir is a local folder or a
+bucket (gs://…): the same code, through `etils.epath`. Of several processes the first writes.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import sys
+import tempfile
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 import normjax
 from experiments import config as configs
 from experiments import report
+from experiments.checkpoints import Checkpoints
 from experiments.config import UsageError
+
+__all__ = [
+    "Checkpoints",
+    "Metrics",
+    "Progress",
+    "hardware",
+    "open_workdir",
+    "versions",
+    "write_json",
+]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 Tree = Any
 
 
+@functools.cache
+def code() -> str:
+    """A hash of the source that computes the numbers."""
+    root = pathlib.Path(__file__).parent.parent
+    files = sorted(p for name in ("normjax", "experiments") for p in (root / name).rglob("*.py"))
+    told = hashlib.sha256()
+    for path in files:
+        told.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return told.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    found = {"python": platform.python_version(), "normjax": normjax.__version__}
+    found = {"python": platform.python_version(), "normjax": normjax.__version__, "code": code()}
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def hardware() -> dict[str, Any]:
+def hardware(devices: int = 0) -> dict[str, Any]:
     """What the numbers were computed on."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "devices": jax.device_count(),
+        "devices": devices or jax.device_count(),
         "cpus": os.cpu_count(),
     }
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def local(path: epath.Path) -> bool:
+    """Whether a path is on this machine's file system, and not in a bucket."""
+    return "://" not in os.fspath(path) and not os.fspath(path).startswith("gs:/")
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
     """Write a JSON file whole or not at all."""
+    _write(epath.Path(path), json.dumps(value, indent=2) + "\n")
+
+
+def _write(path: epath.Path, text: str) -> None:
+    if not local(path):  # objects of a bucket appear whole
+        path.write_text(text)
+        return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
-def open_workdir(workdir: pathlib.Path, config: dict) -> None:
+def _notes(there: dict, devices: int) -> list[str]:
+    """What is not as it was when a workdir was begun, in plain words."""
+    now, notes = versions(), []
+    changed = [
+        f"{k} {there['versions'].get(k, 'unknown')} -> {now[k]}"
+        for k in now
+        if there["versions"].get(k) != now[k]
+    ]
+    if changed:
+        notes.append(f"begun with other versions ({', '.join(changed)}); bits may differ")
+    was, is_ = there["hardware"], hardware(devices)
+    if was.get("devices") != is_["devices"]:
+        notes.append(
+            f"begun on {was.get('devices')} devices and goes on on {is_['devices']}; sums are "
+            "rounded in another order, so bits may differ"
+        )
+    if was.get("device") != is_["device"]:
+        notes.append(f"begun on {was.get('device')}, goes on on {is_['device']}; bits may differ")
+    return notes
+
+
+def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
     """Make the workdir, or check that what is in it belongs to this config."""
+    workdir = epath.Path(workdir)
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
     if path.exists():
-        there = json.loads(path.read_text())
+        try:
+            there = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UsageError(
+                f"{path} is damaged ({error}); restore it, or choose another --workdir."
+            ) from error
         if lines := configs.differences(there["config"], config):
             raise UsageError(
                 f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\n"
                 "Choose another --workdir, or remove that one to start over."
             )
-        if there["versions"] != versions():
-            print(f"note: {workdir} was begun with other versions; bits may differ", flush=True)
+        before = there["hardware"].get("devices")
+        if config["batch_stats"] == "device" and before != hardware(devices)["devices"]:
+            raise UsageError(
+                f"{workdir} was begun on {before} devices with config.batch_stats=device, where "
+                "the batch of a statistic is what one device has: another number of devices is "
+                "another experiment. Choose another --workdir."
+            )
+        for note in _notes(there, devices):
+            print(f"note: {workdir} was {note}", flush=True)
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UsageError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir."
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": config, "versions": versions(), "hardware": hardware()})
-
-
-class Checkpoints:
-    """The checkpoints of one workdir: the run's pytree and the data iterator's place, together."""
-
-    def __init__(self, workdir: pathlib.Path):
-        folder = (workdir / "checkpoints").resolve()
-        # Small states: writing before going on costs milliseconds and leaves nothing half done.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, create=False
-        )
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.manager = ocp.CheckpointManager(folder, item_names=("run", "data"), options=options)
-
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
-        return self.manager.latest_step()
-
-    def save(self, step: int, run: Tree, iterator: Any) -> None:
-        """Write a checkpoint, unless the same step is there."""
-        if step == self.latest():
-            return
-        place = iterator if isinstance(iterator, dict) else iterator.get_state()
-        items = ocp.args.Composite(run=ocp.args.StandardSave(run), data=ocp.args.JsonSave(place))
-        self.manager.save(step, args=items)
-
-    def restore(self, like: Tree) -> tuple[Tree, dict]:
-        """The newest checkpoint, in the structure of `like`, and the data iterator's place."""
-        step = self.latest()
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(
-            run=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
-        )
-        try:
-            found = self.manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"the checkpoint in {self.folder} does not fit this config's model or optimizer: "
-                f"{str(error).strip().splitlines()[0]}"
-            ) from error
-        return found["run"], found["data"]
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        self.manager.close()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"config": config, "versions": versions(), "hardware": hardware(devices)})
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can."
+        ) from error
 
 
 class Metrics:
-    """Rows for people and tools: metrics.jsonl and TensorBoard event files."""
+    """Rows for people and tools: metrics.jsonl and TensorBoard event files.
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        self.path = workdir / "metrics.jsonl"
+    On a local disk each row is written at once. A bucket's objects cannot grow: there both are
+    written anew by `flush`, with each checkpoint. Only the first process writes anything.
+    """
+
+    def __init__(self, workdir: epath.PathLike, step: int):
+        self.path = epath.Path(workdir) / "metrics.jsonl"
         self.rows = report.read_rows(self.path, upto=step)
+        self.writes, self.local = jax.process_index() == 0, local(self.path)
+        if not self.writes:
+            return
         # A killed run may have logged past its last checkpoint; those rows come again.
-        partial = self.path.with_name("metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        partial.replace(self.path)
-        self.file = self.path.open("a")
-        purge = step + 1 if step else None
-        self.board = SummaryWriter(logdir=str(workdir / "tensorboard"), purge_step=purge)
+        _write(self.path, self._text())
+        self.file = open(self.path, "a") if self.local else None  # noqa: SIM115
+        self.events = self.path.parent / "tensorboard"
+        self.near = str(self.events) if self.local else tempfile.mkdtemp(prefix="normjax")
+        self.board = SummaryWriter(logdir=self.near, purge_step=step + 1 if step else None)
+
+    def _text(self) -> str:
+        return "".join(json.dumps(row) + "\n" for row in self.rows)
 
     def write(self, step: int, split: str, seconds: float, **values: float) -> None:
         """Add a row."""
         row = {"step": step, "split": split, **values, "seconds": round(seconds, 3)}
         self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        if not self.writes:
+            return
+        if self.file is not None:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Bring a bucket up to date."""
+        if not self.writes or self.local:
+            return
+        _write(self.path, self._text())
+        self.board.flush()
+        self.events.mkdir(parents=True, exist_ok=True)
+        for file in epath.Path(self.near).iterdir():
+            file.copy(self.events / file.name, overwrite=True)
+
     def close(self) -> None:
         """Close both files."""
-        self.file.close()
+        if not self.writes:
+            return
+        self.flush()
+        if self.file is not None:
+            self.file.close()
         self.board.close()
 
 
@@ -154,16 +211,17 @@ class Progress:
 
     def __init__(self, name: str, steps: int, step: int):
         self.name, self.steps = name, steps
-        on = sys.stderr.isatty()
+        self.shows = jax.process_index() == 0
+        on = sys.stderr.isatty() and self.shows
         self.bar = (
             tqdm(total=steps, initial=step, desc=name, unit="step", leave=True) if on else None
         )
         self.fields: dict[str, str] = {}
 
-    def step(self) -> None:
+    def step(self, steps: int = 1) -> None:
         """Move the bar."""
         if self.bar is not None:
-            self.bar.update()
+            self.bar.update(steps)
 
     def loss(self, loss: float) -> None:
         """Put the newest training loss on the bar."""
@@ -176,7 +234,7 @@ class Progress:
         self.fields["valid"] = f"{accuracy:.2%}"
         if self.bar is not None:
             self.bar.set_postfix(self.fields)
-        else:
+        elif self.shows:
             print(
                 f"{self.name}: step {step:>6}/{self.steps}  train loss {self.fields['loss']}  "
                 f"valid accuracy {accuracy:.4f}  {seconds:7.1f} s",

@@ -26,10 +26,10 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config import TIMESTEPS, default
+from experiments.config import default, timesteps
 
 # Variant: its norms by place, and gamma's start (None: there is no scale to set).
-# "per_step", "shared" and "once" are one batch or layer norm each, written out by `_norm`.
+# "per_step", "shared" and "once" are one batch or layer norm each, written out by `norm`.
 VARIANTS: dict[str, tuple[dict[str, str], float | None]] = {
     "lstm": ({}, None),
     "bn_lstm": ({"norm_x": "per_step", "norm_h": "per_step", "norm_c": "per_step"}, 0.1),
@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[dict[str, str], float | None]] = {
 }
 
 
-def _norm(kind: str, place: str, gamma: Any, steps: int) -> dict[str, Any]:
+def norm(kind: str, place: str, gamma: Any, steps: int) -> dict[str, Any]:
     """One norm of a variant; but for the cell's, a bias would repeat the layer's own."""
     common = {"eps": 1e-5, "use_bias": place == "norm_c", "scale_init": gamma}
     if kind == "layer":
@@ -75,8 +75,8 @@ def sequential_images(dataset: str, variant: str) -> ml_collections.ConfigDict:
     if gamma is not None:
         config.gamma = gamma
     for place, kind in places.items():
-        norm = _norm(kind, place, None, TIMESTEPS[dataset])
-        config.model[place] = ml_collections.ConfigDict(norm)
+        made = norm(kind, place, None, timesteps(config))
+        config.model[place] = ml_collections.ConfigDict(made)
         config.model[place].scale_init = config.get_ref("gamma")
     if "norm_c" not in places:
         config.model.norm_c = ml_collections.ConfigDict({"name": "identity", "use_bias": True})

@@ -4,6 +4,13 @@ import jax
 import pytest
 
 from configs.recurrent_bn import digits
+from experiments import parallel
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One of the suite's devices: runs over several have their own tests, tests/multidevice."""
+    monkeypatch.setattr(parallel, "available", lambda: jax.devices()[:1])
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +25,7 @@ def make_tiny(variant="bn_lstm", **changes):
     config = digits.get_config(variant)
     config.model.hidden = 4
     config.batch_size = 16
-    settings = {"steps": 24, "log_every": 5, "eval_every": 10, "checkpoint_every": 10}
+    settings = {"steps": 24, "log_every": 5, "eval_every": 10, "checkpoint_every": 10, "devices": 1}
     for key, value in {**settings, **changes}.items():
         config[key] = value
     return config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import data, prepare
-from experiments.config import TIMESTEPS, TRAIN_SIZE, UsageError
+from experiments.config import TRAIN_SIZE, UsageError
 
 
 def test_digits_are_split_once_and_for_all():
@@ -14,7 +14,7 @@ def test_digits_are_split_once_and_for_all():
     sizes = [split.pixels.shape for split in (sets.train, sets.valid, sets.test)]
     assert sizes == [(1437, 64), (180, 64), (180, 64)]
     assert sets.train.pixels.max() == sets.white == 16.0
-    assert TRAIN_SIZE["digits"] == 1437 and TIMESTEPS["digits"] == 64
+    assert TRAIN_SIZE["digits"] == 1437
     # frozen: a published number belongs to this very split
     assert sets.test.labels[:12].tolist() == GOLDEN
     assert np.unique(np.concatenate([s.labels for s in sets[:3]])).tolist() == list(range(10))
@@ -86,7 +86,9 @@ def test_the_folder_is_looked_for_in_order(tmp_path, monkeypatch):
 
 def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
     assert "nothing to do" in prepare.prepare("digits")
-    with pytest.raises(UsageError, match=r"known: digits, mnist, pmnist.*Did you mean 'mnist'"):
+    with pytest.raises(
+        UsageError, match=r"known: digits, mnist, pmnist, fashion_mnist.*Did you mean 'mnist'"
+    ):
         prepare.prepare("mnits")
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs tensorflow.*pip install 'normjax\[prepare\]'"):
@@ -104,3 +106,19 @@ def test_mnist_and_its_permutation(data_dir):
     assert np.bincount(plain.test.labels).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009
     ]  # fmt: skip
+
+
+def test_records_that_were_cut_short_are_told(tmp_path):
+    from array_record.python import array_record_module
+
+    file = tmp_path / "mnist-test.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    for i in range(300):
+        writer.write(bytes([i % 256]) * 1000)
+    writer.close()
+    data._whole(tmp_path, "test")
+    whole = file.read_bytes()
+    for left in (len(whole) // 2, 100, 0):
+        file.write_bytes(whole[:left])
+        with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
+            data._whole(tmp_path, "test")

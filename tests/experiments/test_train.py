@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -15,8 +16,9 @@ import optax
 import pytest
 
 import normjax as nj
-from experiments import data, evaluate, model, report, train
+from experiments import data, evaluate, report, tasks, train
 from experiments.config import UsageError
+from experiments.tasks.sequence import SequenceClassifier
 
 
 def rows(workdir):
@@ -91,7 +93,7 @@ def test_a_killed_run_resumes_to_the_bit(unbroken, tiny, tmp_path):
     workdir = tmp_path / "run"
     long = {"steps": 2000, "checkpoint_every": 20}
     words = [f"--config.{k}={v}" for k, v in {**long, "log_every": 5, "eval_every": 10}.items()]
-    words += ["--config.model.hidden=4", "--config.batch_size=16"]
+    words += ["--config.model.hidden=4", "--config.batch_size=16", "--config.devices=1"]
     config = "--config=configs/recurrent_bn/digits.py:bn_lstm"
     child = subprocess.Popen(
         [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", config, *words],
@@ -180,21 +182,23 @@ def test_evaluate_gives_the_numbers_of_the_run(unbroken):
 def test_evaluation_does_not_depend_on_padding():
     """Rows of weight 0 enter no sum and no statistic, whatever they hold."""
     layer = nj.recurrent.lstm(3, norm_h=nj.recurrent.per_step(nj.batch_norm(), 6))
-    classifier = model.Classifier(layer, classes=4)
-    params, state = classifier.init(jax.random.key(0), 3)
+    task = SequenceClassifier(layer, classes=4)
+    params, state = task.init(jax.random.key(0))
     pixels = jax.random.randint(jax.random.key(1), (5, 6), 0, 255)
-    labels = jnp.arange(5) % 4
+    batch = data.Split(pixels, jnp.arange(5) % 4)
     weight = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])
-    padded, _ = classifier.apply(params, state, pixels, stats="batch", weight=weight)
-    whole, _ = classifier.apply(params, state, pixels[:3], stats="batch")
-    np.testing.assert_allclose(padded[:3], whole, rtol=1e-5, atol=1e-6)
-    a, b = model.score(padded, labels, weight), model.score(whole, labels[:3])
-    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
-    assert a.examples == b.examples == 3
+    how = {"stats": "batch", "train": False}
+    padded, moved = task.scores(params, state, batch, weight=weight, **how)
+    whole, expected = task.scores(params, state, data.take(batch, slice(0, 3)), **how)
+    np.testing.assert_allclose(padded.loss, whole.loss, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)  # means cancel
+    jax.tree.map(close, moved, expected)
+    assert isinstance(padded, tasks.Scores) and padded.count == whole.count == 3
 
 
 def test_clipping_comes_before_the_optimizer():
     base = {"learning_rate": 1.0, "decay": 0.9, "momentum": 0.0, "eps": 1e-8, "name": "sgd"}
+    base |= {"l2": 0.0, "l1": 0.0}
     grads = {"w": jnp.full((4,), 10.0)}
     for clip, norm in ((1.0, 1.0), (0.0, 20.0)):
         tx = train.optimizer({**base, "clip_norm": clip})

@@ -1,0 +1,33 @@
+"""What the training program trains: a `Task` holds model and loss, a data set its splits.
+
+`config.task` names one of `TASKS`, a module here with two functions: `check(config)` refuses what
+it cannot do, before any data is read, and `build(config, dataset)` makes the `Task`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.config import one_of
+from experiments.tasks.base import Scores, Task, cross_entropy
+
+TASKS = ("sequence", "language", "image")
+
+__all__ = ["TASKS", "Scores", "Task", "build", "check", "cross_entropy"]
+
+
+def _module(name: str) -> Any:
+    one_of("config.task", name, TASKS)
+    return importlib.import_module(f"experiments.tasks.{name}")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse a config whose model or data its task cannot take."""
+    _module(config["task"]).check(config)
+
+
+def build(config: Mapping[str, Any], dataset: Any) -> Task:
+    """The task of a checked config."""
+    return _module(config["task"]).build(config, dataset)

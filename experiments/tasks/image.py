@@ -1,0 +1,300 @@
+"""Classify images: an MLP, or two convolutions and two dense layers after LeNet, with norms.
+
+`config.model.order` says what follows a linear map, in order: "norm", "act", "dropout", and
+"response", a second norm. Every hidden layer is linear map, order, and after a convolution a
+2 x 2 max pool; a linear readout ends it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import normjax
+from experiments import config as configs
+from experiments.config import SIDE, NormConfig, UsageError, one_of
+from experiments.tasks.base import Scores, Task, cross_entropy
+
+ARCHITECTURES = ("mlp", "lenet")
+ACTIVATIONS = ("tanh", "relu", "sigmoid")
+STEPS = ("norm", "act", "dropout", "response")
+PLACES = ("norm_conv", "norm_dense", "response")
+DEFAULTS: dict[str, Any] = {
+    "arch": "mlp",
+    "hidden": 100,  # units of a dense layer; LeNet's second has 0.7 of them, as 84 of 120
+    "depth": 2,  # mlp: hidden layers
+    "channels": 6,  # lenet: of the first convolution; the second has 8/3 of them, as 16 of 6
+    "kernel": 3,  # lenet: side of its windows, no padding; 5 on images of 28 x 28
+    "activation": "tanh",
+    "order": ("norm", "act", "dropout"),
+    "bias": True,  # of linear maps that a norm follows at once; all others have one
+    "dropout": 0.0,
+    "init_scale": 1.0,  # times LeCun's initialization, for hidden layers
+    "weight": {"name": "none"},  # weight_norm, weight_standardization, or cosine_dense
+    "data_init": False,  # weight_norm: gains and biases from 500 training images
+    "frozen": False,  # train with running statistics
+    **{place: {"name": "none"} for place in PLACES},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A hidden layer: its linear map's features, window and input shape, and what follows."""
+
+    features: int
+    window: int  # 0: dense
+    shape: tuple[int, ...]  # of one input
+    norm: normjax.Norm | None
+    response: normjax.Norm | None
+    weight: Any
+    bias: bool
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """Shape of one output, before the pool."""
+        if not self.window:
+            return (self.features,)
+        return (self.shape[0] - self.window + 1, self.shape[1] - self.window + 1, self.features)
+
+    def init(self, key: jax.Array, scale: float) -> tuple[dict, dict]:
+        """Return `(params, state)`, by part."""
+        fan = self.shape[-1] * self.window**2 if self.window else int(np.prod(self.shape))
+        shape = (self.window,) * 2 + (self.shape[-1],) if self.window else (fan,)
+        kernel: Any = scale / np.sqrt(fan) * jax.random.normal(key, (*shape, self.features))
+        params: dict[str, Any] = {"kernel": kernel}
+        state: dict[str, Any] = {}
+        if isinstance(self.weight, normjax.Reparam):
+            params["kernel"], state["kernel"] = self.weight.init(kernel)
+        elif self.weight is not None:
+            params, _ = self.weight.init(key, fan)
+        if self.bias:
+            params["bias"] = jnp.zeros((self.features,))
+        for name in ("norm", "response"):
+            norm = getattr(self, name)
+            if norm is not None:
+                params[name], state[name] = norm.init((1, *self.out))
+        return params, state
+
+    def matmul(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
+        """The linear map without bias."""
+        if not self.window:
+            return x.reshape(x.shape[0], -1) @ kernel
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def linear(self, params: dict, state: dict, x: jax.Array, stats: Any) -> jax.Array:
+        """The linear map of a batch."""
+        if isinstance(self.weight, normjax.Reparam):
+            kernel, _ = self.weight.apply(params["kernel"], state["kernel"], stats=stats)
+            y = self.matmul(kernel, x)
+        elif self.weight is not None:
+            y, _ = self.weight.apply(params, (), x.reshape(x.shape[0], -1), stats=stats)
+        else:
+            y = self.matmul(params["kernel"], x)
+        return y + params["bias"] if self.bias else y
+
+
+def pool(x: jax.Array) -> jax.Array:
+    """Max over 2 x 2 windows; an odd last row or column is left out."""
+    if x.ndim == 2:
+        return x
+    n, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier(Task):
+    """Hidden layers and a linear readout; a batch is `data.Split`."""
+
+    layers: tuple[Layer, ...]
+    classes: int
+    white: float
+    activation: str
+    order: tuple[str, ...]
+    dropout: float = 0.0
+    init_scale: float = 1.0
+    frozen: bool = False
+    first: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """Return `(params, norm)`."""
+        key_head, *keys = jax.random.split(key, len(self.layers) + 1)
+        made = [layer.init(k, self.init_scale) for layer, k in zip(self.layers, keys, strict=True)]
+        params, state = ({str(i): m[j] for i, m in enumerate(made)} for j in (0, 1))
+        if self.first is not None:
+            params |= self._data_init(params)
+        last = self.layers[-1].features
+        kernel = jax.random.normal(key_head, (last, self.classes)) / np.sqrt(last)
+        return params | {"head": {"kernel": kernel, "bias": jnp.zeros((self.classes,))}}, state
+
+    def _data_init(self, params: dict) -> dict:
+        """Gains and biases that give pre-activations mean 0 and variance 1 on the first images."""
+        act = getattr(jax.nn, self.activation)
+        stack = [(layer.matmul, lambda y: pool(act(y))) for layer in self.layers]
+        # the stack normalizes plain kernels itself: v as it was drawn
+        plain = [{**p, "kernel": p["kernel"].v} for p in params.values()]
+        norm = self.layers[0].weight
+        x = jnp.asarray(self.first, jnp.float32) / self.white
+        told, _ = normjax.data_dependent_stack(stack, plain, x, norm=norm)
+        return {str(i): own for i, own in enumerate(told)}
+
+    def hidden(
+        self,
+        params: Any,
+        norm: Any,
+        x: jax.Array,
+        *,
+        stats: str,
+        mask: jax.Array | None,
+        key: jax.Array | None,
+        axis_name: str | None,
+    ) -> tuple[jax.Array, Any]:
+        """What the last hidden layer puts out `[batch, features]`, and the next state."""
+        kept = {}
+        for i, layer in enumerate(self.layers):
+            own, state = params[str(i)], norm[str(i)]
+            x = layer.linear(own, state, x, stats)
+            kept[str(i)] = dict(state)
+            for step in self.order:
+                part = getattr(layer, step, None)
+                if part is not None:
+                    rows = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1))
+                    how: dict[str, Any] = {"stats": stats, "mask": rows, "axis_name": axis_name}
+                    x, kept[str(i)][step] = part.apply(own[step], state[step], x, **how)
+                elif step == "act":
+                    x = getattr(jax.nn, self.activation)(x)
+                elif step == "dropout" and self.dropout and key is not None:
+                    keep = 1 - self.dropout
+                    drawn = jax.random.bernoulli(jax.random.fold_in(key, i), keep, x.shape)
+                    x = jnp.where(drawn, x / keep, 0.0)
+            x = pool(x)
+        return x.reshape(x.shape[0], -1), kept
+
+    def scores(
+        self,
+        params: Any,
+        norm: Any,
+        batch: Any,
+        *,
+        stats: str,
+        train: bool,
+        weight: jax.Array | None = None,
+        key: jax.Array | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[Scores, Any]:
+        """Cross-entropy of the readout."""
+        x = batch.pixels.astype(jnp.float32) / self.white
+        mask = None if weight is None else weight > 0
+        if mask is not None:  # a padded row may hold anything
+            x = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
+        stats = "running" if train and self.frozen else stats
+        how: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
+        h, norm = self.hidden(params, norm, x, key=key if train else None, **how)
+        logits = h @ params["head"]["kernel"] + params["head"]["bias"]
+        return cross_entropy(logits, batch.labels, weight), norm
+
+
+def _weight(model: Mapping[str, Any], features: int) -> Any:
+    """The reparametrization of `model.weight`, or a cosine layer."""
+    given = dict(model["weight"])
+    name = given.pop("name", "none")
+    known: dict[str, Any] = {
+        "weight_norm": normjax.weight_norm,
+        "weight_standardization": normjax.weight_standardization,
+        "cosine_dense": normjax.cosine_dense,
+    }
+    if name == "none":
+        return None
+    one_of("config.model.weight.name", name, [*known, "none"])
+    try:
+        return known[name](features, **given) if name == "cosine_dense" else known[name](**given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"config.model.weight: {error}") from error
+
+
+def layers(model: Mapping[str, Any], side: int) -> tuple[Layer, ...]:
+    """The hidden layers of a model on images of side x side."""
+    norms = {p: NormConfig.parse(model[p], f"config.model.{p}").build() for p in PLACES}
+    order = model["order"]
+    at_once = "norm" in order and (order.index("norm") == 0)
+
+    def layer(features: int, shape: tuple[int, ...], window: int = 0) -> Layer:
+        norm = norms["norm_conv" if window else "norm_dense"]
+        weight = _weight(model, features)
+        bias = model["bias"] or norm is None or not at_once
+        response = norms["response"] if window and "response" in order else None
+        norm = norm if "norm" in order else None
+        return Layer(features, window, shape, norm, response, weight, bias)
+
+    if model["arch"] == "mlp":
+        shape: tuple[int, ...] = (side, side, 1)
+        made = []
+        for _ in range(model["depth"]):
+            made.append(layer(model["hidden"], shape))
+            shape = made[-1].out
+        return tuple(made)
+    first = layer(model["channels"], (side, side, 1), model["kernel"])
+    halves = (first.out[0] // 2, first.out[1] // 2, first.features)
+    second = layer(round(8 / 3 * model["channels"]), halves, model["kernel"])
+    quarters = (second.out[0] // 2, second.out[1] // 2, second.features)
+    third = layer(model["hidden"], quarters)
+    return first, second, third, layer(round(0.7 * model["hidden"]), third.out)
+
+
+def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+    model = {**DEFAULTS, **config["model"]}
+    return {**model, "order": tuple(model["order"])}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Compare the model with its keys, and its norms with their factories."""
+    for key in config["model"]:
+        if key not in DEFAULTS:
+            raise UsageError(f"config.model.{key} is no key.{configs.nearest(key, DEFAULTS)}")
+    model = _model(config)
+    one_of("config.dataset", config["dataset"], tuple(SIDE))
+    one_of("config.data.layout", config["data"]["layout"], ("images",))
+    one_of("config.model.arch", model["arch"], ARCHITECTURES)
+    one_of("config.model.activation", model["activation"], ACTIVATIONS)
+    for step in model["order"]:
+        one_of("config.model.order", step, STEPS)
+    if "act" not in model["order"] or len(set(model["order"])) < len(model["order"]):
+        raise UsageError("config.model.order names each step once at most, and 'act'.")
+    if not 0 <= model["dropout"] < 1:
+        raise UsageError(f"config.model.dropout={model['dropout']!r} must be in [0, 1).")
+    side = config["data"]["side"] or SIDE[config["dataset"]]
+    # two windows and two pools must leave a pixel: ((side - k + 1) // 2 - k + 1) // 2 >= 1
+    if model["arch"] == "lenet" and (side - model["kernel"] + 1) // 2 < model["kernel"] + 1:
+        raise UsageError(
+            f"config.model.kernel={model['kernel']} leaves nothing of {side} x {side} pixels after "
+            "two convolutions and pools; write a smaller one."
+        )
+    made = layers(model, side)
+    if model["arch"] == "lenet" and model["weight"].get("name") == "cosine_dense":
+        raise UsageError("config.model.weight.name='cosine_dense' is a dense layer: arch='mlp'.")
+    plain = all(layer.norm is None for layer in made)
+    if model["data_init"] and (model["weight"].get("name") != "weight_norm" or not plain):
+        raise UsageError("config.model.data_init=True needs weight.name='weight_norm', no norms.")
+
+
+def build(config: Mapping[str, Any], dataset: Any) -> ImageClassifier:
+    """The classifier of a checked config."""
+    model = _model(config)
+    return ImageClassifier(
+        layers(model, dataset.train.pixels.shape[1]),
+        dataset.classes,
+        dataset.white,
+        model["activation"],
+        model["order"],
+        model["dropout"],
+        model["init_scale"],
+        model["frozen"],
+        np.asarray(dataset.train.pixels[:500]) if model["data_init"] else None,
+    )

@@ -1,0 +1,105 @@
+"""Classify a sequence: a recurrent layer, or a stack, read out after its last step by a softmax.
+
+A batch is `data.Split`, images as bytes `[batch, steps(, rows)]`, or `corpora.Sequences` with
+lengths: frames as they are, words through an embedding of `config.model.embed` numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import HEADS, UsageError, build_layer, check_steps, one_of
+from experiments.tasks.base import Scores, Task, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceClassifier(Task):
+    """Layer and linear readout."""
+
+    layer: Any
+    classes: int
+    features: int = 1
+    head_init: str = "orthogonal"
+    white: float = 255.0
+    vocabulary: int = 0
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """Return `(params, norm)`; the readout's bias starts at 0."""
+        key_layer, key_head = jax.random.split(key)
+        params, state = self.layer.init(key_layer, self.features)
+        head_init = getattr(jax.nn.initializers, self.head_init)()
+        head = {
+            "kernel": head_init(key_head, (self.layer.width, self.classes), jnp.float32),
+            "bias": jnp.zeros((self.classes,)),
+        }
+        made = {"layer": params, "head": head}
+        if self.vocabulary:
+            shape = (self.vocabulary, self.features)
+            made["embed"] = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+        return made, state
+
+    def inputs(self, params: Any, batch: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
+        """Return `x [batch, steps, features]` and lengths; rows of weight 0 get length 0."""
+        if hasattr(batch, "lengths"):
+            x = params["embed"][batch.x] if self.vocabulary else batch.x
+            return x, batch.lengths if weight is None else jnp.where(weight > 0, batch.lengths, 0)
+        x = batch.pixels.astype(jnp.float32)
+        x = (x[:, :, None] if x.ndim == 2 else x) / self.white
+        return x, None if weight is None else jnp.where(weight > 0, x.shape[1], 0)
+
+    def scores(
+        self,
+        params: Any,
+        norm: Any,
+        batch: Any,
+        *,
+        stats: str,
+        train: bool,
+        weight: jax.Array | None = None,
+        key: jax.Array | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[Scores, Any]:
+        """Cross-entropy of the last step's readout."""
+        # The protocol's noise on h0 is part of the evaluation graph too.
+        key = key if train or self.layer.noisy else None
+        x, lengths = self.inputs(params, batch, weight)
+        how: dict[str, Any] = {"lengths": lengths, "key": key, "axis_name": axis_name}
+        (_, carry), norm = self.layer.apply(params["layer"], norm, x=x, stats=stats, **how)
+        head = params["head"]
+        logits = last_hidden(carry) @ head["kernel"] + head["bias"]
+        return cross_entropy(logits, batch.labels, weight), norm
+
+
+def last_hidden(carry: Any) -> jax.Array:
+    """The hidden state in a layer's carry, of the last layer of a stack."""
+    carry = carry if hasattr(carry, "h") or not isinstance(carry, tuple) else carry[-1]
+    return carry.h if hasattr(carry, "h") else carry
+
+
+OWN = ("head_init", "embed")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Build the layer, and compare its steps with the data's."""
+    model = config["model"]
+    one_of("config.model.head_init", model["head_init"], HEADS)
+    if config["dataset"] == "text":
+        raise UsageError("config.dataset='text' has no labels; write config.task='language'.")
+    if config["dataset"] == "imdb_reviews" and not model.get("embed"):
+        raise UsageError("imdb_reviews is words; write config.model.embed=32, for instance.")
+    check_steps(config)
+    build_layer(model, OWN)
+
+
+def build(config: Mapping[str, Any], dataset: Any) -> SequenceClassifier:
+    """The classifier of a checked config."""
+    model = config["model"]
+    first = dataset.train[0]
+    features = model.get("embed", 0) or (first.shape[2] if first.ndim == 3 else 1)
+    layer, classes, head = build_layer(model, OWN), dataset.classes, model["head_init"]
+    return SequenceClassifier(layer, classes, features, head, dataset.white, dataset.vocabulary)

@@ -1,0 +1,203 @@
+"""The image task of experiments/tasks/image.py, and the claims that are built on it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.mlp_cnn import _protocol
+from experiments import claims, data, step, tasks
+from experiments import config as configs
+from experiments.config import UsageError
+from experiments.tasks import image
+
+MINE = [
+    n for n, (path, _) in claims.files().items() if path.parent.name in ("mlp_cnn", "mechanism")
+]
+TRAINED = [n for n in MINE if hasattr(claims.module(n), "get_config")]
+BN = {"name": "batch_norm"}
+
+
+def make_split(examples=6, side=8, seed=0):
+    draw = np.random.RandomState(seed)
+    pixels = draw.randint(0, 256, (examples, side, side, 1)).astype(np.float32)
+    return data.Split(jnp.asarray(pixels), jnp.asarray(draw.randint(0, 10, examples)))
+
+
+def make_task(arch="lenet", **model):
+    """A tiny classifier of 8 x 8 images."""
+    model = {**image.DEFAULTS, "arch": arch, "hidden": 6, "channels": 3, "kernel": 2, **model}
+    order = tuple(model["order"])
+    made = image.layers({**model, "order": order}, 8)
+    first = model.pop("first", None)
+    return image.ImageClassifier(
+        made, 10, 255.0, model["activation"], order, model["dropout"], first=first
+    )
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("number", TRAINED)
+def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
+    made = claims.module(number)
+    split = make_split(4, side=14)
+    dataset = data.Dataset(split, split, split, 255.0, 10)
+    for arm in made.CLAIM.arms:
+        config = configs.check(made.get_config(arm))
+        assert config["name"] == arm
+        task = tasks.build(config, dataset)
+        assert task == tasks.build(config, dataset) and hash(task) is not None
+
+
+@pytest.mark.parametrize("number", MINE)
+def test_every_config_opens_with_what_a_reader_needs(number):
+    text = claims.files()[number][0].read_text()
+    places = [
+        text.index(f"\n{word}:") for word in ("Paper", "Claim", "Expected", "Cost", "Command")
+    ]
+    assert places == sorted(places)
+    if claims.runs(claims.module(number)):
+        assert f"python -m experiments.claim {number}\n" in text
+
+
+def test_lenet_has_the_published_number_of_parameters():
+    """6@5x5, 16@5x5, 120, 84, 10 on 28 x 28 (LeCun et al. 1998, without its sparse maps)."""
+    model = {**image.DEFAULTS, "arch": "lenet", "hidden": 120, "channels": 6, "kernel": 5}
+    task = image.ImageClassifier(image.layers(model, 28), 10, 255.0, "tanh", model["order"])
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(params)) == 44_426
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"norm_conv": BN, "norm_dense": BN},
+        {"norm_conv": {"name": "group_norm", "groups": 1}, "order": ("act", "norm")},
+        {"norm_conv": {"name": "batch_norm", "axes": 0}, "weight": {"name": "weight_norm"}},
+    ],
+    ids=["bn", "gn", "bn of each activation, wn"],
+)
+def test_padding_enters_no_sum_and_no_statistic(model):
+    task, split = make_task(**model), make_split()
+    params, norm = task.init(jax.random.key(0))
+    rotten = split._replace(pixels=split.pixels.at[4:].set(jnp.nan))
+    weight = jnp.array([1.0, 1, 1, 1, 0, 0])
+    how = {"stats": "batch", "train": False}
+
+    def loss(params, batch, weight):
+        scores, kept = task.scores(params, norm, batch, weight=weight, **how)
+        return scores.loss, (scores, kept)
+
+    grad = jax.jit(jax.grad(loss, has_aux=True))
+    padded = grad(params, rotten, weight)
+    whole = grad(params, data.take(split, slice(0, 4)), None)
+    close(padded, whole)
+    assert padded[1][0].count == 4
+    if jax.tree.leaves(norm):
+        assert not np.allclose(padded[1][1]["0"]["norm"].mean, norm["0"]["norm"].mean)
+
+
+def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
+    task, split = make_task(norm_conv=BN, norm_dense=BN), make_split()
+    params, norm = task.init(jax.random.key(0))
+
+    def scores(batch, axis_name=None):
+        how = {"stats": "batch", "train": True, "axis_name": axis_name}
+        return task.scores(params, norm, batch, **how)
+
+    parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
+    over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
+    sums, kept = jax.jit(over)(parts)
+    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], kept)
+    close((total, last), jax.jit(scores)(split))
+
+
+def test_members_trained_side_by_side_are_those_trained_alone():
+    """`update` under vmap over seeds and learning rates."""
+    task = make_task("mlp", norm_dense=BN, dropout=0.2)
+    config = configs.check(_protocol.lenet("bn", steps=20))
+    optim, _ = step.static(config["optim"])
+    tx, split = step.optimizer(config["optim"]), make_split(12)
+    runs = [step.start(task, tx, {**config, "seed": seed})["now"] for seed in (1, 2)]
+    index = jnp.arange(12).reshape(2, 6)
+    rates = jnp.array([0.1, 0.3])
+
+    def update(now, index, rate):
+        return step.update(now, split, index, rate, task=task, optim=optim)
+
+    together = jax.jit(jax.vmap(update))(jax.tree.map(lambda *x: jnp.stack(x), *runs), index, rates)
+    alone = jax.jit(update)(runs[1], index[1], rates[1])
+    for part in ("params", "norm", "window"):
+        close(jax.tree.map(lambda x: x[1], together[part]), alone[part], rtol=1e-4)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(alone[part]))
+
+
+@pytest.mark.parametrize("order", [("dropout", "norm", "act"), ("norm", "act", "dropout")])
+def test_dropout_is_drawn_in_training_alone(order):
+    task, split = make_task("mlp", norm_dense=BN, dropout=0.5, order=order), make_split()
+    params, norm = task.init(jax.random.key(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(train, seed):
+        how = {"stats": "batch", "train": train, "key": jax.random.key(seed)}
+        return task.scores(params, norm, split, **how)[0].loss
+
+    assert loss(False, 0) == loss(False, 1)
+    assert loss(True, 0) != loss(True, 1)
+
+
+def test_data_dependent_initialization_makes_preactivations_standard():
+    split = make_split(50)
+    task = make_task(weight={"name": "weight_norm"}, first=np.asarray(split.pixels))
+    params, norm = task.init(jax.random.key(0))
+    x = split.pixels / 255
+    for i, layer in enumerate(task.layers):
+        y = np.asarray(layer.linear(params[str(i)], norm[str(i)], x, "batch"))
+        axes = tuple(range(y.ndim - 1))
+        np.testing.assert_allclose(y.mean(axes), 0, atol=1e-4)
+        np.testing.assert_allclose(y.std(axes), 1, rtol=1e-3)
+        x = image.pool(jnp.tanh(y))
+
+
+def test_frozen_statistics_stay_as_they_are():
+    model = {**image.DEFAULTS, "hidden": 6, "norm_dense": BN}
+    made = image.layers(model, 8)
+    task = image.ImageClassifier(made, 10, 255.0, "relu", model["order"], frozen=True)
+    params, norm = task.init(jax.random.key(0))
+    _, kept = task.scores(params, norm, make_split(), stats="batch", train=True)
+    close(kept, norm, rtol=0, atol=0)
+    _, kept = task.scores(params, norm, make_split(), stats="batch", train=False)
+    assert not np.allclose(kept["0"]["norm"].mean, norm["0"]["norm"].mean)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.archs", "mlp", "Did you mean 'arch'?"),
+        ("model.activation", "rely", "Did you mean 'relu'?"),
+        ("model.order", ("norm",), "names each step once at most, and 'act'"),
+        ("model.kernel", 7, "leaves nothing of 14 x 14 pixels"),
+        ("model.norm_dense.name", "bach_norm", "Did you mean 'batch_norm'?"),
+        ("model.weight.name", "cosine_dense", "arch='mlp'"),
+        ("model.data_init", True, "needs weight.name='weight_norm'"),
+        ("model.dropout", 1.0, "must be in [0, 1)"),
+        ("data.layout", "rows", "known: images"),
+    ],
+)
+def test_check_says_what_to_write_instead(key, value, message):
+    config = _protocol.lenet("bn", norm_dense=BN, weight={"name": "none"})
+    at, _, last = key.rpartition(".")
+    place = config
+    for name in at.split("."):
+        place = place[name]
+    with config.unlocked():
+        place[last] = value
+    with pytest.raises(UsageError) as told:
+        configs.check(config)
+    assert message in str(told.value)

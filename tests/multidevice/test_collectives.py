@@ -1,0 +1,87 @@
+"""How often a compiled step talks to other devices: docs/scaling.md."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import parallel, step
+from normjax import recurrent
+from tests.multidevice import models
+
+OPTIM = {"name": "sgd", "learning_rate": 0.1, "decay": 0.9, "momentum": 0.5, "eps": 1e-8}
+OPTIM |= {"clip_norm": 1.0, "l2": 0.0, "l1": 0.0}
+HIDDEN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer(models.Sequences):
+    def init(self, key):
+        params, state = self.layer.init(key, 2)
+        return {"layer": params, "head": jnp.ones((HIDDEN, models.CLASSES))}, state
+
+
+def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
+    """Every all-reduce of a step over four devices: whether it is in a loop, and its shapes."""
+    task, spread = Layer(layer), parallel.Spread(mode, 4)
+    kept, rate = step.static(OPTIM)
+    config = {"seed": 0, "log_every": 5}
+    now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
+    split = {
+        "x": jnp.ones((8, steps, 2)),
+        "lengths": jnp.full((8,), steps),
+        "labels": jnp.zeros((8,), jnp.int32),
+    }
+    batch = spread.split(spread.pad(np.arange(8, dtype=np.int32)))
+    run = step.compiled_step(spread, task, kept, False, False)
+    text = run.lower(now, spread.replicate(split), *batch, rate).compile().as_text()
+    return in_loops(text)
+
+
+def in_loops(text: str) -> list[tuple[bool, str]]:
+    calls, found, here = collections.defaultdict(set), [], ""
+    for line in text.splitlines():
+        if line[:1].strip() and "{" in line:
+            here = line.replace("ENTRY ", "").split()[0].lstrip("%").partition("(")[0]
+        calls[here] |= set(re.findall(r"(?:to_apply|calls)=\{?%?([\w.\-]+)", line))
+        if made := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
+            found.append((here, re.sub(r"\{[\d,]*\}", "", made.group(1))))
+    inside = set(re.findall(r"body=%?([\w.\-]+)", text))
+    for _ in range(9):
+        inside |= {callee for body in inside for callee in calls[body]}
+    return [(here in inside, shapes) for here, shapes in found]
+
+
+@pytest.mark.parametrize("mode", ["jit", "shard_map"])
+def test_input_statistics_of_all_steps_are_a_fixed_number_of_calls(mode):
+    """Outside the scan, with the time axis in their shape, and not one a time step."""
+    told = {t: collectives(recurrent.vertical_bn_lstm(HIDDEN, t), mode, t) for t in (5, 9)}
+    for steps, found in told.items():
+        hoisted = [s for inside, s in found if f"[{steps},{4 * HIDDEN}]" in s]
+        assert 1 <= len(hoisted) <= 4
+        assert not any(inside for inside, s in found if f"[{steps},{4 * HIDDEN}]" in s)
+    assert len(told[5]) == len(told[9])
+
+
+def test_gradients_of_a_scan_are_reduced_once_under_shard_map():
+    """Under jit the partitioner puts the recurrent weights' all-reduce into the loop."""
+    found = collectives(recurrent.lstm(HIDDEN), "shard_map", 5)
+    assert found and not any(inside for inside, _ in found)
+
+
+def test_the_reader_of_programs_sees_a_loop():
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def body(x):
+        return jax.lax.scan(lambda c, _: (jax.lax.psum(jnp.sin(c), "a") / 4, None), x, None, 7)[0]
+
+    spec = jax.sharding.PartitionSpec("a")
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    found = in_loops(jax.jit(mapped).lower(jnp.ones(8)).compile().as_text())
+    assert [inside for inside, _ in found] == [True]

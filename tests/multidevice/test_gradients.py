@@ -1,0 +1,127 @@
+"""The helper that reduces gradients, on the suite's own four devices."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import normjax as nj
+from experiments import parallel
+from experiments.parallel import AXIS, How, Spread
+from experiments.tasks import Scores
+
+NORM = nj.batch_norm(decay=0.5)
+RNG = np.random.default_rng(0)
+
+
+def scores_of(params, norm, batch, weight, key, axis_name):
+    """A norm, a weight and a squared loss; a row of weight 0 counts for nothing."""
+    mask = None if weight is None else (weight > 0)[:, None]
+    y, norm = NORM.apply(params["norm"], norm, batch, stats="batch", mask=mask, axis_name=axis_name)
+    loss = ((y @ params["w"]) ** 2).sum(1)
+    weight = jnp.ones(loss.shape) if weight is None else weight
+    loss = jnp.where(weight > 0, loss * weight, 0.0)
+    return Scores(loss.sum(), jnp.zeros(()), weight.sum()), norm
+
+
+def problem(rows=8):
+    params, norm = NORM.init((rows, 3))
+    params = {"norm": params, "w": jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)}
+    x = jnp.asarray(RNG.normal(size=(rows, 3)) * [1, 2, 3] + 1, jnp.float32)
+    return params, norm, x
+
+
+def on_devices(params, norm, x, weight, how, devices=4):
+    mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    run = functools.partial(parallel.gradients, scores_of, how=how)
+    key = jax.random.key(0)
+    if how.checked:
+        specs = (P(), P(), P(AXIS), P(AXIS), P())
+        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=P()))(
+            params, norm, x, weight, key
+        )
+    deal = lambda a: None if a is None else a.reshape(devices, -1, *a.shape[1:])  # noqa: E731
+    mapped = jax.pmap(run, axis_name=AXIS, in_axes=(None, None, 0, 0, None), out_axes=None)
+    return mapped(params, norm, deal(x), deal(weight), key)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("how", [How(AXIS, True), How(AXIS, False)], ids=["shard_map", "pmap"])
+def test_a_gradient_is_that_of_the_whole_batch(how, padded):
+    """Rows are weighed, not devices: with 5 of 8 rows real, one device has none."""
+    params, norm, x = problem()
+    weight = (jnp.arange(8) < 5).astype(jnp.float32) if padded else None
+    key = jax.random.key(0)
+    want = parallel.gradients(scores_of, params, norm, x, weight, key)
+    got = on_devices(params, norm, x, weight, how)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    if padded:
+        short = parallel.gradients(scores_of, params, norm, x[:5], None, key)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, short
+        )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [How(AXIS, True, False), How(AXIS, False, False), How(ghosts=4)],
+    ids=["shard_map", "pmap", "jit"],
+)
+def test_statistics_of_each_device_are_ghost_batches(how):
+    """Against one device after another by hand; what the norms keep is the average by rows."""
+    params, norm, x = problem()
+    weight = jnp.array([1, 1, 1, 0, 1, 1, 0, 0], jnp.float32)
+
+    def by_hand(params):
+        parts = [
+            scores_of(params, norm, x[i : i + 2], weight[i : i + 2], None, None)
+            for i in (0, 2, 4, 6)
+        ]
+        return sum(s.loss for s, _ in parts) / 5, [state for _, state in parts]
+
+    (loss, states), grads = jax.value_and_grad(by_hand, has_aux=True)(params)
+    shares = np.array([2, 1, 2, 0]) / 5
+    kept = jax.tree.map(
+        lambda *s: sum(w * np.asarray(a) for w, a in zip(shares, s, strict=True)), *states
+    )
+    if how.axis_name is None:
+        got = parallel.gradients(scores_of, params, norm, x, weight, jax.random.key(0), how)
+    else:
+        got = on_devices(params, norm, x, weight, how)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(got[0], loss)
+    jax.tree.map(close, got[3], grads)
+    jax.tree.map(close, got[2], kept)
+
+
+def test_noise_differs_between_devices():
+    def noisy(params, norm, batch, weight, key, axis_name):
+        return Scores(params * jax.random.normal(key, (2,)).sum(), 0.0, jnp.float32(2)), norm
+
+    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    run = functools.partial(parallel.gradients, noisy, how=How(AXIS, True))
+    mapped = jax.shard_map(
+        lambda p, x, k: run(p, {}, x, None, k),
+        mesh=mesh,
+        in_specs=(P(), P(AXIS), P()),
+        out_specs=P(),
+    )
+    key = jax.random.key(3)
+    loss, *_ = jax.jit(mapped)(jnp.float32(1), jnp.zeros(8), key)
+    drawn = [jax.random.normal(jax.random.fold_in(key, i), (2,)).sum() for i in range(4)]
+    np.testing.assert_allclose(loss, sum(drawn) / 8, rtol=1e-5)
+
+
+def test_rows_are_filled_up_to_the_devices():
+    spread = Spread("jit", 4)
+    index, weight = spread.pad(np.arange(5))
+    assert index.tolist() == [0, 1, 2, 3, 4, 4, 4, 4] and weight.tolist() == [1] * 5 + [0] * 3
+    index, weight = spread.pad(np.arange(8).reshape(2, 4))
+    assert index.shape == (2, 4) and weight is None
+    with pytest.raises(ValueError, match=r"config.devices=9, but there are \d+; 0 takes all"):
+        Spread("jit", 9)

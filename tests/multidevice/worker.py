@@ -1,0 +1,76 @@
+"""Train the models of `models.py` over some devices in some ways, and keep what came of it.
+
+    python -m tests.multidevice.worker OUT.npz MODES DEVICES DTYPE [PORT PROCESSES PROCESS]
+
+`MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no Spread.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def train(task, mode, devices, dtype, steps):
+    """Loss and gradient of the first step, parameters and statistics after some steps."""
+    from experiments import data, parallel, step
+    from experiments.checkpoints import name
+    from tests.multidevice import models
+
+    optim = {"name": "sgd", "learning_rate": 0.05, "decay": 0.9, "momentum": 0.5, "eps": 1e-8}
+    optim |= {"clip_norm": 1.0, "l2": 0.0, "l1": 0.0}
+    stats = "device" if mode.endswith("+device") else "global"
+    mode = mode.removesuffix("+device")
+    config = {"seed": 0, "log_every": steps, "optim": optim}
+    run = step.start(task, step.optimizer(optim), config)["now"]
+    cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    run = jax.tree.map(cast, run)
+    split = jax.tree.map(jnp.asarray, models.rows())
+    kept, rate = step.static(optim)
+    # 13 rows: no number of devices but 1 divides them, and of 8 devices one has padding alone.
+    iterator = data.batches(models.ROWS, 13, 0)
+    if mode == "plain":
+        take = lambda now, index: step.train_step(now, split, index, rate, task=task, optim=kept)  # noqa: E731
+    else:
+        spread = parallel.Spread(mode, devices, stats)
+        run, split = spread.replicate(run), spread.replicate(split)
+        compiled = step.compiled_step(spread, task, kept, False, False)
+        take = lambda now, index: compiled(now, split, *spread.split(spread.pad(index)), rate)  # noqa: E731
+    found = {}
+    for i in range(steps):
+        run = take(run, np.asarray(next(iterator), np.int32))
+        if i == 0:
+            # Clipping is undone: the momentum's first trace is the clipped gradient.
+            norm = run["window"]["grad_norm"][0]
+            for path, leaf in jax.tree.leaves_with_path(run["opt"]):
+                found[f"grad/{name(path)}"] = np.asarray(leaf * jnp.maximum(norm, 1))
+    for path, leaf in jax.tree.leaves_with_path((run["params"], run["norm"])):
+        found[f"end/{name(path)}"] = np.asarray(leaf)
+    found["losses"] = np.asarray(run["window"]["loss"])
+    return found
+
+
+def main() -> None:
+    out, modes, devices, dtype, *rest = sys.argv[1:]
+    if rest:
+        port, processes, process = rest
+        jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    from tests.multidevice import models
+
+    steps = 100 if dtype == "float64" else 5
+    found = {}
+    for model, task in models.MODELS.items():
+        for mode in modes.split(","):
+            for count in [0] if mode == "plain" else map(int, devices.split(",")):
+                kept = train(task, mode, count, jnp.dtype(dtype), steps)
+                found |= {f"{model}/{mode}/{count}/{k}": v for k, v in kept.items()}
+    if jax.process_index() == 0:
+        np.savez(out, **found)
+
+
+if __name__ == "__main__":
+    main()
