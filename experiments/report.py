@@ -1,7 +1,9 @@
 """Curves and a table of runs.
 
     python -m experiments.report DIR... [--out=DIR]
+    python -m experiments.report --results
 
+The second writes RESULTS.md, the ledger of claims, and its pictures, from results/claims/.
 Each DIR is a workdir, or a folder with workdirs somewhere below. Writes curves.png and table.md
 into --out (default: the folder given, or the one that all of them share) and prints the table.
 """
@@ -20,6 +22,9 @@ from absl import app, flags, logging
 from experiments import config as configs
 from experiments.config import UsageError
 
+_RESULTS = flags.DEFINE_bool(
+    "results", False, "Write RESULTS.md and its pictures.", allow_override=True
+)
 _OUT = flags.DEFINE_string("out", "", "Folder for curves.png and table.md.", allow_override=True)
 
 # Okabe and Ito's palette, told apart with any colour vision; yellow, too faint on white, is out.
@@ -232,6 +237,11 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.report``."""
     logging.set_verbosity(logging.WARNING)
     with configs.usage():
+        if _RESULTS.value:
+            from experiments import ledger
+
+            print(ledger.publish())
+            return
         if len(argv) < 2:
             raise UsageError("write: python -m experiments.report DIR... [--out=DIR]")
         print(report(argv[1:], _OUT.value))

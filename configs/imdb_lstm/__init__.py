@@ -1,0 +1,1 @@
+"""Layer norm inside an LSTM on film reviews."""

@@ -1,0 +1,1 @@
+"""Why normalization works: claims measured in seconds, with little training or none."""

@@ -1,0 +1,1 @@
+"""Norms in feed-forward networks: MLPs and LeNet on MNIST and Fashion-MNIST."""

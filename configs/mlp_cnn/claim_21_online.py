@@ -1,0 +1,42 @@
+"""One example at a time: layer norm learns, batch norm does not.
+
+Paper:     Ba, Kiros, Hinton, "Layer Normalization", 2016, abstract and section 1: batch norm cannot
+           be applied to online learning; layer norm uses one case alone.
+Claim:     at batch size 1 a network with layer norm learns and one with batch norm does not.
+Expected:  batch norm of one example puts out its bias whatever the input: test accuracy below
+           30 %, with layer norm above 70 %.
+Cost:      3 arms, 7 runs of 2,000 steps each: about 2 minutes on two CPU cores.
+Command:   python -m experiments.claim 21
+
+The permutation-invariant MLP (after a convolution, batch norm of one example still has its places).
+Test accuracy is with running statistics.
+"""
+
+from configs.mlp_cnn import _protocol
+from experiments.claims import Claim, contrast
+
+ACCURACY = "test.running.accuracy"
+
+CLAIM = Claim(
+    number=21,
+    statement="At batch size 1 a network with layer norm learns, and one with batch norm does not",
+    source="Ba, Kiros, Hinton 2016, section 1",
+    expect="test accuracy above 70 % with layer norm, below 30 % with batch norm",
+    arms=("none", "bn", "ln"),
+    rules=(
+        contrast(f"ln, {ACCURACY}", (1.0, "ln", ACCURACY), by=0.7),
+        contrast(f"minus bn, {ACCURACY}", (-1.0, "bn", ACCURACY), by=-0.3),
+    ),
+    rates=(0.01, 0.03),
+    tune="valid.running.accuracy",
+    minutes=2,
+    scale="MLP, MNIST 14 x 14, 2,000 examples seen",
+)
+
+
+def get_config(arm):
+    """Norms before ReLU."""
+    config = _protocol.mlp(arm, norm_dense=_protocol.NORMS[arm], steps=2000)
+    config.batch_size = 1
+    config.steps_per_call = 20
+    return config

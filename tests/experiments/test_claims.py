@@ -1,0 +1,200 @@
+"""The ledger of claims: rules against a reference, records refused, RESULTS.md made of records."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from experiments import claim, claims, ledger
+from experiments import config as configs
+from experiments.claims import Claim, contrast, less, more, same
+from experiments.config import UsageError
+
+ROOT = pathlib.Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+
+
+def judged(rule, **arms):
+    return claims.decide(rule, {arm: {"m": values} for arm, values in arms.items()})
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    from scipy import stats
+
+    a, b = RNG.normal(1.0, 0.2, 7), RNG.normal(0.8, 0.2, 7)
+    found = judged(more("a", "b", "m"), a=a, b=b)
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], [low, high])
+
+
+@pytest.mark.parametrize(
+    ("shift", "rule", "verdict"),
+    [
+        (0.5, more("a", "b", "m", by=0.3), "holds"),
+        (0.1, more("a", "b", "m", by=0.3), "fails"),
+        (0.3, more("a", "b", "m", by=0.3), "undecided"),
+        (-0.5, less("a", "b", "m", by=0.3), "holds"),
+        (0.5, less("a", "b", "m"), "fails"),
+        (-0.1, more("a", "b", "m", by=-0.3), "holds"),
+        (0.1, same("a", "b", "m", within=0.3), "holds"),
+        (0.5, same("a", "b", "m", within=0.3), "fails"),
+        (-0.5, same("a", "b", "m", within=0.3), "fails"),
+        (0.3, same("a", "b", "m", within=0.3), "undecided"),
+    ],
+)
+def test_a_rule_holds_fails_or_decides_nothing(shift, rule, verdict):
+    noise = np.array([-0.05, 0.02, 0.04, -0.03, 0.02])  # mean 0
+    assert judged(rule, a=shift + noise, b=np.zeros(5)).verdict == verdict
+
+
+def test_a_contrast_is_a_weighted_sum_paired_by_seed():
+    rule = contrast("c", (1, "a", "m"), (-1, "b", "m"), (-1, "c", "m"), (1, "d", "m"))
+    a, b, c, d = RNG.normal(size=(4, 5))
+    found = judged(rule, a=a, b=b, c=c, d=d)
+    np.testing.assert_allclose(found.mean, (a - b - c + d).mean())
+
+
+def test_what_is_not_finite_or_alone_decides_nothing():
+    rule = more("a", "b", "m")
+    assert judged(rule, a=[1.0, None, 1.0], b=[0.0, 0.0, 0.0]).verdict == "undecided"
+    assert judged(rule, a=[1.0], b=[0.0]).verdict == "undecided"
+    with pytest.raises(UsageError, match="no metric 'm'; it has other"):
+        claims.decide(rule, {"a": {"other": [1.0]}, "b": {"m": [1.0]}})
+
+
+def test_a_claim_holds_if_all_rules_do_and_fails_if_one_does():
+    def of(*kinds):
+        return claims.verdict([claims.Result(more("a", "b", "m"), 0, 0, k) for k in kinds])
+
+    assert of("holds", "holds") == "holds"
+    assert of("holds", "undecided") == "undecided"
+    assert of("undecided", "fails", "holds") == "fails"
+    assert of() == "undecided"
+
+
+def test_every_claim_is_declared_once_with_what_a_reader_needs():
+    numbers = claims.files()
+    assert sorted(numbers) == list(range(1, 37))
+    for number, (path, _) in numbers.items():
+        declared = claims.module(number).CLAIM
+        text = path.read_text()
+        assert declared.statement and declared.source and declared.expect, path
+        if claims.runs(claims.module(number)):
+            assert declared.rules and declared.seeds >= 5 and declared.minutes <= 40, path
+            assert f"python -m experiments.claim {number}\n" in text, path
+            for word in ("Paper:", "Claim:", "Expected:", "Cost:", "Command:"):
+                assert word in text, (path, word)
+
+
+@pytest.mark.parametrize("number", sorted(claims.files()))
+def test_every_arm_is_a_valid_config(number):
+    made = claims.module(number)
+    for arm in made.CLAIM.arms if hasattr(made, "get_config") else ():
+        configs.check(made.get_config(arm))
+
+
+def test_the_ledger_agrees_with_the_records():
+    results = ROOT / "results" / "claims"
+    assert (ROOT / "RESULTS.md").read_text() == ledger.write(results), (
+        "run: python -m experiments.report --results"
+    )
+    named = {claims.record_path(n, results).name for n in claims.files()}
+    assert {p.name for p in results.glob("*.json")} <= named
+    for number in claims.files():
+        if claims.read(number, results):
+            assert claims.record_path(number, results).with_suffix(".png").exists()
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """A claim 1 of our own, that is computed."""
+    calls = []
+
+    def measure(arm, seed):
+        calls.append((arm, seed))
+        return {"m": {"a": 1.0, "b": 0.0}[arm] + 0.01 * seed, "odd": float("inf")}
+
+    declared = Claim(1, "a is more", "nobody", "so it is", ("a", "b"), (more("a", "b", "m"),))
+    made = types.SimpleNamespace(CLAIM=declared, measure=measure, calls=calls)
+    monkeypatch.setattr(claims, "module", lambda number: made)
+    return made, tmp_path / "results"
+
+
+def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
+    made, results = counted
+    record = claim.run(1, tmp_path, results)
+    assert made.calls == [(arm, seed) for arm in "ab" for seed in range(1, 6)]
+    path = claims.record_path(1, results)
+    assert json.loads(path.read_text()) == record == claims.read(1, results)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert record["arms"]["a"]["metrics"]["odd"] == [None] * 5
+    assert record["command"] == "python -m experiments.claim 1"
+    assert {"config_hash", "rule_hash", "date", "hardware", "versions"} <= set(record)
+    claim.run(1, tmp_path, results)
+    assert len(made.calls) == 10  # a record is shown, not made again
+    claim.run(1, tmp_path, results, fresh=True)
+    assert len(made.calls) == 20
+    cells = ledger.row(1, results)
+    assert cells[ledger.COLUMNS.index("verdict")] == "holds" and len(cells) == len(ledger.COLUMNS)
+
+
+def test_a_rule_changed_after_its_runs_is_refused(counted, tmp_path):
+    made, results = counted
+    claim.run(1, tmp_path, results)
+    made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m", by=0.5),))
+    for act in (lambda: claims.read(1, results), lambda: claim.run(1, tmp_path, results)):
+        with pytest.raises(UsageError, match=r"the rule of claim 1 .* was changed after its runs"):
+            act()
+    made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m"),), seeds=6)
+    with pytest.raises(UsageError, match=r"the config of claim 1 .* was changed after its runs"):
+        claims.read(1, results)
+
+
+def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
+    made, results = counted
+    made.CLAIM = Claim(1, "a", "b", "c")
+    with pytest.raises(UsageError, match="declared, but has no experiment yet"):
+        claim.run(1, tmp_path, results)
+    assert ledger.row(1, results)[ledger.COLUMNS.index("verdict")] == "not run"
+
+
+def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_path, tiny):
+    """Tiny nets, real training: rates tried on seed 0, seeds 1 and 2 at the best."""
+
+    def get_config(arm):
+        config = tiny("lstm", steps=4, log_every=2, eval_every=2, checkpoint_every=4)
+        config.model.hidden = int(arm)
+        config.optim.clip_norm = 0.0
+        config.optim.name = "sgd"
+        return config
+
+    def extra(run):
+        return {"width": float(run.task.layer.width), "digits": float(run.dataset.classes)}
+
+    declared = Claim(
+        1,
+        "s",
+        "p",
+        "e",
+        ("3", "4"),
+        (more("4", "3", "test.population.accuracy"),),
+        rates=(1e-2, 1e38),
+        seeds=2,
+        tune="area.valid",
+    )
+    made = types.SimpleNamespace(CLAIM=declared, get_config=get_config, extra=extra)
+    monkeypatch.setattr(claims, "module", lambda number: made)
+    monkeypatch.setattr(claims.inspect, "getsource", lambda function: "source")
+    record = claim.run(1, tmp_path / "runs", tmp_path / "results")
+    for arm in declared.arms:
+        told = record["arms"][arm]
+        assert told["rate"] == 1e-2 and told["seeds"] == [1, 2]
+        assert told["metrics"]["diverged"] == [0.0, 0.0]
+        assert told["metrics"]["width"] == [float(arm)] * 2
+        assert told["tuned"]["1e+38"] is None  # diverged, though log(10) is not the worst loss
+        assert told["curves"]["valid.step"] == [2, 4]
+        assert len(told["curves"]["train.loss"]["mean"]) == 2

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import sweep, train
+from experiments.config import UsageError
+
+
+def test_a_grid_is_a_product():
+    cells = list(sweep.grid(["optim.learning_rate=1e-2,0.001", "model.cell=lstm,gru"]))
+    assert len(cells) == 4
+    assert cells[0] == {"optim.learning_rate": 0.01, "model.cell": "lstm"}
+    assert list(sweep.grid([])) == [{}]
+    with pytest.raises(UsageError, match="write --grid=KEY=VALUE,VALUE"):
+        list(sweep.grid(["optim.learning_rate"]))
+
+
+def test_a_misspelt_key_is_told(tiny):
+    with pytest.raises(UsageError, match=r"optim\.learning_rat is no key.*optim\.learning_rate"):
+        sweep.changed(tiny(), {"optim.learning_rat": 1.0})
+
+
+def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
+    config = tiny("lstm", steps=6, log_every=3, eval_every=3, checkpoint_every=6)
+    cells = list(sweep.grid(["optim.learning_rate=0.01,0.001"]))
+    real, made = train.train, []
+
+    def counting(config, workdir):
+        made.append(workdir.name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(config, workdir)
+
+    monkeypatch.setattr(train, "train", counting)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(config, tmp_path, seeds=1, cells=cells)
+    assert len(json.loads((tmp_path / "sweep.json").read_text())) == 1
+    results = sweep.sweep(config, tmp_path, seeds=1, cells=cells)
+    assert json.loads((tmp_path / "sweep.json").read_text()) == results and len(results) == 2
+    whole = sweep.sweep(config, tmp_path / "whole", seeds=1, cells=cells[1:])
+    assert results[1]["metrics"] == whole[0]["metrics"]
+    told = sweep.table(results, "loss").splitlines()
+    assert len(told) == 2 and told[0].startswith("optim.learning_rate=0.01: valid.batch.loss")
+    both = [{**r, "cell": {}} for r in results]
+    values = [r["metrics"]["valid.batch.loss"] for r in both]
+    line = sweep.table(both, "loss")
+    assert f"valid.batch.loss {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in line
+
+
+def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeypatch):
+    config = tiny("lstm", checkpoint_every=24)
+    config.optim.update(name="sgd", learning_rate=1e38, clip_norm=0.0)
+    told = sweep.member(config, tmp_path / "run")
+    assert told["metrics"]["diverged"] == 1 and told["metrics"]["test.population.accuracy"] == 0.1
+    np.testing.assert_allclose(told["metrics"]["area.valid"], np.log(10))
+    monkeypatch.setattr(train, "train", None)  # and is not tried again
+    assert sweep.member(config, tmp_path / "run") == told
