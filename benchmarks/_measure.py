@@ -34,7 +34,7 @@ flags.DEFINE_bool("quick", False, "Tiny shapes and two rounds: that it runs, not
 flags.DEFINE_list("only", [], "Cases whose name contains one of these.")
 flags.DEFINE_list("libraries", [], "Libraries to measure beside normjax; all that are installed.")
 flags.DEFINE_integer("rounds", 15, "Times that each process is measured.", lower_bound=1)
-flags.DEFINE_integer("processes", 1, "Processes of each contender, pooled.", lower_bound=1)
+flags.DEFINE_integer("contenders", 1, "Processes of each contender, pooled.", lower_bound=1)
 flags.DEFINE_string("json", None, "Also write every figure, with versions and hardware, here.")
 
 PACKAGES = ("jax", "jaxlib", "flax", "dm-haiku", "equinox", "torch", "optax", "numpy")

@@ -196,7 +196,7 @@ def measure(asked: Any) -> list[dict[str, Any]]:
             if _measure.wanted(name, asked.only):
                 found = makers(case, shape, backward)
                 records += _measure.gather(
-                    name, found, asked.libraries, asked.rounds, asked.processes
+                    name, found, asked.libraries, asked.rounds, asked.contenders
                 )
     return records
 

@@ -48,7 +48,7 @@ def measure(asked: Any) -> list[dict[str, Any]]:
         name = f"{_layers.named(size)} forward+backward"
         if _measure.wanted(name, asked.only):
             found = makers(*size)
-            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.processes)
+            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.contenders)
     return records
 
 

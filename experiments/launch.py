@@ -119,7 +119,8 @@ def training(words: Sequence[str]) -> str:
     kept = shlex.quote(f"{command}; echo $? > run.status")
     return (
         "cd normjax; if ! kill -0 $(cat run.pid 2>/dev/null) 2>/dev/null; then rm -f run.status; "
-        f"setsid sh -c {kept} > run.log 2>&1 < /dev/null & echo $! > run.pid; fi; "
+        # The log is there before tail looks for it, however late the training starts.
+        f": > run.log; setsid sh -c {kept} >> run.log 2>&1 < /dev/null & echo $! > run.pid; fi; "
         "tail -n +1 -f --pid=$(cat run.pid) run.log; exit $(cat run.status)"
     )
 

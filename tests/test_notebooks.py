@@ -9,9 +9,12 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 PAIRS = sorted(FOLDER.glob("*.py"))
-# Ten to twenty seconds of one core each, most of it compilation.
+# Eight to eighty seconds of one core each, most of it compilation.
 SLOW = (
+    "02_batch_norm_from_the_equations",
+    "03_why_gamma",
     "04_statistics_through_time",
+    "05_vertical_by_depth",
     "06_small_batches",
     "07_weight_space",
     "08_whitening",

@@ -142,6 +142,7 @@ def test_the_newest_few_are_kept_and_the_best_is_in_each(tiny, tmp_path):
     assert best["step"] == final["best_step"]
 
 
+@pytest.mark.slow
 def test_another_device_count_goes_on_and_says_so(tiny, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     train.train(tiny(steps=10), folder)
@@ -255,6 +256,7 @@ def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
 # -------------------------------------------------------------------------------- the table of ends
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_around_a_run_has_a_message_and_a_status(tmp_path):
     """Started together; each with its message, its exit status and what it leaves behind."""
     taken = socket.socket()

@@ -124,7 +124,13 @@ def _slope(function, args, step=2e-5):
     return (8 * near - far) / (12 * step), v
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param(None, id="full", marks=pytest.mark.slow),
+        pytest.param(LENGTHS, id="lengths"),
+    ],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_preset_equals_the_loop_and_its_gradient(x64, name, lengths):
     """Values and last carry; and the gradient against differences of the loop, not of ours."""
