@@ -39,10 +39,10 @@ from normjax._rules import (  # noqa: F401
     affine,
     around,
     center,
-    divide,
     expand,
     factor_of,
     full_rank,
+    share,
     slight,
     standardize,
 )
@@ -99,17 +99,16 @@ def moments(
     axes = _checks.resolve_axes(axes, x.ndim)
     x = x.astype(stat_dtype(x.dtype))
     count = _count(mask, x, axes)
-    n: Any = float(max(math.prod(x.shape[a] for a in axes), 1))
+    n = None if mask is None else jnp.maximum(count, 1)
     if mask is not None:
         x = jnp.where(mask, x, 0)
-        n = jnp.maximum(count, 1)
 
     if _large.fits(x, mask):
         mean, var = _large.spread(x, axes, plain_mean)
     else:
         # The shift carries no gradient: mean and variance do not depend on it.
-        shift = lax.stop_gradient(divide(jnp.sum(x, axes), n))
-        rest, var = around(x, shift, mask, None if mask is None else n, axes)
+        shift = lax.stop_gradient(share(x, axes, n))
+        rest, var = around(x, shift, mask, n, axes)
         left_out = jnp.where(slight(shift, rest, var), rest, 0) if plain_mean else None
         # Left out of the value; its gradient is needed all the same.
         mean = shift + (rest if left_out is None else rest - lax.stop_gradient(left_out))

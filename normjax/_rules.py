@@ -67,8 +67,8 @@ def around(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean less the shift, and variance, over `n` values each; `None`: over all."""
     d = _off(x, shift, mask, axes)
-    rest = _share(d, axes, n)
-    var = _share(abs2(d), axes, n) - abs2(rest)
+    rest = share(d, axes, n)
+    var = share(abs2(d), axes, n) - abs2(rest)
     # Not maximum(var, 0), whose slope at a tie would halve the Hessian at a constant set.
     return rest, jnp.where(var < 0, 0, var)
 
@@ -83,7 +83,7 @@ def around_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
         d, dx = jnp.where(mask, d, 0), jnp.where(mask, dx, 0)
     slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
     # The shift moves neither: mean and variance are those of x.
-    return (rest, var), (_share(dx, axes, n), 2 * _share(slope, axes, n))
+    return (rest, var), (share(dx, axes, n), 2 * share(slope, axes, n))
 
 
 @jax.custom_jvp
@@ -130,10 +130,12 @@ def _off(x: jax.Array, shift: jax.Array, mask: Array | None, axes: Any) -> jax.A
     return d if mask is None else jnp.where(mask, d, 0)
 
 
-def _share(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> jax.Array:
+def share(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> jax.Array:
     """Sum over `axes` by `n`, or by the number of values."""
-    size = float(max(math.prod(values.shape[a] for a in axes), 1)) if n is None else n
-    return divide(jnp.sum(values, axes), size)
+    total = jnp.sum(values, axes)
+    if n is None:
+        return total / float(max(math.prod(values.shape[a] for a in axes), 1))
+    return total / n.astype(total.dtype)
 
 
 def slight(shift: jax.Array, rest: jax.Array, var: jax.Array) -> jax.Array:
@@ -141,10 +143,6 @@ def slight(shift: jax.Array, rest: jax.Array, var: jax.Array) -> jax.Array:
     rounding = jnp.abs(rest) <= 2 * jnp.finfo(rest.dtype).eps * jnp.abs(shift)
     # Of a constant, whose spread is 0, never.
     return rounding & (abs2(rest) <= 2**-16 * var)
-
-
-def divide(total: jax.Array, n: Any) -> jax.Array:
-    return total / (n.astype(total.dtype) if hasattr(n, "astype") else n)
 
 
 def factor_of(scale: Any, d: Any) -> jax.Array:

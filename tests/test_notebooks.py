@@ -9,12 +9,11 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 PAIRS = sorted(FOLDER.glob("*.py"))
-# Eight to eighty seconds of one core each, most of it compilation.
+# Eight to forty-five seconds of one core each, most of it compilation.
 SLOW = (
     "02_batch_norm_from_the_equations",
     "03_why_gamma",
     "04_statistics_through_time",
-    "05_vertical_by_depth",
     "06_small_batches",
     "07_weight_space",
     "08_whitening",
@@ -25,8 +24,8 @@ RUNS = [
 ]
 
 
-def test_there_are_some():
-    assert PAIRS
+def test_there_are_some_and_the_slow_ones_are_among_them():
+    assert PAIRS and set(SLOW) < {p.stem for p in PAIRS}
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)

@@ -294,7 +294,7 @@ class Recurrent(Layer):
         # statistics, in one exchange between devices. It is normalized in the scan all the same:
         # there it is in cache, and the normalized sequence need not be kept beside the plain one.
         seen: dict[str, Any] = {}
-        terms, at = [], {}
+        terms = []
         ahead = _measures_ahead()
         for place, (first, last) in self.inputs.items():
             term = x @ params["w_x"][:, first * self.hidden : last * self.hidden]

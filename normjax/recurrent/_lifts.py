@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax._batch import BatchNorm
-from normjax._layer import LayerNorm
 from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats, gathers
 
 Beyond = Literal["last", "merge", "error"]
@@ -37,11 +35,6 @@ class SeqNorm(abc.ABC):
     stepwise: ClassVar[bool] = True
 
     norm: Norm
-
-    @property
-    def shares(self) -> bool:
-        """Whether all steps have the same parameters."""
-        return True
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -107,10 +100,6 @@ class SeqNorm(abc.ABC):
         del hyper
         if not _measures(self.norm, state, stats):
             return None
-
-        whole = _of_all_steps(self.norm)
-        if whole is not None and self.shares:
-            return whole.moments(params, x, mask=_each(mask, x), axis_name=axis_name)
 
         def one(at: PyTree, x_t: Array, mask_t: Array | None) -> PyTree:
             own, _ = self.at(params, state, at)
@@ -205,17 +194,6 @@ def _measures(norm: Norm, state: PyTree, stats: Stats) -> bool:
     return stats == "batch" or not norm.stateful or gathers(state)
 
 
-def _of_all_steps(norm: Norm) -> Norm | None:
-    """The norm that measures each step of `[time, batch, features]` at once, if there is one.
-
-    It is what `vmap` over steps would do; a single large array is measured in fewer passes.
-    """
-    axes = getattr(norm, "axes", ())
-    if type(norm) is BatchNorm and axes in (None, (0,)):
-        return dataclasses.replace(norm, axes=(1,))
-    return norm if type(norm) is LayerNorm and axes == (-1,) else None
-
-
 def _each(mask: Array | None, x: Array) -> Array | None:
     """The mask of every step of x, where it is one for all."""
     return None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
@@ -230,11 +208,6 @@ class PerStep(SeqNorm):
     max_steps: int = dataclasses.field(kw_only=True)
     share_params: bool = True
     beyond: Beyond = "last"
-
-    @property
-    def shares(self) -> bool:
-        """Whether all steps have the same parameters."""
-        return self.share_params
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
