@@ -9,11 +9,12 @@ import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
 PAIRS = sorted(FOLDER.glob("*.py"))
-# Eight to forty-five seconds of one core each, most of it compilation.
+# Eight to seventy seconds of one core each, most of it compilation.
 SLOW = (
     "02_batch_norm_from_the_equations",
     "03_why_gamma",
     "04_statistics_through_time",
+    "05_vertical_by_depth",
     "06_small_batches",
     "07_weight_space",
     "08_whitening",
