@@ -251,7 +251,7 @@ def gather(
                 print(f"{case}: {library} is left out: {contender}", file=sys.stderr)
             else:
                 found.append(contender)
-        return summary(case, found, rounds)
+        return summary(case, found, rounds) if found else []
     finally:
         for worker in workers:
             if not worker.process.stdin.closed:  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ training loop; the batch is the same one each time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,10 +28,18 @@ BARS = (
 )
 
 
+BATCH = (3, 4)  # the arguments of a step that have an entry for each sequence
+
+
 def contender(
-    library: str, steps: int, batch: int, features: int, hidden: int
+    library: str,
+    steps: int,
+    batch: int,
+    features: int,
+    hidden: int,
+    place: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda args: args,
 ) -> _measure.Contender:
-    """One JAX layer under a linear classifier."""
+    """One JAX layer under a linear classifier; `place` puts the arguments on devices."""
     x = jnp.asarray(draw((batch, steps, features), 0))
     labels = jnp.asarray(np.random.RandomState(2).randint(0, CLASSES, batch), jnp.int32)
     apply, layer, state = _layers.LAYERS[library](x, hidden)
@@ -53,7 +62,7 @@ def contender(
         return optax.apply_updates(params, change), state, moments, loss
 
     params = {"layer": layer, "head": head}
-    args = (params, state, adam.init(params), x, labels)
+    args = place((params, state, adam.init(params), x, labels))
     return _measure.of_jax(library, step, args, carried=3)
 
 

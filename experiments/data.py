@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,8 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 
 from experiments import corpora
+from experiments.checkpoints import local
 from experiments.config import SIDE, TRAIN_SIZE, UsageError
 
 
@@ -87,7 +88,7 @@ def load(
         dataset = _digits() if name == "digits" else _images(name, data_dir)
         dataset = _arrange(dataset, SIDE[name], **{k: options.get(k) for k in ("side", "layout")})
     else:
-        folder = find(name, data_dir) if name in TRAIN_SIZE else None
+        folder = near(find(name, data_dir)) if name in TRAIN_SIZE else None
         splits, classes, words = corpora.load(name, folder, data_dir, options)
         train, valid, test = splits
         dataset = Dataset(train, valid, test, 1.0, classes, words)
@@ -180,17 +181,17 @@ def _images(name: str, asked: str) -> Dataset:
     return Dataset(first, rest, full["test"], 255.0, 10)
 
 
-def data_dir(asked: str = "") -> pathlib.Path:
+def data_dir(asked: str = "") -> epath.Path:
     """Where TFDS sets are: config.data_dir, NORMJAX_DATA_DIR, TFDS_DATA_DIR, the home folder."""
     if asked:
-        return pathlib.Path(asked).expanduser()
+        return epath.Path(asked).expanduser()
     if root := os.environ.get("NORMJAX_DATA_DIR"):
-        inside = pathlib.Path(root).expanduser() / "tensorflow_datasets"
+        inside = epath.Path(root).expanduser() / "tensorflow_datasets"
         return inside if inside.is_dir() else inside.parent
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return epath.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
-def find(name: str, asked: str = "") -> pathlib.Path:
+def find(name: str, asked: str = "") -> epath.Path:
     """The folder of a prepared TFDS set, or at once (no network is asked) how to prepare it."""
     root = data_dir(asked)
     short, name = name, SUBSETS.get(name, name)
@@ -216,8 +217,27 @@ def find(name: str, asked: str = "") -> pathlib.Path:
     return found[-1].parent
 
 
+def near(folder: epath.Path) -> epath.Path:
+    """A set's folder on this machine: one in a bucket is copied, once, into ~/.cache/normjax.
+
+    Records could be read from the bucket too, with a request for each of them.
+    """
+    if local(folder):
+        return folder
+    cache = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    here = cache / "normjax" / os.fspath(folder).replace("://", "/")
+    here.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        copied = here / path.name
+        if not copied.exists() or copied.stat().length != path.stat().length:
+            partial = here / f"{path.name}.{os.getpid()}.partial"
+            path.copy(partial, overwrite=True)
+            partial.replace(copied)
+    return here
+
+
 def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
-    folder = find(name, asked)
+    folder = near(find(name, asked))
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -240,7 +260,7 @@ def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
     return splits
 
 
-def _whole(folder: pathlib.Path, split: str) -> None:
+def _whole(folder: epath.Path, split: str) -> None:
     """Refuse record files that were cut short: what is left of them may read as an empty set."""
     from array_record.python import array_record_module
 
@@ -257,15 +277,22 @@ def _whole(folder: pathlib.Path, split: str) -> None:
             ) from error
 
 
-def batches(size: int, batch_size: int, seed: int) -> Any:
+def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
     """An endless checkpointable iterator (get_state, set_state) of int64 index batches.
 
     Every epoch has a new order; a batch may reach over the end of one, so no example is left out.
+    With shuffle "once" the same examples always meet in a batch, and each epoch has these batches
+    in a new order; examples that fill no batch are left out.
     """
-    indices = grain.MapDataset.range(size).shuffle(seed=seed).repeat()
-    dataset = indices.batch(batch_size, drop_remainder=True)
-    # Indices cost nothing to make: reading ahead in threads would only add a thread.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    indices = grain.MapDataset.range(size).shuffle(seed=seed)
+    if shuffle == "once":
+        # as a table: Grain's own shuffle would deal anew for each epoch
+        dealt = list(indices.batch(batch_size, drop_remainder=True))
+        dataset = grain.MapDataset.source(dealt).shuffle(seed=seed).repeat()
+    else:
+        dataset = indices.repeat().batch(batch_size, drop_remainder=True)
+    # Shuffling takes Grain 14 us an index: a thread does it while the device takes its steps.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
 def evaluation_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -138,3 +138,26 @@ def test_the_others_run(module, tmp_path):
     table, written = _run(module, tmp_path, "--only=T5", "--libraries=flax lstm")
     found = [r["library"] for r in written["records"]]
     assert "normjax bn_lstm" in found and "flax lstm" in found and "normjax lstm" in table
+
+
+@pytest.mark.slow
+def test_scaling_splits_a_step_over_devices_and_draws(tmp_path):
+    picture = tmp_path / "s.png"
+    flags = ("--only=N", "--libraries=none", f"--plot={picture}")
+    _, written = _run("scaling", tmp_path, *flags)
+    found = [(r["case"], r["library"]) for r in written["records"]]
+    cells = ("lstm", "bn_lstm", "ln_lstm")
+    assert found == [(n, f"normjax {cell}") for n in ("N1", "N2") for cell in cells]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_loop_is_held_against_its_steps():
+    command = [sys.executable, "-m", "benchmarks.loop", "--rounds=1", "--steps=150"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:4] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [(row[0].strip(), row[1].strip()) for row in rows[1:]] == [
+        (cell, calls) for cell in ("lstm", "bn_lstm") for calls in ("1", "10")
+    ]
+    assert all(float(row[2]) > 0 for row in rows[1:])
