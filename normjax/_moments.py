@@ -1,4 +1,4 @@
-"""The verbs: the only place of the library that averages anything.
+"""The verbs: with `_merging`, `_rules` and `_large` the only place that averages anything.
 
 Statistics are values with a weight, so they can be merged: over microbatches, over
 devices, over a data set, over time. They are never taken as E[x^2] - E[x]^2 of uncentred
@@ -37,13 +37,12 @@ from normjax._merging import (  # noqa: F401
 )
 from normjax._rules import (  # noqa: F401
     affine,
-    around,
     center,
     expand,
     factor_of,
     full_rank,
     share,
-    slight,
+    spread,
     standardize,
 )
 from normjax.base import Array, AxisName, Means, Moments, PyTree, Running, SecondMoments
@@ -106,12 +105,7 @@ def moments(
     if _large.fits(x, mask):
         mean, var = _large.spread(x, axes, plain_mean)
     else:
-        # The shift carries no gradient: mean and variance do not depend on it.
-        shift = lax.stop_gradient(share(x, axes, n))
-        rest, var = around(x, shift, mask, n, axes)
-        left_out = jnp.where(slight(shift, rest, var), rest, 0) if plain_mean else None
-        # Left out of the value; its gradient is needed all the same.
-        mean = shift + (rest if left_out is None else rest - lax.stop_gradient(left_out))
+        mean, var = spread(x, mask, n, axes, plain_mean)
     if axis_name is not None:
         mean, var, count = _pool_devices(mean, var, count, axis_name, axis_index_groups)
     return Moments(mean, var, count)
@@ -314,14 +308,14 @@ def normalize(
         axes: the axes that `m` was averaged over; `None` is all but the last.
         scale: broadcastable to `x` by NumPy's rules.
         bias: broadcastable to `x` by NumPy's rules.
-        eps: added to the variance, positive.
+        eps: added to the variance, not negative.
         mask: True where a value counts. Masked outputs are the bias, never NaN.
 
     Returns:
         Output of the shape and dtype of `x`; the arithmetic is in at least float32.
 
     Raises:
-        ValueError: the shape of `m` does not fit.
+        ValueError: the shape of `m`, or one that would widen `x`; a negative `eps`.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -342,6 +336,9 @@ def normalize(
             f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
             f"over axes {axes}, which leaves {expected}: init with the shape of this x"
         )
+    _checks.positive("eps", eps, zero=True)
+    for name, v in (("scale", scale), ("bias", bias)):
+        _checks.broadcasts(name, v, x.shape)
     wide = x.astype(stat_dtype(x.dtype))
     mean = expand(m.mean, kept, x.ndim).astype(wide.dtype)
     inverse = expand(lax.rsqrt(m.var + eps), kept, x.ndim).astype(jnp.finfo(wide.dtype).dtype)
@@ -375,20 +372,24 @@ def _gram(d: jax.Array) -> jax.Array:
     return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
 
 
-def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Values in each set; the mask is summed in its own small shape, in integers."""
+def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> Array:
+    """Values in each set; the mask is summed in its own small shape, in integers.
+
+    In a program that is being traced, what no mask decides is known already: a NumPy array says so.
+    """
     kept_shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        return jnp.full(kept_shape, math.prod(x.shape[a] for a in axes), dtype)
+        count = np.full(kept_shape, math.prod(x.shape[a] for a in axes), dtype)
+        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
-    count = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
-    return jnp.broadcast_to(count, kept_shape)
+    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
+    return jnp.broadcast_to(real, kept_shape)
 
 
 def _pool_devices(
     mean: Array, var: Array, count: Array, axis_name: AxisName, groups: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Array]:
     def total(tree: PyTree) -> PyTree:
         return lax.psum(tree, axis_name, axis_index_groups=groups)
 

@@ -57,33 +57,41 @@ def affine(
     return y if bias is None else y + full_rank(bias, d.ndim).astype(d.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def around(
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def spread(
     x: jax.Array,
-    shift: jax.Array,
     mask: Array | None,
     n: jax.Array | None,
     axes: tuple[int, ...],
+    plain_mean: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean less the shift, and variance, over `n` values each; `None`: over all."""
-    d = _off(x, shift, mask, axes)
+    """Mean and variance over `n` values each; `None`: over all. 0 must stand under the mask."""
+    shift = share(x, axes, n)
+    rest, var = around(x, shift, mask, n, axes)
+    mean = shift + rest
+    return (jnp.where(slight(shift, rest, var), shift, mean) if plain_mean else mean), var
+
+
+@spread.defjvp
+def spread_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
+    x, mask, n = primals
+    # Mean and variance are all that it needs of the first pass: what a scan must keep of a step.
+    mean, var = spread(x, mask, n, axes, plain_mean)
+    d, dx = off(x, mean, mask, axes), tangents[0]
+    if mask is not None:
+        dx = jnp.where(mask, dx, 0)
+    slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
+    return (mean, var), (share(dx, axes, n), 2 * share(slope, axes, n))
+
+
+def around(
+    x: jax.Array, shift: jax.Array, mask: Array | None, n: jax.Array | None, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Mean less the shift, and variance: the second of two passes."""
+    d = off(x, shift, mask, axes)
     rest = share(d, axes, n)
     var = share(abs2(d), axes, n) - abs2(rest)
-    # Not maximum(var, 0), whose slope at a tie would halve the Hessian at a constant set.
     return rest, jnp.where(var < 0, 0, var)
-
-
-@around.defjvp
-def around_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
-    x, shift, mask, n = primals
-    rest, var = around(x, shift, mask, n, axes)
-    d, dx = _off(x, shift, mask, axes), tangents[0]
-    d = d - expand(rest, [a for a in range(x.ndim) if a not in axes], x.ndim)
-    if mask is not None:
-        d, dx = jnp.where(mask, d, 0), jnp.where(mask, dx, 0)
-    slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
-    # The shift moves neither: mean and variance are those of x.
-    return (rest, var), (share(dx, axes, n), 2 * share(slope, axes, n))
 
 
 @jax.custom_jvp
@@ -124,7 +132,7 @@ def standardize_jvp(primals: Any, tangents: Any) -> Any:
     return standardize(*primals), dy if bias is None else dy + dbias
 
 
-def _off(x: jax.Array, shift: jax.Array, mask: Array | None, axes: Any) -> jax.Array:
+def off(x: jax.Array, shift: jax.Array, mask: Array | None, axes: Any) -> jax.Array:
     """`x - shift`, 0 under the mask."""
     d = x - expand(shift, [a for a in range(x.ndim) if a not in axes], x.ndim)
     return d if mask is None else jnp.where(mask, d, 0)

@@ -13,7 +13,7 @@ from normjax import _checks
 from normjax._population import collecting
 from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats
 from normjax.recurrent import _lifts, _sequences
-from normjax.recurrent._contract import Layer
+from normjax.recurrent._contract import Layer, check_layer, check_made
 from normjax.recurrent._lifts import SeqNorm
 
 
@@ -49,6 +49,11 @@ class Stack(Layer):
     def noisy(self) -> bool:
         """Whether `apply` needs a PRNG key in every mode."""
         return any(layer.noisy for layer in self.layers)
+
+    @property
+    def drops(self) -> bool:
+        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        return bool(self.dropout) or any(layer.drops for layer in self.layers)
 
     @property
     def time_first(self) -> bool:
@@ -93,6 +98,7 @@ class Stack(Layer):
         Raises:
             ValueError: as a single layer; a carry for another number of layers.
         """
+        self._check(params, state)
         last: list[PyTree] = []
         moved: dict[str, PyTree] = {}
         nudges = _one_each("nudge", nudge, "layers", len(self.layers))
@@ -118,6 +124,7 @@ class Stack(Layer):
         **how: Any,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Run as `apply` and return the outputs and what was seen, by the names of `params`."""
+        self._check(params, state)
         seen: dict[str, Any] = {}
 
         def run(i: int, layer: Any, params: PyTree, state: PyTree, y: Array, how: Any) -> Array:
@@ -128,6 +135,12 @@ class Stack(Layer):
         how = {"lengths": None, "axis_name": None, "hyper": None, **how}
         y, between = self._up(run, params, gathering, x, carry, key, how)
         return y, seen | {k: v.seen for k, v in between.items() if isinstance(v, Collect)}
+
+    def _check(self, params: PyTree, state: PyTree) -> None:
+        count = len(self.layers)
+        between = range(0 if self.norm_between is None else count - 1)
+        both = [f"layer_{i}" for i in range(count)] + [f"norm_{i}" for i in between]
+        check_made(self.factory, params, state, both)
 
     def _up(
         self,
@@ -228,6 +241,11 @@ class Bidirectional(Layer):
         return self.forward.noisy or self.backward.noisy
 
     @property
+    def drops(self) -> bool:
+        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        return self.forward.drops or self.backward.drops
+
+    @property
     def time_first(self) -> bool:
         """Whether sequences are `[time, batch, features]`."""
         return self.forward.time_first
@@ -315,6 +333,7 @@ class Bidirectional(Layer):
         """`run` each direction and merge their outputs."""
         hyper, lengths = how["hyper"], how["lengths"]
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
+        check_made(self.factory, params, state, ("forward", "backward"))
         keys = (None, None) if key is None else jax.random.split(key)
         carries = _one_each("carry", carry, "directions", 2)
         x, outs = jnp.asarray(x), []
@@ -383,7 +402,7 @@ def stack(
     if not layers:
         raise ValueError("stack([]) has no layer: give at least one")
     for layer in layers:
-        _is_layer(layer, "stack")
+        check_layer(layer, "stack")
     if len({layer.time_first for layer in layers}) > 1:
         raise ValueError("a stack is batch-major or time-major: give all layers one time_major")
     _checks.rate("dropout", dropout)
@@ -423,8 +442,8 @@ def bidirectional(
         Schuster, Paliwal, "Bidirectional Recurrent Neural Networks", 1997.
     """
     backward = forward if backward is None else backward
-    _is_layer(forward, "bidirectional")
-    _is_layer(backward, "bidirectional")
+    check_layer(forward, "bidirectional")
+    check_layer(backward, "bidirectional")
     _checks.one_of("merge", merge, ("concat", "sum"))
     if forward.time_first != backward.time_first:
         raise ValueError("both directions must be batch-major or time-major: give one time_major")
@@ -445,9 +464,3 @@ def _one_each(what: str, given: Any, of: str, count: int) -> tuple[Any, ...]:
     if len(found) != count:
         raise ValueError(f"{what} has {len(found)} entries for {count} {of}: give one each")
     return found
-
-
-def _is_layer(layer: Any, who: str) -> None:
-    """Accept a `Layer`, and what answers like one: a layer whose weights are written otherwise."""
-    if not all(hasattr(layer, name) for name in ("init", "apply", "width", "time_first")):
-        raise TypeError(f"{who} takes layers such as lstm(100) and got {layer!r}")

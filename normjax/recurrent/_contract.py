@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -44,6 +44,11 @@ class Layer(abc.ABC):
     @abc.abstractmethod
     def noisy(self) -> bool:
         """Whether `apply` needs a PRNG key in every mode."""
+
+    @property
+    @abc.abstractmethod
+    def drops(self) -> bool:
+        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
 
     @property
     @abc.abstractmethod
@@ -109,6 +114,38 @@ class Info(NamedTuple):
 
 
 SATURATED = 0.05
+
+
+def check_layer(layer: Any, who: str) -> None:
+    """Accept a `Layer`, and what answers like one: a layer whose weights are written otherwise."""
+    if isinstance(layer, type) or not all(
+        hasattr(layer, name) for name in ("init", "apply", "width", "time_first")
+    ):
+        raise TypeError(f"{who} takes layers such as lstm(100) and got {layer!r}")
+
+
+def check_single(layer: Any, who: str) -> None:
+    """Refuse a stack or a bidirectional pair where the inside of one layer is looked at."""
+    check_layer(layer, who)
+    if not hasattr(layer, "hidden"):
+        raise TypeError(
+            f"{who} takes one layer such as lstm(100) and got {layer!r}: give it one of these "
+            "layers, with its own entries of params and state, and its own input"
+        )
+
+
+def check_made(
+    who: str, params: Any, state: Any, both: Collection[str], weights: Collection[str] = ()
+) -> None:
+    """Refuse what `init` of another layer returned: `both` are the entries of params and state."""
+    of, kept = (set(tree) if isinstance(tree, Mapping) else set() for tree in (params, state))
+    norms = {name for name in of if name.startswith("norm_")}
+    if not {*both, *weights} <= of or not norms <= {*both} or kept != {*both}:
+        raise ValueError(
+            f"params have {sorted(of)}, the state has {sorted(kept)}, and {who} needs "
+            f"{sorted([*both, *weights])} in params and {sorted(both)} in the state: pass the "
+            "(params, state) that init of this layer returned"
+        )
 
 
 def hidden_of(carry: PyTree) -> jax.Array:

@@ -1,8 +1,9 @@
 """`Recurrent`: a cell's equations, lifted norms by place, one scan.
 
 A cell says which places its norms have and how one step follows from the last. All else is
-here and the same for every cell: the input projection and its statistics for all steps at
-once, the scan, padding, noise, the carry, and the state's move after the scan.
+here and the same for every cell: the input projection and its statistics (for all steps at once,
+but for what a single CPU does better step by step), the scan, padding, noise, the carry, and the
+state's move after the scan.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from jaxtyping import Inexact, Integer
 from normjax import _checks, _moments
 from normjax._population import collecting
 from normjax.base import Array, AxisName, Hyper, PyTree, Stats
-from normjax.recurrent import _initializers, _lifts, _sequences
+from normjax.recurrent import _initializers, _lifts, _scan, _sequences
 from normjax.recurrent._contract import (
     SATURATED,
     Gates,
     Info,
     Layer,
     NormAt,
+    check_made,
     hidden_of,
     hold,
     with_hidden,
@@ -151,7 +153,8 @@ class Recurrent(Layer):
                 state's.
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
                 enter no statistic, hold the carry and put out 0. `None`: all steps count.
-            carry: start of the carry; `None`: zeros, or what was learned.
+            carry: start of the carry, an `LSTMCarry(c=…, h=…)` of an LSTM and else an array
+                `[batch, hidden]`; `None`: zeros, or what was learned.
             key: PRNG key for noise. `h0_noise` needs it in both modes; zoneout and dropout act
                 in mode `"batch"` where it is given, and else put out their expectation.
             axis_name: device axis or axes that the batch is split over.
@@ -164,11 +167,11 @@ class Recurrent(Layer):
             after each sequence's last step, and the next state.
 
         Raises:
-            TypeError: `x` is not floating, `lengths` not integer.
+            TypeError: `x` is not floating, `lengths` not integer, an LSTM's carry a plain tuple.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
         params, x, carry, mask, nudge = self._ready(
-            params, x, stats, lengths, carry, key, hyper, nudge
+            params, state, x, stats, lengths, carry, key, hyper, nudge
         )
         y, carry, state, _ = self._run(
             params, state, x, carry, mask, nudge, key, stats, axis_name, hyper, look=False
@@ -189,7 +192,9 @@ class Recurrent(Layer):
         hyper: Hyper = None,
     ) -> tuple[jax.Array, Info]:
         """Run as `apply` and return the outputs and `Info`."""
-        params, x, carry, mask, _ = self._ready(params, x, stats, lengths, carry, key, hyper, None)
+        params, x, carry, mask, _ = self._ready(
+            params, state, x, stats, lengths, carry, key, hyper, None
+        )
         gathering = collecting(state)
         y, _, _, (seen, gates) = self._run(
             params, gathering, x, carry, mask, None, key, stats, axis_name, hyper, look=True
@@ -198,7 +203,7 @@ class Recurrent(Layer):
 
         def mean(values: jax.Array) -> Any:
             whole = jnp.broadcast_to(live, values.shape)
-            return _moments.means(values, (1, 2), mask=whole).mean
+            return _moments.means(values, (1, 2), mask=whole, axis_name=axis_name).mean
 
         ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in gates.items()}
         found = Info(
@@ -212,6 +217,7 @@ class Recurrent(Layer):
     def _ready(
         self,
         params: PyTree,
+        state: PyTree,
         x: Array,
         stats: Any,
         lengths: Array | None,
@@ -224,7 +230,7 @@ class Recurrent(Layer):
         _checks.stats(stats)
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
         x = _checks.floating(x, self.factory)
-        self._check_shapes(params, x)
+        self._check_shapes(params, state, x)
         nudge = None if nudge is None else jnp.asarray(nudge).astype(x.dtype)
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
@@ -255,6 +261,11 @@ class Recurrent(Layer):
     def noisy(self) -> bool:
         """Whether `apply` needs a PRNG key in every mode."""
         return self.h0_noise > 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        return bool(self.zoneout_h or getattr(self, "zoneout_c", 0.0) or self.dropout_h)
 
     @property
     def time_first(self) -> bool:
@@ -294,19 +305,22 @@ class Recurrent(Layer):
         # statistics, in one exchange between devices. It is normalized in the scan all the same:
         # there it is in cache, and the normalized sequence need not be kept beside the plain one.
         seen: dict[str, Any] = {}
-        terms = []
-        ahead = _measures_ahead()
-        for place, (first, last) in self.inputs.items():
-            term = x @ params["w_x"][:, first * self.hidden : last * self.hidden]
-            if place in norms and norms[place].stepwise:
-                if ahead:
-                    seen[place] = norms[place].measure(
-                        params[place], state[place], term, mask=mask, **how[place]
-                    )
-            elif place in norms:
-                term, seen[place] = norms[place].sequence(
-                    params[place], state[place], term, mask=mask, **how[place]
-                )
+        terms: list[jax.Array | None] = []
+        ahead = _scan.makes_ahead()
+        late = not ahead and _scan.makes_late(x.shape)
+        weights = {
+            place: params["w_x"][:, first * self.hidden : last * self.hidden]
+            for place, (first, last) in self.inputs.items()
+        }
+        for place, weight in weights.items():
+            stepwise = place not in norms or norms[place].stepwise
+            term = None if late and stepwise else x @ weight
+            if place in norms and term is not None:
+                given = (params[place], state[place], term)
+                if not stepwise:
+                    term, seen[place] = norms[place].sequence(*given, mask=mask, **how[place])
+                elif ahead:
+                    seen[place] = norms[place].measure(*given, mask=mask, **how[place])
             terms.append(term)
 
         at = {
@@ -315,9 +329,10 @@ class Recurrent(Layer):
             if norm.stepwise
         }
         kept, keys = self._noise(key if stats == "batch" else None, x)
+        still: dict[str, Any] = {}
 
         def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
-            terms_t, mask_t, nudge_t, key_t, at_t = xs
+            x_t, terms_t, mask_t, nudge_t, key_t, at_t = xs
             seen_t: dict[str, Any] = {}
 
             def norm(place: str, value: jax.Array) -> jax.Array:
@@ -334,7 +349,10 @@ class Recurrent(Layer):
                 )
                 return value
 
-            zx = [norm(place, term) for place, term in zip(self.inputs, terms_t, strict=True)]
+            zx = [
+                norm(place, _scan.product(x_t, weights[place]) if term is None else term)
+                for place, term in zip(self.inputs, terms_t, strict=True)
+            ]
             h = hidden_of(carry)
             h = h if kept is None else h * kept
             following, gates_t = self.cell(params, norm, jnp.concatenate(zx, axis=-1), h, carry)
@@ -345,12 +363,14 @@ class Recurrent(Layer):
             if mask_t is not None:
                 following = jax.tree.map(lambda n, c: jnp.where(mask_t, n, c), following, carry)
                 y = jnp.where(mask_t, y, 0)
-            return following, (y, seen_t, gates_t if look else {})
+            still["seen"], moving = _scan.apart(seen_t)
+            return following, (y, moving, gates_t if look else {})
 
-        step = jax.checkpoint(body, prevent_cse=False, policy=_worth_keeping)
-        carry, (y, seen_inner, gates) = lax.scan(step, carry, (terms, mask, nudge, keys, at))
+        step = jax.checkpoint(body, prevent_cse=False, policy=_scan.worth_keeping)
+        xs = (x if late else None, terms, mask, nudge, keys, at)
+        carry, (y, seen_inner, gates) = lax.scan(step, carry, xs)
         seen = {p: found if norms[p].norm.stateful else None for p, found in seen.items()}
-        seen.update(seen_inner)
+        seen.update(_scan.together(still["seen"], seen_inner, x.shape[0]))
         state = {
             place: norm.commit(state[place], seen[place], stats=stats, hyper=how[place]["hyper"])
             for place, norm in norms.items()
@@ -397,16 +417,11 @@ class Recurrent(Layer):
             start = with_hidden(start, h + noise)
         return _sequences.vary_like(start, x)
 
-    def _check_shapes(self, params: PyTree, x: jax.Array) -> None:
+    def _check_shapes(self, params: PyTree, state: PyTree, x: jax.Array) -> None:
         order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
         if x.ndim != 3:
             raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
-        norms = {name for name in params if name.startswith("norm_")}
-        if "w_x" not in params or norms != set(self.norms()):
-            raise ValueError(
-                f"params have {sorted(params)} and {self.factory} has norms "
-                f"{sorted(self.norms())}: pass the (params, state) that init of this layer returned"
-            )
+        check_made(self.factory, params, state, self.norms(), ("w_x", "w_h"))
         if x.shape[-1] != params["w_x"].shape[0]:
             raise ValueError(
                 f"x has {x.shape[-1]} features and the layer was made for "
@@ -414,36 +429,6 @@ class Recurrent(Layer):
             )
         if 0 in x.shape:
             raise ValueError(f"x of shape {x.shape} is empty: {order} need at least 1 each")
-
-
-def _measures_ahead() -> bool:
-    """Whether input terms are measured before the scan and not in it.
-
-    What several devices, or an accelerator, do at once for all steps, one CPU does better step by
-    step: a step fits into its cache, and a sequence does not.
-    """
-    return jax.default_backend() != "cpu" or jax.device_count() > 1
-
-
-# Products and sums, what devices exchanged, and the values of exp's kin: dear to make again.
-KEPT = (
-    "dot_general",
-    "reduce_sum",
-    "psum",
-    "psum_invariant",
-    "logistic",
-    "tanh",
-    "custom_jvp_call",
-)
-
-
-def _worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether the backward pass keeps a step's value, or makes it again from what is kept.
-
-    What is left to be made again are masks, differences and products of single values: as many
-    numbers, and hardly any work. It halves the memory of a long sequence.
-    """
-    return primitive.name in KEPT
 
 
 def structure(kind: type[Recurrent], **fields: Any) -> Any:

@@ -194,6 +194,17 @@ def _measures(norm: Norm, state: PyTree, stats: Stats) -> bool:
     return stats == "batch" or not norm.stateful or gathers(state)
 
 
+def resize(tree: PyTree, steps: int) -> PyTree:
+    """The first `steps` along axis 0 of each leaf, the last one repeated where there are fewer."""
+
+    def one(leaf: Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)[:steps]
+        missing = steps - leaf.shape[0]
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
 def _each(mask: Array | None, x: Array) -> Array | None:
     """The mask of every step of x, where it is one for all."""
     return None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
@@ -223,12 +234,7 @@ class PerStep(SeqNorm):
 
     def unroll(self, params: PyTree, state: PyTree, steps: int) -> PyTree:
         """Slice out the first `steps` states, the last one repeated past `max_steps`."""
-        if steps > self.max_steps and self.beyond == "error":
-            raise ValueError(
-                f"a sequence of {steps} steps is longer than max_steps={self.max_steps} and "
-                'beyond="error": write beyond="last" to use the last statistics there'
-            )
-
+        _checks.steps(steps, self.max_steps, self.beyond)
         for leaf in jax.tree.leaves(state):
             if jnp.shape(leaf)[0] != self.max_steps:
                 raise ValueError(
@@ -236,15 +242,8 @@ class PerStep(SeqNorm):
                     f"{self.max_steps}: write max_steps={jnp.shape(leaf)[0]}"
                 )
 
-        def extend(leaf: jax.Array) -> jax.Array:
-            leaf = jnp.asarray(leaf)[:steps]
-            extra = steps - self.max_steps
-            if extra <= 0:
-                return leaf
-            return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], extra, axis=0)])
-
-        own = None if self.share_params else jax.tree.map(extend, params)
-        return own, jax.tree.map(extend, state)
+        own = None if self.share_params else resize(params, steps)
+        return own, resize(state, steps)
 
     def at(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
         """The state of this step, and its parameters if it has its own."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from normjax import _checks
 from normjax.base import Array, PyTree
 
 
@@ -16,20 +16,7 @@ def padding(lengths: Array | None, steps: int, batch: int) -> jax.Array | None:
     """Return `[time, batch, 1]`, True on the steps of each sequence; `None` where all count."""
     if lengths is None:
         return None
-    # Known lengths are checked now, also inside jit, where a jnp array would be a tracer.
-    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers, one a sequence, and are {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"lengths of shape {lengths.shape} must be [batch] = ({batch},): the number of steps "
-            "of each sequence (a mask is written mask.sum(time_axis))"
-        )
-    if known is not None:
-        low, high = int(known.min()), int(known.max())
-        if low < 0 or high > steps:
-            raise ValueError(f"lengths from {low} to {high} do not fit sequences of {steps} steps")
+    lengths = _checks.lengths("lengths", lengths, steps, (batch,))
     return (jnp.arange(steps)[:, None] < lengths[None, :])[..., None]
 
 
@@ -45,7 +32,14 @@ def reverse(x: jax.Array, lengths: Array | None) -> jax.Array:
 
 
 def given_carry(carry: PyTree, zero: PyTree) -> PyTree:
-    """Return a user's carry in the structure and dtype of ours; Flax's `(c, h)` tuple is fine."""
+    """Return a user's carry in the structure and dtype of ours."""
+    if hasattr(zero, "_fields") and type(carry) in (tuple, list):
+        # Flax's order is (c, h) and torch's (h, c), and their shapes are the same.
+        name, fields = type(zero).__name__, ", ".join(f"{f}=…" for f in zero._fields)
+        raise TypeError(
+            f"a plain {type(carry).__name__} does not say which is which in a carry: write "
+            f"carry={name}({fields})"
+        )
     want, got = jax.tree.leaves(zero), jax.tree.leaves(carry)
     if [jnp.shape(w) for w in want] != [jnp.shape(g) for g in got]:
         raise ValueError(

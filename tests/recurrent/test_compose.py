@@ -277,6 +277,18 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "net", [recurrent.stack([ONE, ONE]), recurrent.bidirectional(ONE)], ids=lambda n: n.factory
+)
+def test_params_and_state_of_one_layer_are_refused(net):
+    params, state = ONE.init(jax.random.key(0), F)
+    mine = net.init(jax.random.key(0), F)
+    for wrong in ((params, mine[1]), (mine[0], state), (mine[0], ())):
+        for call in (net.apply, net.info):
+            with pytest.raises(ValueError, match=f"{net.factory} needs .* init of this layer"):
+                call(*wrong, _x(jnp.float32), stats="running")
+
+
 @pytest.mark.parametrize(("make", "args", "keywords", "error", "message"), MISTAKES)
 def test_mistakes_say_what_to_write(make, args, keywords, error, message):
     with pytest.raises(error, match=message):

@@ -110,6 +110,20 @@ def test_stacks_and_directions_show_each_layer(x64, lengths, stats):
     )
 
 
+def test_over_devices_it_is_that_of_the_whole_batch(x64):
+    layer = recurrent.lstm(H)
+    params, state, x = _started(layer)
+
+    def look(x, n, axis_name=None):
+        return layer.info(params, state, x, stats="running", lengths=n, axis_name=axis_name)
+
+    want = jax.jit(look)(x, LENGTHS)
+    over = jax.vmap(lambda x, n: look(x, n, "devices"), axis_name="devices")
+    split = jax.jit(over)(x.reshape(2, 4, T, F), LENGTHS.reshape(2, 4))
+    for device in range(2):
+        _same(jax.tree.map(lambda leaf, d=device: leaf[d], split), want)
+
+
 def _same(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)

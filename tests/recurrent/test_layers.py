@@ -262,7 +262,7 @@ def test_carry_continues_a_sequence(x64):
     x = _x(jnp.float64)
     (y, last), _ = layer.apply(params, state, x, stats="running")
     (first, carry), _ = layer.apply(params, state, x[:, :3], stats="running")
-    (rest, end), _ = layer.apply(params, state, x[:, 3:], stats="running", carry=tuple(carry))
+    (rest, end), _ = layer.apply(params, state, x[:, 3:], stats="running", carry=carry)
     np.testing.assert_allclose(jnp.concatenate([first, rest], 1), y, rtol=1e-12)
     np.testing.assert_allclose(end.c, last.c, rtol=1e-12)
 
@@ -380,9 +380,12 @@ CALLS = [
     ({"x": jnp.zeros((B, T, F), int)}, TypeError, "astype"),
     ({"x": jnp.zeros((B, 0, F))}, ValueError, "is empty"),
     ({"lengths": jnp.full((B,), T + 1)}, ValueError, "do not fit sequences of 7 steps"),
-    ({"lengths": jnp.ones((B, T), int)}, ValueError, r"must be \[batch\]"),
+    ({"lengths": jnp.ones((B, T), int)}, ValueError, "must be that of the batch"),
     ({"lengths": jnp.ones((B,))}, TypeError, "must be integers"),
     ({"carry": jnp.zeros((B, H))}, ValueError, "must be LSTMCarry of shapes"),
+    ({"carry": (jnp.zeros((B, H)),) * 2}, TypeError, r"write carry=LSTMCarry\(c=…, h=…\)"),
+    ({"state": {}}, ValueError, "that init of this layer returned"),
+    ({"state": ()}, ValueError, "the state has \\[\\], and lstm needs"),
     ({"stats": "train"}, ValueError, 'write stats="batch"'),
     ({"stats": True}, ValueError, 'write stats="running"'),
     ({"hyper": {"decya": 0.5}}, ValueError, "did you mean 'decay'"),
@@ -393,9 +396,9 @@ CALLS = [
 def test_mistakes_of_a_call(change, error, message):
     layer = recurrent.bn_lstm(H, T)
     params, state = layer.init(jax.random.key(0), F)
-    call = {"x": _x(), "stats": "batch"} | change
+    call = {"params": params, "state": state, "x": _x(), "stats": "batch"} | change
     with pytest.raises(error, match=message):
-        unchecked(type(layer).apply)(layer, params, state, **call)
+        unchecked(type(layer).apply)(layer, **call)
 
 
 def test_decay_may_vary_during_training():

@@ -9,7 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from normjax.recurrent import _layer
+from normjax.recurrent import _scan
 from tests import reference
 
 B, T, F, H = 16, 12, 3, 5
@@ -219,24 +219,31 @@ def test_nan_under_the_padding_reaches_no_gradient():
         assert np.isfinite(a).all()
 
 
+@pytest.mark.parametrize("features", [8, 3, 1])  # of fewer than 6 the scan makes the term too
 @pytest.mark.parametrize("lengths", [None, np.array([6, 1, 4, 3, 6, 2])], ids=["full", "lengths"])
-def test_input_terms_measured_ahead_or_in_the_scan_are_the_same(x64, lengths, monkeypatch):
+def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, features, monkeypatch):
     """What one CPU does step by step, devices and accelerators do at once: same numbers."""
     norms = {
         "norm_x": recurrent.per_step(nj.batch_norm(), 6, share_params=False),
         "norm_xn": nj.layer_norm(),
+        "norm_h": recurrent.per_step(nj.batch_norm(), 6),
     }
-    layer = recurrent.gru(4, **norms, norm_h=recurrent.per_step(nj.batch_norm(), 6))
-    params, state = layer.init(jax.random.key(0), 3, jnp.float64)
-    x = jax.random.normal(jax.random.key(1), (6, 6, 3), jnp.float64)
+    whole = recurrent.sequence_wise(nj.batch_norm())
+    layers = (recurrent.gru(4, **norms), recurrent.lstm(4), recurrent.rnn(4, norm_x=whole))
+    made = [layer.init(jax.random.key(0), features, jnp.float64) for layer in layers]
+    x = jax.random.normal(jax.random.key(1), (6, 6, features), jnp.float64)
 
     def run(params, x):
-        (y, _), new = layer.apply(params, state, x, stats="batch", lengths=lengths)
-        return jnp.sum(jnp.sin(y)), new
+        total, states = 0.0, []
+        for layer, own, (_, state) in zip(layers, params, made, strict=True):
+            (y, _), new = layer.apply(own, state, x, stats="batch", lengths=lengths)
+            total, states = total + jnp.sum(jnp.sin(y)), [*states, new]
+        return total, states
 
     found = []
     for ahead in (True, False):
-        monkeypatch.setattr(_layer, "_measures_ahead", lambda ahead=ahead: ahead)
-        found.append(jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(params, x))
+        monkeypatch.setattr(_scan, "makes_ahead", lambda ahead=ahead: ahead)
+        grad = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+        found.append(grad([params for params, _ in made], x))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
