@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from normjax import _checks, _moments
@@ -182,10 +183,9 @@ class BatchRenorm(BatchNorm):
         kept_stats = _moments.source(state, seen, "running")
         mean, var = kept_stats.mean, kept_stats.var
         real = seen.var.dtype
-        r_max, d_max = (
-            jnp.asarray((hyper or {}).get(name, getattr(self, name))).astype(real)
-            for name in ("r_max", "d_max")
-        )
+        limits = [(hyper or {}).get(name, getattr(self, name)) for name in ("r_max", "d_max")]
+        _check_limits(*limits)
+        r_max, d_max = (jnp.asarray(limit).astype(real) for limit in limits)
         # Constants to the gradient (section 3): else it would undo the correction.
         sigma = jnp.sqrt(var + self.eps).astype(real)
         r = lax.stop_gradient(jnp.clip(jnp.sqrt(seen.var + self.eps) / sigma, 1 / r_max, r_max))
@@ -200,6 +200,14 @@ class BatchRenorm(BatchNorm):
         return _moments.normalize(
             x, seen, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask
         )
+
+
+def _check_limits(r_max: Any, d_max: Any) -> None:
+    """Refuse plain numbers outside their ranges; what is traced cannot be seen."""
+    if isinstance(r_max, int | float | np.number) and not r_max >= 1:
+        raise ValueError(f"r_max={r_max!r} must be at least 1: r_max=1, d_max=0 is batch norm")
+    if isinstance(d_max, int | float | np.number) and not d_max >= 0:
+        raise ValueError(f"d_max={d_max!r} must be a non-negative number")
 
 
 def batch_renorm(
@@ -266,11 +274,8 @@ def batch_renorm(
         Batch-Normalized Models", 2017.
     """
     _checks.number("r_max", r_max)
-    if not r_max >= 1:
-        raise ValueError(f"r_max={r_max!r} must be at least 1: r_max=1, d_max=0 is batch norm")
     _checks.number("d_max", d_max)
-    if not d_max >= 0:
-        raise ValueError(f"d_max={d_max!r} must be a non-negative number")
+    _check_limits(r_max, d_max)
     plain = batch_norm(
         axes=axes,
         eps=eps,

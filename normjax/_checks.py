@@ -82,6 +82,52 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
     return value
 
 
+def broadcasts(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what does not broadcast to `shape`, or would widen it; `None` is nothing."""
+    own = np.shape(value) if value is not None else ()
+    if len(own) > len(shape) or any(
+        m not in (1, s) for m, s in zip(own[::-1], shape[::-1], strict=False)
+    ):
+        raise ValueError(
+            f"{name} of shape {own} does not broadcast to x of shape {shape}: its axes are the "
+            "last of x, each 1 or that of x"
+        )
+
+
+def lengths(name: str, value: Any, steps: int | None, batch: tuple[int, ...]) -> jax.Array:
+    """Return the lengths of a batch of sequences of `steps`, refusing what can be seen not to fit.
+
+    A traced length cannot be read: of it, dtype and shape are checked.
+    """
+    # Known lengths are read before jnp sees them: inside jit a jnp array would be a tracer.
+    known = None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be integers, one a sequence, and are {value.dtype}: write "
+            f"{name}.astype(jnp.int32)"
+        )
+    if value.shape != batch:
+        raise ValueError(
+            f"{name} of shape {value.shape} must be that of the batch, {batch}: the number of "
+            "steps of each sequence (a mask is written mask.sum(time_axis))"
+        )
+    if known is not None and steps is not None and known.size:
+        low, high = int(known.min()), int(known.max())
+        if low < 0 or high > steps:
+            raise ValueError(f"{name} from {low} to {high} do not fit sequences of {steps} steps")
+    return value
+
+
+def steps(value: int, max_steps: int, beyond: str) -> None:
+    """Refuse a sequence longer than its statistics, where it was asked for."""
+    if value > max_steps and beyond == "error":
+        raise ValueError(
+            f"a sequence of {value} steps is longer than max_steps={max_steps} and "
+            'beyond="error": write beyond="last" to use the last statistics there'
+        )
+
+
 def axes(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """Return axes as a hashable tuple of ints, when a factory is called."""
     if value is None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Num
 
@@ -97,6 +98,10 @@ def merge(a: Seen, b: Seen) -> Seen:
     Returns:
         The same of both; exact up to rounding, and equal to the other where one is empty.
 
+    Raises:
+        TypeError: statistics of two kinds, or without counts.
+        ValueError: statistics of two shapes.
+
     Example:
         >>> import jax.numpy as jnp, normjax as nj
         >>> x = jnp.array([[1.0], [2.0], [6.0]])
@@ -107,9 +112,19 @@ def merge(a: Seen, b: Seen) -> Seen:
     Reference:
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
     """
-    kind = _KINDS[type(a)]
     x: Any = a
     y: Any = b
+    kind = kind_of(x)
+    if kind is None or {type(a), type(b)} != {kind.seen}:
+        raise TypeError(
+            f"merge takes two measurements of one kind, such as moments() returns, and got "
+            f"{type(x).__name__} and {type(y).__name__}: kept statistics have no count to weigh by"
+        )
+    if (shapes := [jnp.shape(v) for v in x]) != (others := [jnp.shape(v) for v in y]):
+        raise ValueError(
+            f"merge takes statistics of the same features and got shapes {shapes} and {others}: "
+            "measure both over the same axes"
+        )
     count = x.count + y.count
     share = y.count / jnp.maximum(count, 1)
     delta = y.mean - x.mean
@@ -136,7 +151,9 @@ def merge_axis(m: PyTree, axis: int = 0) -> Any:
     return kind.seen(mean, jnp.sum(weigh(share, m[1] + apart), axis), count)
 
 
-def ema(running: Kept, m: Any, *, decay: float | Num[Array, ""], correction: int = 0) -> Kept:
+def ema(
+    running: Kept, m: Any, *, decay: float | np.number | Num[Array, ""], correction: int = 0
+) -> Kept:
     r"""Exponential running average of statistics, safe against empty and broken batches.
 
     $$\text{running} \leftarrow d \cdot \text{running} + (1 - d) \cdot m$$
@@ -161,7 +178,7 @@ def ema(running: Kept, m: Any, *, decay: float | Num[Array, ""], correction: int
     m = lax.stop_gradient(m)
     new = keep(m, correction)
     _fits(running, new)
-    if isinstance(decay, int | float):
+    if isinstance(decay, int | float | np.number):
         _checks.fraction("decay", decay, hint=": it is the weight of the old value")
     if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
         raise TypeError(

@@ -97,7 +97,8 @@ def space(axes: tuple[int, ...] | None, ndim: int, who: str, *, empty: bool = Tr
     if not found and not empty:
         raise ValueError(
             f"{who} averages over space, and x with {ndim} axes has none between the batch and "
-            "the channels: give x of shape [batch, ..., channels], or name the axes, axes=(0,)"
+            "the channels: give x of shape [batch, ..., channels], or write layer_norm(), which "
+            "averages over the channels"
         )
     return found
 

@@ -51,6 +51,12 @@ def in_step() -> bool:
     return _looping.get()
 
 
+def ended(lengths: Array, last: Array, start: Array) -> jax.Array:
+    """The carry after each sequence: Flax's, but of a sequence of no steps its start."""
+    beyond = (1,) * (jnp.ndim(last) - jnp.ndim(lengths))
+    return jnp.where(jnp.reshape(lengths, (*jnp.shape(lengths), *beyond)) > 0, last, start)
+
+
 def mask(given: Array | None, shape: tuple[int, ...], who: str) -> jax.Array | None:
     """Return the mask of a norm's call, with the padding of the loop around it left out.
 

@@ -9,13 +9,14 @@ result back into the state that evaluation reads. Around the microbatches of one
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from normjax import _checks, _merging, _moments
-from normjax.base import BatchMeans, Collect, PyTree
+from normjax.base import BatchMeans, Collect, PyTree, gathers
 
 How = Literal["pooled", "unbiased", "mean"]
 
@@ -67,7 +68,8 @@ def settle(
     Args:
         state: a tree with `Collect` nodes.
         how: as in `population`, and as given to `collecting`.
-        correction: with `"pooled"`, 1 stores the variance times n / (n - 1).
+        correction: with `"pooled"`, 1 stores the variance times n / (n - 1); a norm's own
+            `correction` is not looked at, so write the same here.
         decay: with `"pooled"`, move the running averages by what was gathered, as by one large
             batch, and keep this much of the old; `None` replaces them.
 
@@ -76,7 +78,8 @@ def settle(
         they were before.
 
     Raises:
-        ValueError: unknown `how` or `correction`, or a tree that was gathered the other way.
+        ValueError: unknown `how` or `correction`; a tree that did not gather, or that was gathered
+            the other way.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -90,6 +93,12 @@ def settle(
     if decay is not None and how != "pooled":
         raise ValueError(
             f'settle(decay={decay}) takes how="pooled", the moments of one large batch'
+        )
+
+    if not any(map(gathers, jax.tree.leaves(state, is_leaf=_moments.is_stats))):
+        raise ValueError(
+            "settle() found nothing gathered in state: write state = collecting(state) before the "
+            "batches are run"
         )
 
     def swap(leaf: PyTree) -> PyTree:
@@ -146,16 +155,19 @@ def population(
         params: its parameters.
         state: its state; where no batch has a value, it is kept.
         batches: what `apply` takes as its input, one batch at a time; for norms and layers
-            also dictionaries of the keywords of `apply`, such as `{"x": x, "lengths": n}`.
+            arrays, or dictionaries of the keywords of `apply`, such as `{"x": x, "lengths": n}`.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         upstream: what norms before a norm do meanwhile: normalize with each batch's own
             statistics, as in training, or with the running ones, as in evaluation.
-        correction: with `"pooled"`, 1 stores the unbiased variance.
+        correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
+            is not looked at, so write the same here.
 
     Returns:
         The state with new statistics, to be used with `stats="running"`.
 
     Raises:
+        TypeError: one array for the list of batches; for norms and layers, batches that are
+            tuples or lists.
         ValueError: unknown `how` or `upstream`, no batch, a state without statistics.
 
     Example:
@@ -181,16 +193,31 @@ def population(
             "population() found no running statistics in state: pass the state that init returned "
             "for this layer (a layer of stateless norms needs no population statistics)"
         )
-    seen_any = False
-    for batch in batches:
+    for batch in each(batches, "population"):
+        if hasattr(layer, "apply") and isinstance(batch, tuple | list):
+            raise TypeError(
+                f"population() takes arrays, or dictionaries of the keywords of apply, and got a "
+                f'{type(batch).__name__} for a batch: write ({{"x": x}} for x, y in batches)'
+            )
         collected = _pass(layer, params, collected, batch, upstream)
-        seen_any = True
-    if not seen_any:
-        raise ValueError(
-            "population() got no batch: pass an iterable with at least one (an iterator that was "
-            "read before is empty)"
-        )
     return settle(collected, how, correction=correction)
+
+
+def each(batches: Iterable[Any], who: str) -> Iterator[Any]:
+    """Go through the batches; refuse none, and one that stands for the list of them."""
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise TypeError(
+            f"{who}() takes a list of batches and got an array of shape {batches.shape}, whose "
+            "rows would each be a batch: write [x] for one batch, list(x) for one a row"
+        )
+    batch = nothing = object()
+    for batch in batches:
+        yield batch
+    if batch is nothing:
+        raise ValueError(
+            f"{who}() got no batch: pass an iterable with at least one (an iterator that was read "
+            "before is empty)"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "stats"))

@@ -17,8 +17,11 @@ from normjax import _checks, _merging, _population, _trees
 from normjax.base import Collect, PyTree
 
 Path = tuple[Any, ...]
-# Of our norms, of Flax's, and of weight normalization.
-NORM_PARAMS = ("scale", "bias", "g")
+# Of our norms and of Flax's, of single norms, of weight normalization, of a GRU.
+NORM_PARAMS = {"scale", "bias", "alpha", "slope", "threshold", "eps", "mean_weight", "var_weight"}
+NORM_PARAMS |= {"g", "bias_hn"}
+# A learned start of a recurrent layer: an array of that name, or an LSTM's two under it.
+CARRIES = (("carry",), ("carry", "c"), ("carry", "h"))
 
 
 def reset(state: PyTree, where: Callable[[Path], bool] | None = None) -> PyTree:
@@ -105,7 +108,8 @@ def population_update(
         variables: `{"params": ..., "batch_stats": ...}`.
         batches: iterable of batches.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
-        correction: with `"pooled"`, 1 stores the unbiased variance.
+        correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
+            is not looked at, so write the same here.
         collection: the collection that holds the statistics.
 
     Returns:
@@ -142,36 +146,31 @@ def population_update(
     def one(stats: PyTree, batch: Any) -> PyTree:
         return apply({**variables, collection: stats}, batch)[1][collection]
 
-    seen_any = False
-    for batch in batches:
-        gathered, seen_any = one(gathered, batch), True
+    for batch in _population.each(batches, "population_update"):
+        gathered = one(gathered, batch)
         if jax.tree.structure(gathered) != shape:
             raise ValueError(
                 "population_update() met a layer that does not gather statistics: make it a "
                 "normjax.linen.Normalize(norm) or normjax.linen.BatchNorm, and return every "
                 f'variable of the collection from apply, mutable=["{collection}"]'
             )
-    if not seen_any:
-        raise ValueError(
-            "population_update() got no batch: pass an iterable with at least one (an iterator "
-            "that was read before is empty)"
-        )
     return _map(gathered, lambda node: _population.settle(node, how, correction=correction))
 
 
 def is_norm_param(path: Path) -> bool:
-    """Whether a key path ends in a norm's scale or bias, or in the g of weight normalization.
+    """Whether a key path ends in a norm's parameter, the g of weight normalization, or a bias.
 
     For the mask of weight decay, which should leave them out: under a norm, decaying the gain
     only changes the effective learning rate. The last name of the path decides, in our trees
     and in Flax's, so the bias of a dense layer is among them, which is commonly not decayed
-    either.
+    either, and so is the learned first carry of a recurrent layer.
 
     Args:
         path: key path of `jax.tree_util.tree_map_with_path`, or a tuple of names.
 
     Returns:
-        True for `scale`, `bias` and `g`.
+        True for `scale`, `bias` and the other parameters of a norm (`alpha`, `slope`,
+        `threshold`, `eps`, `mean_weight`, `var_weight`), for `g`, `bias_hn` and `carry`.
 
     Example:
         >>> import jax, normjax as nj
@@ -186,7 +185,8 @@ def is_norm_param(path: Path) -> bool:
     while names and names[-1] in ("value", "raw_value"):  # the box around an NNX parameter
         names.pop()
     # Flax's WeightNorm writes a whole path into one name: "Dense_0/kernel/scale".
-    return bool(names) and names[-1].split("/")[-1] in NORM_PARAMS
+    last = tuple("/".join(names).split("/")[-2:])
+    return last[-1] in NORM_PARAMS or last[-1:] in CARRIES or last in CARRIES
 
 
 def _name(key: Any) -> str:

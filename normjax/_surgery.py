@@ -86,6 +86,12 @@ class Reparametrized:
         """Look inside a recurrent layer; arguments and result as for its own `info`."""
         return self.look(*args, **kwargs)[1]
 
+    @property
+    def stateful(self) -> bool:
+        """Whether the layer keeps something, or one of its weights does."""
+        kept = any(rule.stateful for _, rule in self.rules)
+        return kept or bool(getattr(self.layer, "stateful", False))
+
     def __getattr__(self, name: str) -> Any:
         # Not before the fields are there: unpickling asks for names on an empty object.
         if name.startswith("_") or "layer" not in vars(self):

@@ -251,13 +251,21 @@ class Norm(abc.ABC):
             ignore the returned state.
 
         Raises:
-            TypeError: `x` is not floating or complex, `mask` is not boolean.
+            TypeError: `x` is not floating or complex, `mask` is not boolean, params and state are
+                exchanged.
             ValueError: unknown `stats` or `hyper`, shapes that do not fit.
         """
         _checks.stats(stats)
         _checks.hyper(hyper, self.hypers, self.factory)
         x = _checks.floating(x, self.factory)
         mask = _checks.mask(mask, x.shape)
+        kept = isinstance(params, Running | RunningMean | RunningCov | Collect)
+        if kept or (not self.stateful and jax.tree.leaves(state)):
+            raise TypeError(
+                f"{self.factory} was given {type(params).__name__} for its params and "
+                f"{type(state).__name__} for its state: apply takes (params, state, x), in this "
+                "order"
+            )
         seen = None
         if stats == "batch" or not self.stateful or gathers(state):
             seen = self.moments(params, x, mask=mask, axis_name=axis_name)

@@ -284,8 +284,3 @@ REPARAMS: tuple[ReparamSample, ...] = (
         (1, 1, 1, 1),
     ),
 )
-
-
-def by_name(name: str) -> Sample:
-    """Return the sample of that name."""
-    return next(s for s in SAMPLES if s.name == name)

@@ -91,7 +91,7 @@ def test_measured_numbers_are_in_the_records():
     final = json.loads((run / "bn_lstm" / "final.json").read_text())
     records += "".join(f" {100 * of['accuracy']:.2f} %" for of in final["test"].values())
     numbers = re.findall(r"\d+\.\d+ %", (DOCS / "recurrent.md").read_text())
-    assert len(numbers) > 5
+    assert len(numbers) > 2
     for number in numbers:
         assert number in records, number
 

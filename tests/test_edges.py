@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import normjax as nj
-from normjax import recurrent
+from normjax import recurrent, testing
 from tests.conftest import unchecked
 
 
@@ -185,8 +185,16 @@ def test_a_traced_length_past_the_end_is_the_end():
 def test_a_decay_outside_its_range_is_refused_in_hyper_too():
     norm = nj.batch_norm()
     params, state = norm.init((1, 1))
-    with pytest.raises(ValueError, match="weight of the old value"):
-        norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper={"decay": 2.0})
+    for decay in (2.0, np.float32(9), np.float64(-1)):
+        with pytest.raises(ValueError, match="weight of the old value"):
+            norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper={"decay": decay})
+    norm = nj.batch_renorm()
+    for hyper, words in (
+        ({"r_max": 0.1}, "r_max=0.1 must be at least 1"),
+        ({"d_max": np.float32(-1)}, "must be a non-negative number"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper=hyper)
 
 
 def test_params_or_state_of_another_layer_are_refused():
@@ -197,3 +205,44 @@ def test_params_or_state_of_another_layer_are_refused():
         recurrent.lstm(4).apply(params, {}, x, stats="running")
     with pytest.raises(ValueError, match="write max_steps=5"):
         recurrent.bn_lstm(4, 7).apply(params, state, x, stats="batch")
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [s for s in testing.SAMPLES if jax.tree.leaves(s.norm.init(s.shape))],
+    ids=lambda s: s.name,
+)
+def test_params_and_state_in_the_wrong_order_are_told(sample):
+    params, state = sample.norm.init(sample.shape)
+    with pytest.raises(TypeError, match=r"apply takes \(params, state, x\), in this order"):
+        unchecked(type(sample.norm).apply)(
+            sample.norm, state, params, sample.input(), stats="batch"
+        )
+
+
+def test_population_takes_batches_of_inputs_alone():
+    layer = recurrent.bn_lstm(4, 5)
+    for apply, shape in ((nj.batch_norm(), (4, 3)), (layer, (2, 5, 3))):
+        args = (shape,) if apply is not layer else (jax.random.key(0), 3)
+        params, state = apply.init(*args)
+        x = jnp.ones(shape)
+        for batch in ((x, x + 100), [x, x], (x, jnp.ones(shape[0]))):
+            with pytest.raises(TypeError, match=r'write \(\{"x": x\} for x, y in batches\)'):
+                nj.population(apply, params, state, [batch])
+        for batches in (x, np.asarray(x)):
+            with pytest.raises(TypeError, match=r"an array of shape .*write \[x\] for one batch"):
+                nj.population(apply, params, state, batches)
+    # A function of a whole model takes what it takes.
+    norm = nj.batch_norm()
+    params, state = norm.init((1, 3))
+    pair = (jnp.ones((4, 3)), jnp.ones(4))
+    run = lambda p, s, batch, *, stats: norm.apply(p, s, batch[0], stats=stats)  # noqa: E731
+    np.testing.assert_allclose(nj.population(run, params, state, [pair]).mean, 1.0)
+
+
+def test_settling_what_gathered_nothing_is_refused():
+    _, state = recurrent.bn_lstm(4, 5).init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+        nj.settle(state)
+    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+        nj.settle(())

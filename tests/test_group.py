@@ -185,8 +185,9 @@ def test_what_does_not_fit_says_what_to_write():
         nj.group_norm(group_size=5).init((1, 5, 12))
     with pytest.raises(ValueError, match="names the last axis"):
         nj.group_norm(groups=2, axes=(1, 2)).init((1, 5, 12))
-    with pytest.raises(ValueError, match="has none between the batch and the channels"):
+    with pytest.raises(ValueError, match="has none between the batch and the channels") as raised:
         nj.instance_norm().init((4, 6))
+    assert "write layer_norm()" in str(raised.value) and "axes=" not in str(raised.value)
     with pytest.raises(ValueError, match=r"eps=0\.0 must be a positive number"):
         nj.instance_norm(eps=0.0)
     norm = nj.group_norm(groups=2)

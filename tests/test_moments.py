@@ -212,6 +212,45 @@ def test_statistics_that_do_not_fit_are_refused():
         nj.normalize(jnp.ones((2, 3)), nj.moments(jnp.ones((2, 4)), 0), 0, eps=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "error", "message"),
+    [
+        (3, 1, ValueError, "of the same features and got shapes"),
+        (3, "cov", TypeError, "got Moments and SecondMoments"),
+        ("running", "running", TypeError, "got Running and Running"),
+    ],
+)
+def test_merge_takes_two_of_one_kind_and_shape(a, b, error, message):
+    def make(what):
+        if what == "cov":
+            return nj.second_moments(jnp.ones((2, 3)))
+        if what == "running":
+            return nj.Running(jnp.zeros(3), jnp.ones(3))
+        return nj.moments(jnp.ones((2, what)), 0)
+
+    with pytest.raises(error, match=message):
+        nj.merge(make(a), make(b))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"scale": (5, 1, 1)},
+            r"scale of shape \(5, 1, 1\) does not broadcast to x of shape \(4, 3\)",
+        ),
+        ({"bias": (5, 1, 1)}, r"bias of shape \(5, 1, 1\)"),
+        ({"bias": (4,)}, r"bias of shape \(4,\)"),
+        ({"eps": -1.0}, "eps=-1.0 must be a non-negative number"),
+    ],
+)
+def test_the_output_has_the_shape_of_x(how, message):
+    x = jnp.ones((4, 3))
+    how = {k: v if k == "eps" else jnp.ones(v) for k, v in how.items()}
+    with pytest.raises(ValueError, match=message):
+        nj.normalize(x, nj.moments(x, 0), 0, **{"eps": 1e-5, **how})
+
+
 # However the batch is spread -----------------------------------------------------------------
 
 X = draw((16, 3), mean=100.0)

@@ -8,6 +8,9 @@ import re
 
 import pytest
 
+import normjax
+from normjax import recurrent
+
 TEXT = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -25,6 +28,17 @@ def test_its_pictures_and_files_are_there():
     root = pathlib.Path(__file__).parent.parent
     for path in re.findall(r"\]\(((?!http)[^)#]+)\)", TEXT):
         assert (root / path).exists(), path
+
+
+def test_each_layer_of_its_table_is_the_line_beside_it():
+    names = {**vars(normjax), **vars(recurrent), "nj": normjax, "H": 3, "T": 4}
+    table = TEXT[TEXT.index("## The recurrent family") : TEXT.index("## Experiments")]
+    for name, value in re.findall(r"`(\w+) = ([^`]+)`", table):
+        names[name] = eval(value, names)
+    pairs = re.findall(r"`(\w+\([^`]*\))` = `([^`]+)`", table)
+    assert len(pairs) >= 6
+    for made, written in pairs:
+        assert eval(made, names) == eval(written, names), made
 
 
 def test_its_table_of_hard_inputs_is_that_of_the_record():

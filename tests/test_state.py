@@ -11,6 +11,7 @@ import pytest
 
 import normjax as nj
 from normjax import linen, recurrent
+from normjax.testing import SAMPLES
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(24, 3)).astype(np.float32) * 2 + 5
@@ -228,6 +229,20 @@ def test_norm_params_of_ours():
     assert decays({"kernel": weight})["kernel"].g is False
     assert nj.is_norm_param(("a", "scale")) and not nj.is_norm_param(("scale", "kernel"))
     assert not nj.is_norm_param(())
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+def test_no_parameter_of_a_norm_decays(sample):
+    assert not any(jax.tree.leaves(decays(sample.norm.init(sample.shape)[0])))
+
+
+@pytest.mark.parametrize("cell", [recurrent.lstm, recurrent.gru, recurrent.rnn])
+def test_of_a_layer_its_two_weights_decay(cell):
+    layer = recurrent.stack([cell(2, learn_carry=True)] * 2)
+    mask = decays(layer.init(jax.random.key(0), 3)[0])
+    paths = [path for path, decayed in jax.tree_util.tree_leaves_with_path(mask) if decayed]
+    assert {path[-1].key for path in paths} == {"w_x", "w_h"} and len(paths) == 4
+    assert not nj.is_norm_param(("carry", "kernel")) and not nj.is_norm_param(("c",))
 
 
 @standard

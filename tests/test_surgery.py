@@ -16,8 +16,9 @@ import pytest
 from flax import nnx
 
 import normjax as nj
-from normjax import recurrent
+from normjax import analysis, linen, recurrent
 from tests import reference
+from tests.conftest import unchecked
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -87,6 +88,25 @@ def test_a_reparametrized_layer_is_a_value():
     assert layer.hidden == 4 and layer.norms() == {}
     with pytest.raises(AttributeError):
         _ = layer.nothing
+
+
+def test_it_keeps_something_where_a_weight_does():
+    plain, spectral = nj.weight_norm(), nj.spectral_norm()
+    assert not lstm().stateful
+    assert nj.reparam(recurrent.bn_lstm(4, 5), {"w_h": plain}).stateful
+    assert nj.reparam(lstm(), {"w_h/v": spectral}).stateful
+    layer, x = nj.reparam(recurrent.lstm(4), {"w_h": spectral}), rand(0, 3, 6, 2)
+    assert layer.stateful and recurrent.stack([layer]).stateful
+    with pytest.raises(ValueError, match="Recurrent needs a mode"):
+        linen.Recurrent(layer).init(jax.random.key(0), x)
+    # Each sequence is by itself all the same: what is kept is no statistic of the batch.
+    seen = jax.eval_shape(
+        lambda x: unchecked(analysis.jacobian_through_time)(
+            layer, *layer.init(jax.random.key(0), 2), x, stats="batch"
+        ),
+        x,
+    )
+    assert seen.step.shape == (3, 5, 4)
 
 
 def test_reparam_with_norms_inside_and_population_statistics():

@@ -13,6 +13,7 @@ from normjax import _checks
 from normjax._moments import stat_dtype
 from normjax.base import Array, PyTree, Stats
 from normjax.recurrent import Recurrent, _sequences
+from normjax.recurrent._contract import check_single
 
 
 class GateSaturation(NamedTuple):
@@ -54,6 +55,7 @@ def gate_saturation(
         `GateSaturation`.
 
     Raises:
+        TypeError: no single layer.
         ValueError: the layer has no gates.
 
     Example:
@@ -69,6 +71,7 @@ def gate_saturation(
         Karpathy, Johnson, Fei-Fei, "Visualizing and Understanding Recurrent Networks", 2015,
         section 4.2.
     """
+    check_single(layer, "gate_saturation")
     info = layer.info(params, state, x, stats=stats, **keywords)
     if not info.gates:
         raise ValueError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Integer
 
 from normjax import _checks, _moments
@@ -32,7 +34,12 @@ class Settling(NamedTuple):
 
 
 def settling(
-    statistics: Any, *, tolerance: float = 0.1, tail: float = 0.25, eps: float = 1e-5
+    statistics: Any,
+    *,
+    tolerance: float = 0.1,
+    tail: float = 0.25,
+    eps: float = 1e-5,
+    max_steps: int | None = None,
 ) -> Settling:
     r"""Steps until per-step statistics are, and stay, near their stationary values.
 
@@ -50,6 +57,8 @@ def settling(
         tolerance: tau, positive; 0.1 is a tenth of a standard deviation.
         tail: share of the steps, from the end, that the stationary values are taken over.
         eps: added to the variances, so that a constant feature stays finite.
+        max_steps: number of steps, from the first, that sequences reached; statistics of later
+            steps are where they started, and left out. `None`: all.
 
     Returns:
         `Settling`. `steps` is 0 where all steps are within the tolerance, and the number of steps
@@ -57,12 +66,13 @@ def settling(
 
     Raises:
         TypeError: no `mean` and `var`.
-        ValueError: no axis of time, numbers outside their range.
+        ValueError: no axis of time, numbers outside their range; a last step that can be seen
+            (not traced) to be one that no sequence reached.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
         >>> from normjax import analysis
-        >>> mean = jnp.array([2.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])[:, None]
+        >>> mean = jnp.array([3.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0])[:, None]
         >>> seen = analysis.settling(nj.Running(mean, jnp.ones((8, 1))), eps=1e-12)
         >>> int(seen.steps), [round(v, 2) for v in seen.mean.tolist()[:3]]
         (3, [2.0, 1.0, 0.5])
@@ -85,7 +95,20 @@ def settling(
             f"statistics of shape {mean.shape} have no axis of time: [time, features] is what "
             "per_step(...) keeps"
         )
-    mean, var = mean.reshape(len(mean), -1), var.reshape(len(var), -1)
+    if max_steps is not None:
+        _checks.positive_int("max_steps", max_steps)
+    mean, var = (v.reshape(len(v), -1)[:max_steps] for v in (mean, var))
+    counted = "count" in statistics._fields
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in statistics):
+        at_start = (np.asarray(mean) == 0) & (np.asarray(var) == 1)
+        none = np.asarray(statistics.count) == 0 if counted else at_start
+        reached = max((t + 1 for t in range(len(mean)) if not none[t].all()), default=0)
+        if reached < len(mean):
+            raise ValueError(
+                f"sequences reached {reached} of {len(mean)} steps, and statistics of the others "
+                "are where they started: "
+                + (f"write max_steps={reached}" if reached else "run batches or population first")
+            )
     last = max(1, round(tail * len(mean)))
     # The mean of the late steps, and their variance with that of their means around it.
     ones = jnp.ones_like(var[-last:])

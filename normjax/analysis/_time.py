@@ -13,7 +13,7 @@ from jaxtyping import Float, Inexact
 from normjax._moments import stat_dtype
 from normjax.base import Array, PyTree, Stats
 from normjax.recurrent import Recurrent
-from normjax.recurrent._contract import hidden_of
+from normjax.recurrent._contract import check_single, hidden_of
 
 
 class GradientThroughTime(NamedTuple):
@@ -61,6 +61,7 @@ def gradient_through_time(
         `GradientThroughTime`.
 
     Raises:
+        TypeError: no single layer.
         ValueError: the layer is time-major.
 
     Example:
@@ -144,6 +145,7 @@ def jacobian_through_time(
         `JacobianThroughTime`.
 
     Raises:
+        TypeError: no single layer.
         ValueError: the layer is time-major, or x has one step.
 
     Example:
@@ -165,7 +167,8 @@ def jacobian_through_time(
     batch, time, hidden = x.shape[0], x.shape[1], layer.hidden
     if time < 2:
         raise ValueError(f"x of shape {x.shape} has one step: a Jacobian leads from one to another")
-    coupled = stats == "batch" and layer.stateful
+    # Kept weights (a power iteration's) tie nothing: it is the norms that meet the whole batch.
+    coupled = stats == "batch" and any(n.norm.stateful for n in layer.norms().values())
 
     def run(nudge: jax.Array) -> tuple[jax.Array, jax.Array]:
         (y, carry), _ = layer.apply(params, state, x, stats=stats, nudge=nudge, **keywords)
@@ -197,6 +200,7 @@ def jacobian_through_time(
     return JacobianThroughTime(jnp.swapaxes(step, 0, 1), jnp.swapaxes(product, 0, 1))
 
 
-def _batch_major(layer: Recurrent, who: str) -> None:
+def _batch_major(layer: Any, who: str) -> None:
+    check_single(layer, who)
     if layer.time_major:
         raise ValueError(f"{who} takes a batch-major layer: write time_major=False")

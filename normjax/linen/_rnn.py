@@ -15,6 +15,7 @@ from flax.linen.recurrent import flip_sequences
 from normjax import _checks, _flaxlike, _padding
 from normjax.base import Array, PyTree
 from normjax.linen._wrap import COLLECTION
+from normjax.recurrent import _lifts
 
 
 class RNN(nn.RNN):
@@ -110,8 +111,10 @@ class RNN(nn.RNN):
             Outputs of every step, or `(carry, outputs)` with `return_carry`.
 
         Raises:
-            ValueError: a sequence longer than `max_steps` where `beyond="error"`, or statistics
-                of another number of steps than the module's.
+            TypeError: `seq_lengths` that are no integers.
+            ValueError: a sequence longer than `max_steps` where `beyond="error"`; statistics
+                of another number of steps than the module's; or `seq_lengths` of another shape
+                than the batch, or that can be seen (not traced) outside 0 to the steps.
         """
         if return_carry is None:
             return_carry = self.return_carry
@@ -126,11 +129,8 @@ class RNN(nn.RNN):
         steps, batch = inputs.shape[time], shape[: len(shape) - features]
         valid = None
         if seq_lengths is not None:
-            seq_lengths = jnp.asarray(seq_lengths, jnp.result_type(int))
-            if seq_lengths.shape != batch:
-                raise ValueError(
-                    f"seq_lengths of shape {seq_lengths.shape} must be that of the batch, {batch}"
-                )
+            seq_lengths = _checks.lengths("seq_lengths", seq_lengths, steps, batch)
+            seq_lengths = seq_lengths.astype(jnp.result_type(int))
             at = jnp.arange(steps).reshape((steps,) + (1,) * len(batch))
             valid = at < seq_lengths[None]
         flip = functools.partial(
@@ -170,13 +170,13 @@ class RNN(nn.RNN):
         def unroll(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
             kept.update(variables)
             self._check(kept, steps)
-            return jax.tree.map(lambda leaf: _resize(leaf, steps), variables)
+            return _lifts.resize(variables, steps)
 
         def commit(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
             shape: Any = jax.tree.structure(kept)
             if jax.tree.structure(dict(variables)) == shape:
                 return jax.tree.map(_overwrite, kept, dict(variables))
-            return jax.tree.map(lambda leaf: _resize(leaf, self.max_steps or steps), variables)
+            return _lifts.resize(variables, self.max_steps or steps)
 
         lifted = nn.map_variables(run, COLLECTION, unroll, commit, mutable=True)
         carry, outputs = lifted(self.cell, initial_carry, inputs, valid)
@@ -198,20 +198,7 @@ class RNN(nn.RNN):
                     f"the variables have statistics of {own} steps and this RNN keeps "
                     f"{self.max_steps}: write max_steps={own}"
                 )
-            if steps > own and self.beyond == "error":
-                raise ValueError(
-                    f"a sequence of {steps} steps is longer than max_steps={own} and "
-                    'beyond="error": write beyond="last" to use the last statistics there'
-                )
-
-
-def _resize(leaf: Array, steps: int) -> jax.Array:
-    """The first `steps` along axis 0, the last one repeated where there are fewer."""
-    leaf = jnp.asarray(leaf)
-    missing = steps - leaf.shape[0]
-    if missing <= 0:
-        return leaf[:steps]
-    return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)])
+            _checks.steps(steps, own, self.beyond)
 
 
 def _overwrite(kept: Array, moved: Array) -> jax.Array:
@@ -225,6 +212,4 @@ def _last(carries: Array, first: Array, lengths: Array) -> jax.Array:
     """The carry after the last step of each sequence, `carries` being `[time, *batch, ...]`."""
     beyond = (1,) * (carries.ndim - 1 - lengths.ndim)
     at = jnp.maximum(lengths - 1, 0).reshape((1, *lengths.shape, *beyond))
-    picked = jnp.take_along_axis(carries, at, axis=0)[0]
-    # Flax takes the last of all for a sequence of no steps; it has only its start.
-    return jnp.where(lengths.reshape(lengths.shape + beyond) > 0, picked, first)
+    return _padding.ended(lengths, jnp.take_along_axis(carries, at, axis=0)[0], first)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from normjax import _checks, _padding, _trees
 from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats, gathers
+from normjax.recurrent._contract import check_layer
 
 COLLECTION = "batch_stats"
 
@@ -96,9 +97,13 @@ class Normalize(nn.Module):
 class Recurrent(nn.Module):
     """Any layer of `normjax.recurrent` as a Linen module.
 
+    Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
+    and dropout in mode `"batch"`.
+
     Attributes:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
-        stats: `"batch"` or `"running"`; may be given at the call instead.
+        stats: `"batch"` or `"running"`; may be given at the call instead. Layers without state,
+            zoneout and dropout need neither.
         axis_name: device axis that the batch is split over.
         param_dtype: dtype of the parameters.
 
@@ -116,6 +121,11 @@ class Recurrent(nn.Module):
     stats: Stats | None = None
     axis_name: AxisName = None
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse what is no layer."""
+        check_layer(self.layer, "Recurrent")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -143,9 +153,16 @@ class Recurrent(nn.Module):
             Flax's `RNN`.
 
         Raises:
-            ValueError: as `Normalize`.
+            ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without
+                `rngs={"noise": key}`.
         """
-        mode = _mode(self, stats, self.layer.stateful)
+        mode = _mode(self, stats, self.layer.stateful or self.layer.drops)
+        given = self.has_rng("noise")
+        if self.layer.drops and mode == "batch" and not (given or self.is_initializing()):
+            raise ValueError(
+                'Recurrent has zoneout or dropout, which draw in mode "batch": write apply(..., '
+                'rngs={"noise": key})'
+            )
         params, state = _variables(
             self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
         )
@@ -156,7 +173,7 @@ class Recurrent(nn.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.make_rng("noise") if self.layer.noisy or self.has_rng("noise") else None,
+            key=self.make_rng("noise") if self.layer.noisy or given else None,
             axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )

@@ -34,7 +34,8 @@ def population_update(
         batches: iterable of batches.
         call: `(model, batch) -> anything`, how the model is run; by default `model(batch)`.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
-        correction: with `"pooled"`, 1 stores the unbiased variance.
+        correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
+            is not looked at, so write the same here.
 
     Raises:
         ValueError: no batch, no statistics, or a batch norm that is not of `normjax.nnx`.
@@ -55,7 +56,7 @@ def population_update(
     _checks.one_of("correction", correction, (0, 1))
     layers: list[Any] = []
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, OURS) and jax.tree.leaves(statistics(node)):
+        if isinstance(node, OURS) and any(map(_moments.is_stats, _nodes(statistics(node)))):
             layers.append(node)
         elif isinstance(node, nnx.BatchNorm) and not isinstance(node, OURS):
             raise ValueError(
@@ -64,7 +65,7 @@ def population_update(
                 "normjax.nnx.Normalize(norm, …) or normjax.nnx.BatchNorm"
             )
     gathered = {id(m): _population.collecting(statistics(m), how) for m in layers}
-    if not any(map(_moments.is_stats, jax.tree.leaves(gathered, is_leaf=_moments.is_stats))):
+    if not layers:
         raise ValueError(
             "population_update() found no statistics in the model: pass one with norms of "
             "normjax.nnx that keep some"
@@ -77,18 +78,11 @@ def population_update(
         else:
             call(model, batch)
 
-    seen_any = False
     try:
         for m in layers:
             m.gathered = Gathered(gathered[id(m)])
-        for batch in batches:
+        for batch in _population.each(batches, "population_update"):
             one(model, batch)
-            seen_any = True
-        if not seen_any:
-            raise ValueError(
-                "population_update() got no batch: pass an iterable with at least one (an "
-                "iterator that was read before is empty)"
-            )
         settled = [
             _population.settle(m.gathered.get_value(), how, correction=correction) for m in layers
         ]
@@ -98,3 +92,7 @@ def population_update(
             del m.gathered
     for m, state in zip(layers, settled, strict=True):
         write(m, state)
+
+
+def _nodes(state: Any) -> list[Any]:
+    return jax.tree.leaves(state, is_leaf=_moments.is_stats)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -118,7 +120,9 @@ class PerStepCell(nnx.RNNCellBase):
                 v.set_value(value)
             valid = None
             if carry.lengths is not None:
-                valid = jnp.asarray(carry.step < carry.lengths)
+                # The step that is run, and not `carry.step`: Flax hands each sequence back the
+                # carry of its own end, so that in the next piece those of `carry` differ.
+                valid = jnp.asarray(step < carry.lengths)
             with _padding.step(valid):
                 inner, y = self.cell(carry.carry, inputs)
             moved = [v.get_value() for v in held]
@@ -176,7 +180,8 @@ class RNN(nnx.RNN):
         cell: the cell, or a `PerStepCell`.
         max_steps: number of steps with statistics of their own; not for a `PerStepCell`.
         beyond: sequences longer than `max_steps`: `"last"` uses the last statistics there,
-            `"error"` refuses them. Further arguments: Flax's.
+            `"error"` refuses them, earlier pieces of them counted where their number can be seen
+            (not traced). Further arguments: Flax's.
 
     Raises:
         TypeError: no `max_steps`.
@@ -265,7 +270,8 @@ class RNN(nnx.RNN):
                 default the cell's `initialize_carry`.
             seq_lengths: `[*batch]`, integer number of steps of each sequence of `inputs`.
                 Outputs past it are not zeroed, as in Flax.
-            return_carry: also return the carry after the last step of each sequence.
+            return_carry: also return the carry after the last step of each sequence; that of a
+                sequence of no steps is its start.
             time_major: as the argument, which it overrides; likewise the next two.
             reverse: run from the last step to the first; padding stays at the end.
             keep_order: return outputs of a reversed run in the order of the inputs.
@@ -275,8 +281,10 @@ class RNN(nnx.RNN):
             Outputs of every step, or `(carry, outputs)` with `return_carry`.
 
         Raises:
-            ValueError: a sequence longer than `max_steps` where `beyond="error"`; lengths that
-                are not of the batch.
+            TypeError: `seq_lengths` that are no integers.
+            ValueError: a sequence longer than `max_steps` where `beyond="error"`; `seq_lengths`
+                of another shape than the batch, or that can be seen (not traced) outside 0 to
+                the steps.
         """
         if return_carry is None:
             return_carry = self.return_carry
@@ -286,19 +294,12 @@ class RNN(nnx.RNN):
         time = 0 if time_major else inputs.ndim - features - 1
         shape = inputs.shape[:time] + inputs.shape[time + 1 :]
         batch = shape[: len(shape) - features]
-        if self.beyond == "error" and inputs.shape[time] > self.cell.max_steps:
-            raise ValueError(
-                f"a sequence of {inputs.shape[time]} steps is longer than "
-                f'max_steps={self.cell.max_steps} and beyond="error": write beyond="last" to use '
-                "the last statistics there"
-            )
+        if self.beyond == "error":
+            before = _seen(initial_carry) if isinstance(initial_carry, StepCarry) else 0
+            _checks.steps(before + inputs.shape[time], self.cell.max_steps, self.beyond)
         if seq_lengths is not None:
-            seq_lengths = jnp.asarray(seq_lengths, jnp.result_type(int))
-            if seq_lengths.shape != batch:
-                raise ValueError(
-                    f"seq_lengths of shape {seq_lengths.shape} must be that of the batch, {batch}"
-                )
-        going = isinstance(initial_carry, StepCarry)
+            seq_lengths = _checks.lengths("seq_lengths", seq_lengths, inputs.shape[time], batch)
+            seq_lengths = seq_lengths.astype(jnp.result_type(int))
         if isinstance(initial_carry, StepCarry):
             start = initial_carry
             if seq_lengths is not None:
@@ -324,13 +325,25 @@ class RNN(nnx.RNN):
         if not return_carry:
             return found
         last, outputs = found
-        return (last if going else last.carry), outputs
+        if seq_lengths is not None:
+            last = jax.tree.map(functools.partial(_padding.ended, seq_lengths), last, start)
+        if isinstance(initial_carry, StepCarry):
+            return last._replace(
+                lengths=initial_carry.lengths
+            ), outputs  # the next piece has its own
+        return last.carry, outputs
 
 
 def _start(carry: PyTree, batch: tuple[int, ...], lengths: Array | None) -> StepCarry:
     if lengths is not None:
-        lengths = jnp.asarray(lengths, jnp.int32)
+        lengths = _checks.lengths("lengths", lengths, None, batch).astype(jnp.int32)
     return StepCarry(jnp.zeros(batch, jnp.int32), lengths, carry)
+
+
+def _seen(carry: StepCarry) -> int:
+    """Steps of the pieces before, as far as they can be seen."""
+    traced = isinstance(carry.step, jax.core.Tracer)
+    return 0 if traced else int(np.max(carry.step, initial=0))
 
 
 def _kept(cell: Any) -> list[nnx.BatchStat]:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from normjax import _checks, _padding, _trees
 from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Running, Stats
+from normjax.recurrent._contract import check_layer
 
 
 class Gathered(nnx.BatchStat):
@@ -113,9 +114,9 @@ class Recurrent(nnx.Module):
     Args:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
         features: size of the last axis of the inputs.
-        rngs: random keys; the stream `noise` serves `h0_noise`, and, in mode `"batch"` and where
-            it is given by that name, zoneout and dropout.
-        stats: as `Normalize`.
+        rngs: random keys; the stream `noise`, or else the default one, serves `h0_noise`, and in
+            mode `"batch"` zoneout and dropout.
+        stats: as `Normalize`; layers with zoneout or dropout need a mode too.
         axis_name: device axis that the batch is split over.
         param_dtype: dtype of the parameters.
 
@@ -138,13 +139,15 @@ class Recurrent(nnx.Module):
         axis_name: AxisName = None,
         param_dtype: Any = jnp.float32,
     ):
+        check_layer(layer, "Recurrent")
         self.layer = layer
         self.features = features
         self.axis_name = axis_name
         self.param_dtype = param_dtype
         self.use_running_average = _flag(stats)
         # A stream of its own, so that a step does not change the keys of other modules.
-        self.noise = rngs.noise.fork() if layer.noisy or "noise" in rngs else None
+        draws = layer.noisy or (layer.drops and "default" in rngs)
+        self.noise = rngs.noise.fork() if draws or "noise" in rngs else None
         _declare(self, *layer.init(rngs.params(), features, param_dtype))
 
     def __call__(
@@ -172,9 +175,14 @@ class Recurrent(nnx.Module):
             Flax's `RNN`.
 
         Raises:
-            ValueError: as `Normalize`.
+            ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without random keys.
         """
-        mode = _mode(self, stats, self.layer.stateful)
+        mode = _mode(self, stats, self.layer.stateful or self.layer.drops)
+        if self.layer.drops and mode == "batch" and self.noise is None:
+            raise ValueError(
+                'Recurrent has zoneout or dropout, which draw in mode "batch": make it with '
+                "rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)"
+            )
         shapes = _shapes(self)
         params, state = _read(self, shapes[0]), statistics(self, shapes[1])
         draws = self.layer.noisy or mode == "batch"

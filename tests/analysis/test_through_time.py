@@ -29,6 +29,26 @@ def test_gate_saturation_is_the_inspectors(x64):
     assert out.hidden_norm.shape == (6,) and 0 < share < 1
 
 
+@pytest.mark.parametrize(
+    "net",
+    [
+        recurrent.stack([recurrent.lstm(4)]),
+        recurrent.bidirectional(recurrent.lstm(4)),
+        nj.l2_norm(),
+    ],
+    ids=lambda n: n.factory,
+)
+def test_tools_of_one_layer_refuse_what_is_none(net):
+    rest = (None, None, jnp.ones((2, 3, 3)))
+    for tool, more in (
+        (analysis.gate_saturation, ()),
+        (analysis.jacobian_through_time, ()),
+        (analysis.gradient_through_time, (lambda y, _: y.sum(),)),
+    ):
+        with pytest.raises(TypeError, match=f"{tool.__name__} takes .*layers? such as lstm"):
+            unchecked(tool)(net, *rest, *more)
+
+
 def test_a_layer_without_gates_is_told_what_to_do():
     layer = recurrent.rnn(4)
     params, state = layer.init(jax.random.key(0), 3)
@@ -94,6 +114,7 @@ def test_settling_reads_states_and_moments_of_a_layer():
     layer = recurrent.bn_lstm(4, max_steps=6)
     params, state = layer.init(jax.random.key(0), 3)
     x = jax.random.normal(jax.random.key(1), (8, 6, 3))
+    _, state = layer.apply(params, state, x, stats="batch")
     for statistics in (
         state["norm_h"],
         layer.info(params, state, x, stats="batch").moments["norm_h"],
@@ -102,7 +123,32 @@ def test_settling_reads_states_and_moments_of_a_layer():
         assert out.mean.shape == (6,) and out.feature_steps.shape == (16,)
 
 
+@pytest.mark.parametrize("counted", [False, True], ids=["kept", "measured"])
+def test_steps_that_no_sequence_reached_are_not_what_statistics_settle_to(counted):
+    """Statistics of data of 6 steps, kept for 9."""
+    norm = recurrent.per_step(nj.batch_norm(), 9)
+    params, state = norm.init((1, 2))
+    drift = 5 + np.exp(-np.arange(6))[:, None, None]
+    x = jnp.asarray(drift + RNG.normal(size=(6, 32, 2)), jnp.float32)
+    state = nj.population(norm, params, state, [x])
+    whole = jax.tree.map(lambda v: v[:6], state)
+    if counted:
+        count = jnp.asarray(np.repeat([32.0, 0.0], [12, 6]).reshape(9, 2), jnp.float32)
+        state = nj.Moments(state.mean, state.var, count)
+    with pytest.raises(ValueError, match=r"reached 6 of 9 steps.*write max_steps=6"):
+        analysis.settling(state)
+    want, got = analysis.settling(whole), analysis.settling(state, max_steps=6)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    # Where nothing can be seen, what is asked for is done all the same.
+    traced = jax.jit(lambda s: analysis.settling(s, max_steps=6))(state)
+    np.testing.assert_allclose(traced.mean, want.mean, rtol=1e-5)
+
+
 def test_settling_refusals():
+    with pytest.raises(ValueError, match="run batches or population first"):
+        analysis.settling(recurrent.per_step(nj.batch_norm(), 3).init((1, 2))[1])
+    with pytest.raises(ValueError, match="max_steps=0"):
+        analysis.settling(nj.Running(jnp.ones((3, 2)), jnp.ones((3, 2))), max_steps=0)
     with pytest.raises(ValueError, match="no axis of time"):
         analysis.settling(nj.Running(jnp.zeros(3), jnp.ones(3)))
     with pytest.raises(TypeError, match="norm_h"):

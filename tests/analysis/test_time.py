@@ -11,7 +11,9 @@ import normjax as nj
 from normjax import analysis, recurrent
 
 
-@pytest.mark.parametrize("make", [recurrent.lstm, recurrent.rnn])
+@pytest.mark.parametrize(
+    "make", [recurrent.lstm, pytest.param(recurrent.rnn, marks=pytest.mark.slow)]
+)
 def test_gradient_is_that_of_finite_differences(x64, make):
     layer = make(4, norm_h=recurrent.per_step(nj.batch_norm(scale_init=0.3), 5))
     params, state = layer.init(jax.random.key(0), 3, jnp.float64)

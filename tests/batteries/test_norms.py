@@ -10,13 +10,22 @@ from tests.batteries import check
 
 # Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")
-BATTERIES = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in check.ALL
-]
+# Seconds each too: of several samples of one factory, `make test` runs those of the first.
+DEAR = ("transforms_batch", "gradients_batch")
 
 
-@pytest.mark.parametrize("battery", BATTERIES)
-@pytest.mark.parametrize("sample", testing.SAMPLES, ids=lambda s: s.name)
+def cases():
+    seen = set()
+    for sample in testing.SAMPLES:
+        again = sample.norm.factory in seen
+        seen.add(sample.norm.factory)
+        for battery in check.ALL:
+            slow = battery in SLOW or (again and battery in DEAR)
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(sample, battery, id=f"{sample.name}-{battery}", marks=marks)
+
+
+@pytest.mark.parametrize("sample, battery", list(cases()))
 def test_norm(sample, battery):
     check.ALL[battery](sample)
 

@@ -15,6 +15,11 @@ pytestmark = pytest.mark.standard_numerics
 
 B, T, F, H = 4, 6, 3, 5
 LENGTHS = np.array([6, 3, 1, 5])
+BAD_LENGTHS = [
+    (LENGTHS.astype(np.float32), TypeError, r"seq_lengths.astype\(jnp.int32\)"),
+    (LENGTHS + 1, ValueError, "seq_lengths from 2 to 7 do not fit sequences of 6 steps"),
+    (jnp.array(LENGTHS - 2), ValueError, "seq_lengths from -1 to 4 do not fit"),
+]
 RNG = np.random.default_rng(0)
 EPS, DECAY = 1e-5, 0.8
 
@@ -479,6 +484,11 @@ def test_mistakes_say_what_to_write():
         strict.apply(variables, draw(steps=T + 1))
     with pytest.raises(ValueError, match="must be that of the batch"):
         linen.RNN(BNCell()).apply(variables, x, seq_lengths=LENGTHS[:2])
+    for wrong, error, words in BAD_LENGTHS:
+        with pytest.raises(error, match=words):
+            linen.RNN(BNCell()).apply(variables, x, seq_lengths=wrong)
+        with pytest.raises(error, match=words):  # known inside jit too
+            jax.jit(lambda x, n=wrong: linen.RNN(BNCell()).apply(variables, x, seq_lengths=n))(x)
 
 
 def test_a_batch_norm_never_takes_statistics_of_other_features():

@@ -85,6 +85,33 @@ def test_mistakes_say_what_to_write():
         linen.Normalize(nj.batch_norm(), stats="batch").apply(variables, X, stats="running")
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        recurrent.lstm(4, zoneout_c=0.5),
+        recurrent.gru(4, dropout_h=0.5),
+        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4, zoneout_h=0.5)]),
+        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4)], dropout=0.5),
+        recurrent.bidirectional(recurrent.rnn(4), recurrent.rnn(4, dropout_h=0.5)),
+        nj.reparam(recurrent.lstm(4, dropout_h=0.5), {"w_h": nj.weight_norm()}),
+    ],
+    ids=["zoneout", "dropout", "in a stack", "between", "in one direction", "reparametrized"],
+)
+def test_zoneout_and_dropout_that_were_asked_for_act(layer):
+    module, noise = linen.Recurrent(layer), {"noise": jax.random.key(5)}
+    variables = module.init(jax.random.key(0), X, stats="batch")
+    train = lambda v, **how: module.apply(v, X, mutable=["batch_stats"], **how)[0]  # noqa: E731
+    with pytest.raises(ValueError, match='stats="batch" in training'):
+        train(variables, rngs=noise)
+    with pytest.raises(ValueError, match=r'rngs=\{"noise": key\}'):
+        train(variables, stats="batch", rngs={"dropout": jax.random.key(5)})
+    rest = module.apply(variables, X, stats="running")  # evaluation draws nothing
+    np.testing.assert_array_equal(module.apply(variables, X, stats="running", rngs=noise), rest)
+    drawn = train(variables, stats="batch", rngs=noise)
+    assert np.abs(drawn - rest).max() > 1e-3
+    assert np.abs(drawn - train(variables, stats="batch", rngs={"noise": jax.random.key(6)})).max()
+
+
 def test_equal_modules_share_one_trace():
     traces = []
 
@@ -104,3 +131,11 @@ def test_a_factory_is_no_norm(norm):
     say = "Normalize(batch_norm())" if callable(norm) else "takes a Norm such as batch_norm()"
     with pytest.raises(TypeError, match=re.escape(say)):
         linen.Normalize(norm)
+
+
+@pytest.mark.parametrize(
+    "layer", [nj.batch_norm(), recurrent.lstm, recurrent.Recurrent], ids=["norm", "factory", "type"]
+)
+def test_what_is_no_layer_is_refused(layer):
+    with pytest.raises(TypeError, match=r"Recurrent takes layers such as lstm\(100\)"):
+        linen.Recurrent(layer)

@@ -15,6 +15,11 @@ pytestmark = pytest.mark.standard_numerics
 
 B, T, F, H = 4, 6, 3, 5
 LENGTHS = np.array([6, 3, 1, 5])
+BAD_LENGTHS = [
+    (LENGTHS.astype(np.float32), TypeError, r"seq_lengths.astype\(jnp.int32\)"),
+    (LENGTHS + 1, ValueError, "seq_lengths from 2 to 7 do not fit sequences of 6 steps"),
+    (jnp.array(LENGTHS - 2), ValueError, "seq_lengths from -1 to 4 do not fit"),
+]
 RNG = np.random.default_rng(0)
 EPS, DECAY = 1e-5, 0.8
 
@@ -174,6 +179,32 @@ def test_a_sequence_in_pieces_is_the_sequence():
     assert last.shape == (B, H)
 
 
+def test_a_piece_in_which_sequences_have_ended(lengths=LENGTHS):
+    x = draw(lengths=lengths)
+    rnn = nnx.RNN(BNCell(), max_steps=T)
+    want, stats = loop(rnn.cell.cell, x, lengths, train=True)
+    rnn.train()
+    carry, ys = rnn.cell.initialize_carry((B, F)), []
+    for at in (0, 3):  # the second piece has nothing of the sequences of 3 steps and 1
+        piece = np.clip(lengths - at, 0, 3)
+        carry, y = rnn(x[:, at : at + 3], initial_carry=carry, seq_lengths=piece, return_carry=True)
+        ys.append(y)
+    valid = np.arange(T) < lengths[:, None]
+    close(np.concatenate(ys, 1)[valid], want[valid]), close(kept(rnn.cell.cell), stats)
+    close(carry.carry, want[np.arange(B), lengths - 1])
+    # All of a piece without lengths counts, whatever the lengths were in the one before.
+    assert carry.lengths is None
+
+
+def test_the_carry_of_an_empty_sequence_is_its_start():
+    rnn, start = nnx.RNN(BNCell(), max_steps=T), np.full((B, H), 0.25, np.float32)
+    rnn.eval()
+    how = {"initial_carry": start, "seq_lengths": np.array([6, 0, 1, 0]), "return_carry": True}
+    last, y = rnn(draw(), **how)
+    same(last[1], start[1]), same(last[3], start[3])
+    same(last[0], y[0, -1]), same(last[2], y[2, 0])
+
+
 class LSTMCell(fnn.RNNCellBase):
     """The cell of `recurrent.lstm(norm_h=…)`, under the names of its parameters."""
 
@@ -271,8 +302,18 @@ def test_mistakes_say_what_to_write():
     rnn.eval()
     with pytest.raises(ValueError, match='beyond="last"'):
         rnn(draw(steps=T + 1))
+    first = rnn(draw(), initial_carry=cell.initialize_carry((B, F)), return_carry=True)[0]
+    with pytest.raises(ValueError, match=f"a sequence of {T + 1} steps is longer than max_steps"):
+        rnn(draw(steps=1), initial_carry=first)
     with pytest.raises(ValueError, match="must be that of the batch"):
         rnn(draw(), seq_lengths=LENGTHS[:2])
+    for wrong, error, words in BAD_LENGTHS:
+        with pytest.raises(error, match=words):
+            rnn(draw(), seq_lengths=wrong)
+        with pytest.raises(error, match=words):  # known inside jit too
+            fnn.jit(lambda m, n=wrong: m(draw(), seq_lengths=n))(rnn)
+    with pytest.raises(TypeError, match=r"lengths.astype\(jnp.int32\)"):
+        cell.initialize_carry((B, F), lengths=np.full(B, 2.5))
 
 
 def test_an_error_in_the_cell_leaves_the_statistics_whole():

@@ -85,6 +85,25 @@ def test_recurrent_is_the_pure_layer(noise):
     jax.tree.map(np.testing.assert_array_equal, tree(module, fnn.BatchStat), before)
 
 
+def test_zoneout_and_dropout_that_were_asked_for_act():
+    layer = recurrent.lstm(4, dropout_h=0.5, zoneout_h=0.3)
+    for rngs in (fnn.Rngs(0), fnn.Rngs(params=0, noise=1)):
+        module = nnx.Recurrent(layer, 3, rngs=rngs)
+        with pytest.raises(ValueError, match=r"write module.train\(\) or module.eval\(\)"):
+            module(X)
+        module.eval()
+        rest = np.asarray(module(X))
+        np.testing.assert_array_equal(module(X), rest)
+        module.train()
+        drawn = np.asarray(module(X))
+        assert np.abs(drawn - rest).max() > 1e-3
+        assert np.abs(drawn - module(X)).max() > 1e-3
+    still = nnx.Recurrent(layer, 3, rngs=fnn.Rngs(params=0), stats="running")
+    still(X)
+    with pytest.raises(ValueError, match=r"rngs=nnx.Rngs\(params=0, noise=1\)"):
+        still(X, stats="batch")
+
+
 def test_statistics_over_devices():
     def step(x):
         layer = nnx.Normalize(
@@ -126,3 +145,11 @@ def test_a_factory_is_no_norm(norm):
     say = "Normalize(batch_norm())" if callable(norm) else "takes a Norm such as batch_norm()"
     with pytest.raises(TypeError, match=re.escape(say)):
         unchecked(nnx.Normalize.__init__)(object.__new__(nnx.Normalize), norm, 3, rngs=fnn.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "layer", [nj.batch_norm(), recurrent.lstm, recurrent.Recurrent], ids=["norm", "factory", "type"]
+)
+def test_what_is_no_layer_is_refused(layer):
+    with pytest.raises(TypeError, match=r"Recurrent takes layers such as lstm\(100\)"):
+        nnx.Recurrent(layer, 3, rngs=fnn.Rngs(0))
