@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ from etils import epath
 from experiments.config import UsageError
 
 Tree = Any
+
+
+def local(path: epath.PathLike) -> bool:
+    """Whether a path is on a file system of this machine, and not in a bucket."""
+    return "://" not in os.fspath(path)
 
 
 def name(path: Any) -> str:
@@ -60,11 +66,29 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook, logger.disabled = before, disabled
 
 
+def _move(source: epath.Path, target: epath.Path) -> None:
+    if local(source):
+        source.rename(target)
+        return
+    _copy(source, target)  # a bucket has no folders that could be renamed
+    source.rmtree()
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            path.copy(target / path.name)
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        folder = epath.Path(workdir)
+        # Orbax wants whole paths, and `resolve` would put a bucket into the working directory.
+        self.folder = (folder.resolve() if local(folder) else folder) / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.keep = keep
         self._open()
@@ -145,7 +169,7 @@ class Checkpoints:
             if aside.exists():
                 aside.rmtree()
             aside.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(aside)
+            _move(self.folder / str(step), aside)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

@@ -20,13 +20,13 @@ import collections
 import functools
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from experiments.config import TRAIN_SIZE, UsageError
 
@@ -70,7 +70,7 @@ def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def fsdd(folder: pathlib.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
+def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
     """The three splits of the Free Spoken Digit Dataset, every mel band standardized."""
     import tensorflow_datasets as tfds
 
@@ -108,7 +108,7 @@ def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=2)
-def imdb(folder: pathlib.Path, length: int, size: int) -> tuple[Sequences, Sequences, Sequences]:
+def imdb(folder: epath.Path, length: int, size: int) -> tuple[Sequences, Sequences, Sequences]:
     """Reviews as the numbers of their last `length` words."""
     import tensorflow_datasets as tfds
 
@@ -144,12 +144,12 @@ def imdb(folder: pathlib.Path, length: int, size: int) -> tuple[Sequences, Seque
 # --------------------------------------------------------------------------------------- text
 
 
-def find_text(name: str, asked: str = "") -> dict[str, list[pathlib.Path]]:
+def find_text(name: str, asked: str = "") -> dict[str, list[epath.Path]]:
     """The files of a text by split ("all" where they are not told apart), or how to point at it."""
-    roots = [pathlib.Path(asked).expanduser()] if asked else []
+    roots = [epath.Path(asked).expanduser()] if asked else []
     if root := os.environ.get("NORMJAX_DATA_DIR"):
-        roots.append(pathlib.Path(root).expanduser())
-    places = [pathlib.Path(name).expanduser()]
+        roots.append(epath.Path(root).expanduser())
+    places = [epath.Path(name).expanduser()]
     places += [p for root in roots for p in (root / "text" / name, root.parent / "text" / name)]
     files = next((f for p in places if (f := sorted(p.glob("*.txt")))), [])
     if not files:

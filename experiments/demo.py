@@ -8,12 +8,11 @@ it all again.
 
 from __future__ import annotations
 
-import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
+from etils import epath
 
 from experiments import config as configs
 from experiments import report, train
@@ -24,7 +23,7 @@ VARIANTS = ("lstm", "bn_lstm")
 _FRESH = flags.DEFINE_bool("fresh", False, "Remove what is in the workdir and start over.")
 
 
-def demo(workdir: pathlib.Path, *, fresh: bool = False) -> str:
+def demo(workdir: epath.Path, *, fresh: bool = False) -> str:
     """Train both, draw the curves and return the table."""
     from configs.recurrent_bn import digits
 
@@ -32,7 +31,7 @@ def demo(workdir: pathlib.Path, *, fresh: bool = False) -> str:
     if fresh:
         for folder in folders:  # only what a demo made: a workdir may be any folder
             if (folder / "config.json").exists():
-                shutil.rmtree(folder)
+                folder.rmtree()
     finished = all((folder / "final.json").exists() for folder in folders)
     for variant, folder in zip(VARIANTS, folders, strict=True):
         train.train(digits.get_config(variant), folder)
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         if not workdir:
             raise UsageError("write --workdir=DIR, for instance --workdir=runs/demo.")
         try:
-            print(demo(pathlib.Path(workdir), fresh=_FRESH.value))
+            print(demo(epath.Path(workdir), fresh=_FRESH.value))
         except train.Interrupted as error:
             print(str(error), file=sys.stderr)
             sys.exit(128 + error.number)

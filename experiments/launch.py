@@ -262,14 +262,19 @@ def main(argv: Sequence[str], pause: float = 30.0) -> int:
     """Entry point of ``python -m experiments.launch``."""
     options, words = parse(argv)
     with usage():
-        flags = {w.partition("=")[0] for w in words}
-        if "--config" not in flags or "--workdir" not in flags:
+        given = {name: value for name, _, value in (w.partition("=") for w in words)}
+        if not given.get("--config") or not given.get("--workdir"):
             raise UsageError("write after -- what to train: -- --config=… --workdir=gs://…")
-        workdir = next(w for w in words if w.startswith("--workdir="))
-        if not workdir.startswith("--workdir=gs://"):
+        if not given["--workdir"].startswith("gs://"):
             raise UsageError(
-                f"{workdir} is on a disk that a preempted slice takes with it; write "
-                "--workdir=gs://BUCKET/…"
+                f"--workdir={given['--workdir']} is on a disk that a preempted slice takes with "
+                "it; write --workdir=gs://BUCKET/…"
+            )
+        file = given["--config"].partition(":")[0]
+        if not file.startswith("configs/") or not (ROOT / file).is_file():
+            raise UsageError(
+                f"--config={file} is no file of configs/, the folder of this repository that is "
+                "copied to the slice."
             )
         names = [f.name for f in dataclasses.fields(Slice)]
         slice_ = Slice(**{name: getattr(options, name) for name in names})

@@ -1,9 +1,10 @@
-"""One training step over many devices, in three ways that give the same numbers.
+"""One training step over many devices, in three ways that give the same numbers, but for noise.
 
 `config.parallel`: "jit" (the compiler splits the arrays), "shard_map" or "pmap" (each device runs
 the step on its rows, and statistics, sums and gradients are added up over a named axis). Whatever
 the way, the state outside the step is the same: arrays replicated over one mesh, batches split
-over it. `gradients` is the only place that reduces a gradient.
+over it. `gradients` is the only place that reduces a gradient. Noise (`config.noisy`) is drawn for
+the whole batch under "jit" and by each device for its rows elsewhere: two samples of one thing.
 
 `config.batch_stats`: "global" statistics are those of the whole batch; with "device" each device's
 rows are a batch of their own (under jit: ghost batches, one a device), and what the norms keep is
@@ -91,7 +92,8 @@ def gradients(
         return loss, scores, _merge(norm, states, counts, lambda x: x.sum(0)), grads
 
     axis = how.axis_name
-    key = jax.random.fold_in(key, jax.lax.axis_index(axis))  # no two devices draw the same noise
+    if jax.lax.axis_size(axis) > 1:  # no two devices draw the same noise; one draws jit's
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
     local = params
     if how.checked:
         # Replicated parameters have the sum over devices in their gradient already; parameters

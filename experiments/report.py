@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 from absl import app, flags, logging
+from etils import epath
 
 from experiments import config as configs
 from experiments.config import UsageError
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     """What a workdir says about its run; `final` is empty while it is not finished."""
 
     label: str
-    folder: pathlib.Path
+    folder: epath.Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     final: dict[str, Any]
@@ -52,9 +52,9 @@ class Run(NamedTuple):
         )
 
 
-def read_rows(path: pathlib.Path, upto: float = float("inf")) -> list[dict[str, Any]]:
+def read_rows(path: epath.PathLike, upto: float = float("inf")) -> list[dict[str, Any]]:
     """The whole rows of a metrics.jsonl up to a step; a torn last line is no row."""
-    rows = []
+    path, rows = epath.Path(path), []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
@@ -72,11 +72,20 @@ def steps_to(rows: Sequence[dict[str, Any]], accuracy: float) -> int | None:
     )
 
 
+def below(folder: epath.Path, name: str) -> Iterator[epath.Path]:
+    """The folders in and below one that hold a file; below such a folder nothing is looked for."""
+    if (folder / name).exists():
+        yield folder
+    elif folder.is_dir():  # epath has no ** for buckets
+        for path in sorted(folder.iterdir()):
+            yield from below(path, name)
+
+
 def find(folders: Sequence[str | os.PathLike]) -> list[Run]:
     """The runs in and below some folders, each with a label that no other has."""
-    paths: list[pathlib.Path] = []
-    for folder in map(pathlib.Path, folders):
-        here = sorted(p.parent for p in folder.rglob("metrics.jsonl"))
+    paths: list[epath.Path] = []
+    for folder in map(epath.Path, folders):
+        here = list(below(folder, "metrics.jsonl"))
         if not here:
             raise UsageError(f"there is no run in {folder} (no metrics.jsonl in it or below).")
         paths += [p for p in here if p not in paths]
@@ -150,7 +159,7 @@ NOTE = (
 # --------------------------------------------------------------------------------------- curves
 
 
-def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
+def draw(runs: Sequence[Run], path: epath.Path) -> None:
     """Training loss and validation accuracy, against steps and against seconds."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -217,15 +226,17 @@ def draw(runs: Sequence[Run], path: pathlib.Path) -> None:
         )
         rows_of_legend = -(-len(runs) // 3)
         figure.tight_layout(rect=(0, 0, 1, 0.98 - 0.035 * (rows_of_legend - 1)))
-        figure.savefig(path, dpi=130)
+        with path.open("wb") as file:
+            figure.savefig(file, dpi=130)
         plt.close(figure)
 
 
 def report(folders: Sequence[str | os.PathLike], out: str | os.PathLike = "") -> str:
     """Draw, write and return the table."""
     runs = find(folders)
-    common = os.path.commonpath([str(pathlib.Path(f).resolve()) for f in folders])
-    where = pathlib.Path(out or common)
+    if not out and any("://" in os.fspath(f) for f in folders):
+        raise UsageError("write --out=DIR, where curves.png and table.md of a bucket's runs go.")
+    where = epath.Path(out or os.path.commonpath([epath.Path(f).resolve() for f in folders]))
     where.mkdir(parents=True, exist_ok=True)
     draw(runs, where / "curves.png")
     shown = text(table(runs))

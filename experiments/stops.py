@@ -140,10 +140,13 @@ class Stop:
 
 
 def leave(status: int) -> None:
-    """End with a status; one of several processes does not wait for others, which wait for it."""
+    """End with a status; one of several processes does not wait for others, which wait for it.
+
+    Nor does one for which something broke wait for writers, which would tell of it once more.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() or status == BROKEN:
         os._exit(status)
     sys.exit(status)
 

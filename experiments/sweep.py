@@ -15,17 +15,16 @@ import ast
 import itertools
 import json
 import math
-import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 
 from experiments import config as configs
-from experiments import data, report, tasks, train
+from experiments import data, report, stops, tasks, train
 from experiments.checkpoints import Checkpoints
 from experiments.config import UsageError
 from experiments.workdir import write_json
@@ -55,10 +54,11 @@ def changed(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDic
     return config
 
 
-def member(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+def member(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """Train one run, unless it is finished, and return its metrics; one that diverges has some too.
 
-    A diverged run scores as a model that knows nothing would: 1 / classes right, log(classes).
+    A diverged run scores as a model that knows nothing would: 1 / classes right, log(classes);
+    what such a model has not, a course of the loss, is NaN.
     """
     lost = workdir / "diverged.json"
     if not lost.exists():
@@ -77,12 +77,12 @@ def _knows_nothing(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
     told = {f"{s}.{k}.{n}": v for s in ("valid", "test") for k in kinds for n, v in scores.items()}
     told |= {"train.loss": loss, "train.accuracy": scores["accuracy"], "diverged": 1.0}
     told |= {"area.train": loss, "area.valid": loss, "area.error": 1 - scores["accuracy"]}
-    told |= {"rough.valid": 0.0, "gap.end": 0.0}
+    told |= {"rough.valid": math.nan, "gap.end": math.nan}  # 0 would be the best there is
     never = float(config["steps"] + config["eval_every"])
     return {"metrics": {**told, "steps_to_target": never}, "curves": {}, "seconds": 0.0}
 
 
-def metrics(final: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+def metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
     """Numbers and curves of a finished run.
 
     `area.train` and `area.valid` are the means of the loss over the run's rows, `area.error` that
@@ -117,7 +117,7 @@ def metrics(final: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     return {"metrics": told, "curves": curves, "seconds": final["seconds"]}
 
 
-def finished(config: Any, workdir: pathlib.Path) -> Finished:
+def finished(config: Any, workdir: epath.Path) -> Finished:
     """The best parameters of a finished run, and what they were trained on."""
     plain = configs.check(config)
     dataset = data.of(plain).on_device()
@@ -154,7 +154,7 @@ def _literal(text: str) -> Any:
 
 
 def sweep(
-    config: Any, workdir: pathlib.Path, *, seeds: int, cells: Sequence[dict[str, Any]]
+    config: Any, workdir: epath.Path, *, seeds: int, cells: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Train every cell with every seed; the results so far are in `workdir/sweep.json`."""
     results = []
@@ -184,25 +184,26 @@ def table(results: Sequence[Mapping[str, Any]], select: str) -> str:
     return "\n".join(lines)
 
 
-def clear(workdir: pathlib.Path) -> None:
+def clear(workdir: epath.PathLike) -> None:
     """Remove a folder of runs, and nothing that is none."""
-    if workdir.exists():
-        for path in workdir.rglob("config.json"):
-            shutil.rmtree(path.parent)
+    for folder in list(report.below(epath.Path(workdir), "config.json")):
+        folder.rmtree()
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.sweep``."""
     logging.set_verbosity(logging.WARNING)
-    with configs.usage():
+    with stops.statuses():
         configs.no_arguments(argv)
+        if flags.FLAGS["distributed"].value:
+            raise UsageError("a sweep is one process; --distributed is for experiments.train.")
         given, workdir = flags.FLAGS["config"].value, flags.FLAGS["workdir"].value
         if given is None or not workdir:
             raise UsageError("write --config=FILE.py:VARIANT and --workdir=DIR.")
         if _SEEDS.value < 1:
             raise UsageError(f"--seeds={_SEEDS.value} must be at least 1.")
         cells = list(grid(_GRID.value))
-        results = sweep(given, pathlib.Path(workdir), seeds=_SEEDS.value, cells=cells)
+        results = sweep(given, epath.Path(workdir), seeds=_SEEDS.value, cells=cells)
         print(table(results, given.select))
 
 

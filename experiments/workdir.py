@@ -26,7 +26,7 @@ from tqdm import tqdm
 import normjax
 from experiments import config as configs
 from experiments import report
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints, local
 from experiments.config import UsageError
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Metrics",
     "Progress",
     "hardware",
+    "local",
     "open_workdir",
     "versions",
     "write_json",
@@ -71,11 +72,6 @@ def hardware(devices: int = 0) -> dict[str, Any]:
     }
 
 
-def local(path: epath.Path) -> bool:
-    """Whether a path is on this machine's file system, and not in a bucket."""
-    return "://" not in os.fspath(path) and not os.fspath(path).startswith("gs:/")
-
-
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     _write(epath.Path(path), json.dumps(value, indent=2) + "\n")
@@ -90,7 +86,12 @@ def _write(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
-def _notes(there: dict, devices: int) -> list[str]:
+def _draws(config: dict, devices: int) -> int:
+    """How many devices draw noise of their own."""
+    return 1 if (config["parallel"], config["batch_stats"]) == ("jit", "global") else devices
+
+
+def _notes(there: dict, config: dict, devices: int) -> list[str]:
     """What is not as it was when a workdir was begun, in plain words."""
     now, notes = versions(), []
     changed = [
@@ -108,6 +109,12 @@ def _notes(there: dict, devices: int) -> list[str]:
         )
     if was.get("device") != is_["device"]:
         notes.append(f"begun on {was.get('device')}, goes on on {is_['device']}; bits may differ")
+    drew, draw = _draws(there["config"], was["devices"]), _draws(config, is_["devices"])
+    if configs.noisy(config) and drew != draw:
+        notes.append(
+            f"begun with the model's noise drawn in {drew} and goes on with it drawn in {draw} "
+            "(config.parallel, config.devices): other noise, so other numbers, from here on"
+        )
     return notes
 
 
@@ -136,7 +143,7 @@ def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
                 "the batch of a statistic is what one device has: another number of devices is "
                 "another experiment. Choose another --workdir."
             )
-        for note in _notes(there, devices):
+        for note in _notes(there, config, devices):
             print(f"note: {workdir} was {note}", flush=True)
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UsageError(

@@ -38,8 +38,18 @@ def test_every_epoch_has_all_examples_in_a_new_order():
     assert (first != second).any()
 
 
-def test_the_iterator_goes_on_where_it_was():
-    batches, again = data.batches(10, 4, seed=1), data.batches(10, 4, seed=1)
+def test_batches_dealt_once_come_again_in_a_new_order():
+    batches = data.batches(50, 4, 0, "once")
+    epochs = [np.stack([next(batches) for _ in range(12)]) for _ in range(2)]
+    first, second = ([tuple(rows) for rows in epoch.tolist()] for epoch in epochs)
+    assert sorted(first) == sorted(second) and first != second
+    assert len(set(epochs[0].ravel())) == 48  # two examples fill no batch
+    assert tuple(next(data.batches(50, 4, 1, "once"))) not in first
+
+
+@pytest.mark.parametrize("shuffle", ["epoch", "once"])
+def test_the_iterator_goes_on_where_it_was(shuffle):
+    batches, again = (data.batches(10, 4, 1, shuffle) for _ in range(2))
     for _ in range(5):
         next(batches)
     again.set_state(batches.get_state())

@@ -133,6 +133,8 @@ def test_a_dry_run_calls_nothing(cloud, capsys):
     [
         ([*ASK], "write after -- what to train"),
         ([*ASK, "--", "--config=a", "--workdir=/tmp/run"], "write --workdir=gs://BUCKET"),
+        ([*ASK, "--", "--config=a", "--workdir", "gs://b/run"], "write after -- what to train"),
+        ([*ASK, "--", "--config=configs/a.py:b", "--workdir=gs://b/run"], "no file of configs/"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(cloud, words, message, capsys):

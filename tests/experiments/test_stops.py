@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pathlib
 import random
 import signal
 import socket
@@ -17,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments import nonfinite, parallel, report, step, stops, train, workdir
 from experiments.checkpoints import Checkpoints
-from experiments.config import UsageError
+from experiments.config import UsageError, check
 from tests.multidevice import models
 
 CONFIG = "--config=configs/recurrent_bn/digits.py:bn_lstm"
@@ -28,12 +28,12 @@ SHORT = {"model.hidden": 4, "data.side": 2, "batch_size": 17, "eval_batch_size":
 
 
 def rows(folder):
-    read = report.read_rows(pathlib.Path(folder) / "metrics.jsonl")
+    read = report.read_rows(epath.Path(folder) / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read]
 
 
 def result(folder):
-    final = json.loads((pathlib.Path(folder) / "final.json").read_text())
+    final = json.loads((epath.Path(folder) / "final.json").read_text())
     return {k: final[k] for k in ("valid", "test", "best_step", "steps", "steps_to_target")}
 
 
@@ -132,7 +132,6 @@ def test_the_newest_few_are_kept_and_the_best_is_in_each(tiny, tmp_path):
     final = train.train(config, folder)
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["24"]
     from experiments import data, tasks
-    from experiments.config import check
 
     plain = check(config)
     like = step.start(tasks.build(plain, data.of(plain)), step.optimizer(plain["optim"]), plain)
@@ -164,6 +163,27 @@ def test_another_version_goes_on_and_says_so(tiny, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(workdir, "code", lambda: "another")
     train.train(tiny(steps=6), folder)
     assert "begun with other versions (code " in capsys.readouterr().out
+
+
+def test_other_noise_is_said(tiny, tmp_path, capsys):
+    """One device draws what jit draws, whatever the way; and several draw alike in two ways."""
+    config = tiny()
+    config.model.h0_noise = 0.1
+    plain = check(config)
+    for changes, devices, told in (
+        ({}, 1, False),
+        ({"parallel": "shard_map"}, 1, False),
+        ({"parallel": "pmap"}, 2, True),
+        ({"parallel": "shard_map"}, 2, False),
+        ({"parallel": "jit"}, 2, True),
+        ({"parallel": "shard_map", "model": {"h0_noise": 0.0}}, 2, False),
+    ):
+        now = {**plain, **changes, "model": {**plain["model"], **changes.get("model", {})}}
+        folder = tmp_path / ("run" if now["model"]["h0_noise"] else "still")
+        workdir.open_workdir(folder, now, devices)
+        assert ("other noise" in capsys.readouterr().out) == told
+    workdir.open_workdir(folder, {**now, "parallel": "jit"}, 2)
+    assert "other noise" not in capsys.readouterr().out
 
 
 def test_several_steps_a_call_are_the_same_steps(whole, tiny, tmp_path):
@@ -256,6 +276,13 @@ def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
 # -------------------------------------------------------------------------------- the table of ends
 
 
+def mounted(folder, options, words):
+    """Give the words of a command that has a file system of its own on a folder."""
+    folder.mkdir()
+    script = 'mount -t tmpfs -o "$1" none "$0" && shift && exec "$@"'
+    return ["unshare", "-rm", "sh", "-c", script, str(folder), options, *words]
+
+
 @pytest.mark.slow
 def test_what_goes_wrong_around_a_run_has_a_message_and_a_status(tmp_path):
     """Started together; each with its message, its exit status and what it leaves behind."""
@@ -287,8 +314,21 @@ def test_what_goes_wrong_around_a_run_has_a_message_and_a_status(tmp_path):
             f"no coordinator answers at 127.0.0.1:{free}",
         ),
         "file": (command(tmp_path / "file" / "run"), 2, "cannot be written"),
+        # File systems of the child's own, for whoever runs the tests: root passes every chmod.
+        "readonly": (
+            mounted(tmp_path / "readonly", "ro", command(tmp_path / "readonly" / "run")),
+            2,
+            "cannot be written (Read-only file system)",
+        ),
+        "disk": (
+            mounted(tmp_path / "disk", "size=32k", command(tmp_path / "disk" / "run", **quick)),
+            3,
+            "the disk is full",
+        ),
         "alone": (command(tmp_path / "alone", "--processes=2"), 2, "need --distributed"),
     }
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        del cases["readonly"], cases["disk"]  # namespaces are not permitted here
     started = {k: begin(words) for k, (words, *_) in cases.items()}
     try:
         for name, (_, status, message) in cases.items():
@@ -365,7 +405,7 @@ def test_a_second_signal_is_final():
 def compare(folder, whole):
     assert rows(folder) == rows(whole)
     assert result(folder) == result(whole)
-    (last,) = {p.name for p in (folder / "checkpoints").iterdir() if p.name == "600"}
+    last = str(json.loads((whole / "final.json").read_text())["steps"])
     kept = [
         json.loads((f / "checkpoints" / last / "data" / "metadata").read_text())
         for f in (folder, whole)
@@ -403,6 +443,43 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         assert child.returncode == 0, errors
     assert saving  # some of them hit a save
     compare(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_leaves_no_trace(tmp_path):
+    """SIGKILL within three of its four runs; table, rows and parameters equal to the bit."""
+    folder, whole, steps = tmp_path / "killed", tmp_path / "whole", 60
+    keys = {**KILLED, "steps": steps, "eval_every": 20}
+    grid = ["--seeds=2", "--grid=optim.learning_rate=0.01,0.001"]
+
+    def sweep(where):
+        words = command(where, *grid, **keys)
+        return begin(["experiments.sweep" if w == "experiments.train" else w for w in words])
+
+    def reached():
+        return sum(max((r["step"] for r in rows(p)), default=0) for p in folder.glob("*=*"))
+
+    straight, draw, at = sweep(whole), random.Random(1), []
+    for kill in (0, 1, 3):
+        child, mark = sweep(folder), (kill + draw.uniform(0.1, 0.9)) * steps
+        try:
+            until(lambda m=mark, c=child: reached() >= m or c.poll() is not None)
+            assert child.poll() is None
+            time.sleep(draw.uniform(0, 0.05))
+        finally:
+            child.kill()
+            child.communicate()
+        at.append(reached())
+    assert at == sorted(set(at))
+    for child in (sweep(folder), straight):
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+    told = [json.loads((where / "sweep.json").read_text()) for where in (folder, whole)]
+    assert [{**m, "seconds": 0} for m in told[0]] == [{**m, "seconds": 0} for m in told[1]]
+    members = sorted(p.name for p in whole.glob("*=*"))
+    assert len(members) == len(told[0]) == 4
+    for member in members:
+        compare(folder / member, whole / member)
 
 
 @pytest.mark.slow

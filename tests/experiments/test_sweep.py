@@ -56,5 +56,6 @@ def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeyp
     told = sweep.member(config, tmp_path / "run")
     assert told["metrics"]["diverged"] == 1 and told["metrics"]["test.population.accuracy"] == 0.1
     np.testing.assert_allclose(told["metrics"]["area.valid"], np.log(10))
+    assert np.isnan([told["metrics"][name] for name in ("rough.valid", "gap.end")]).all()
     monkeypatch.setattr(train, "train", None)  # and is not tried again
     assert sweep.member(config, tmp_path / "run") == told

@@ -14,6 +14,7 @@ import normjax as nj
 from experiments import parallel
 from experiments.parallel import AXIS, How, Spread
 from experiments.tasks import Scores
+from normjax import recurrent
 
 NORM = nj.batch_norm(decay=0.5)
 RNG = np.random.default_rng(0)
@@ -36,7 +37,7 @@ def problem(rows=8):
     return params, norm, x
 
 
-def on_devices(params, norm, x, weight, how, devices=4):
+def on_devices(params, norm, x, weight, how, devices=4, scores_of=scores_of):
     mesh = jax.make_mesh((devices,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
     run = functools.partial(parallel.gradients, scores_of, how=how)
     key = jax.random.key(0)
@@ -97,6 +98,21 @@ def test_statistics_of_each_device_are_ghost_batches(how):
     close(got[0], loss)
     jax.tree.map(close, got[3], grads)
     jax.tree.map(close, got[2], kept)
+
+
+@pytest.mark.parametrize("how", [How(AXIS, True), How(AXIS, False)], ids=["shard_map", "pmap"])
+def test_the_noise_of_one_device_is_that_of_the_whole_batch(how):
+    layer = recurrent.bn_lstm(4, max_steps=5, h0_noise=0.5, zoneout_h=0.3, dropout_h=0.4)
+
+    def noisy(params, norm, x, weight, key, axis_name):
+        (y, _), norm = layer.apply(params, norm, x, stats="batch", key=key, axis_name=axis_name)
+        return Scores((y**2).sum(), jnp.zeros(()), jnp.float32(len(x))), norm
+
+    params, norm = layer.init(jax.random.key(1), 3)
+    x = jnp.asarray(RNG.normal(size=(8, 5, 3)), jnp.float32)
+    want = parallel.gradients(noisy, params, norm, x, None, jax.random.key(0))
+    got = on_devices(params, norm, x, None, how, 1, noisy)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
 
 
 def test_noise_differs_between_devices():

@@ -1,0 +1,81 @@
+"""Workdirs and data in a bucket, over the clients that the cloud is used with: see `bucket`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.checkpoints import Checkpoints
+from tests.experiments import bucket
+from tests.experiments.test_stops import begin, command, until
+
+RUN = "gs://bucket/runs/one"
+QUICK = {"steps": 40, "log_every": 5, "eval_every": 20, "checkpoint_every": 10}
+READ = """
+import sys
+from experiments import corpora, data, evaluate, report
+from tests.experiments.test_stops import result, rows
+run, out, whole = sys.argv[1:]
+assert rows(run) == rows(whole) and result(run) == result(whole)
+told = evaluate.evaluate(run, split="test", stats="batch")
+assert told["loss"] == result(whole)["test"]["batch"]["loss"]
+assert "bn_lstm" in report.report(["gs://bucket/runs"], out)
+assert list(corpora.find_text("gs://bucket/text/one")) == ["all"]
+print(data.near(data.find("mnist", "gs://bucket/tfds")))
+"""
+
+
+def test_checkpoints_of_a_bucket_are_not_put_into_the_working_directory(monkeypatch):
+    monkeypatch.setattr(Checkpoints, "_open", lambda self: None)
+    monkeypatch.setattr("etils.epath.gpath._GPath.mkdir", lambda self, **_: None)
+    assert str(Checkpoints("gs://bucket/run").folder) == "gs://bucket/run/checkpoints"
+
+
+def saved(held):
+    names = [n.split("/") for n in held.names("bucket/runs/one/checkpoints/")]
+    return sorted(int(n[4]) for n in names if n[5:] == ["commit_success.txt"])
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_killed_damaged_resumed_and_read(tmp_path, monkeypatch):
+    """Rows and scores of a run on the disk; evaluated, reported and fed from the bucket."""
+    pytest.importorskip("gcsfs", reason="buckets need gcsfs: pip install 'normjax[gcs]'")
+    with bucket.serve() as held:
+        for key, value in held.environment().items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        first = begin(command(RUN, **QUICK))
+        try:
+            until(lambda: len(saved(held)) == 2 or first.poll() is not None)
+            assert first.poll() is None
+        finally:
+            first.kill()
+            _, errors = first.communicate()
+        last = saved(held)[-1]
+        at = [n for n in held.names(f"bucket/runs/one/checkpoints/{last}/") if "/run/" in n]
+        largest = max(at, key=lambda name: len(held.objects[name][0]))
+        bytes_ = bytearray(held.objects[largest][0])
+        bytes_[len(bytes_) // 2] ^= 0x55
+        held.put(largest, bytes(bytes_))
+        again, whole = begin(command(RUN, **QUICK)), begin(command(tmp_path / "whole", **QUICK))
+        told, errors = again.communicate(timeout=300)
+        assert again.returncode == 0, errors
+        whole.communicate(timeout=300)
+        assert whole.returncode == 0
+        assert f"the checkpoint of step {last}" in told and "is used instead" in told
+        assert any(f"/damaged/{last}/" in name for name in held.names("bucket/runs/one/"))
+        assert any("/tensorboard/" in name for name in held.names("bucket/runs/one/"))
+        held.put("bucket/text/one/all.txt", b"a text")
+        info = b'{"fileFormat": "array_record"}'
+        held.put("bucket/tfds/mnist/3.0.1/dataset_info.json", info)
+        held.put("bucket/tfds/mnist/3.0.1/mnist-train.array_record-00000-of-00001", b"records")
+        read = [sys.executable, "-c", READ, RUN, str(tmp_path / "out"), str(tmp_path / "whole")]
+        found = subprocess.run(read, capture_output=True, text=True, timeout=300)
+        assert found.returncode == 0, found.stderr
+        assert not held.unknown
+    here = tmp_path / "cache" / "normjax" / "gs" / "bucket" / "tfds" / "mnist" / "3.0.1"
+    assert found.stdout.split()[-1] == str(here)
+    assert (here / "dataset_info.json").read_bytes() == info and len(list(here.iterdir())) == 2
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
