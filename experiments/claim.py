@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 
 from experiments import claims, ledger, stops, sweep
 from experiments import config as configs
@@ -87,17 +88,7 @@ def _train(made: ModuleType, folder: pathlib.Path) -> dict[str, Any]:
         config = ml_collections.ConfigDict(made.get_config(arm))
         config.name = claims.own_hash(configs.check(config))
         place = folder / config.name
-        tried: dict[float, float | None] = {}
-        spent = 0.0
-        for rate in claim.rates if len(claim.rates) > 1 else ():
-            changes = {"seed": 0, "optim.learning_rate": rate}
-            told = sweep.member(sweep.changed(config, changes), place / f"{rate:g},0")
-            lost = told["metrics"]["diverged"]  # beats a net that learned nothing, but not here
-            tried[rate] = None if lost else told["metrics"][claim.tune]
-            spent += told["seconds"]
-        sign = -1.0 if _small_is_good(claim.tune) else 1.0
-        rates = claim.rates or (config.optim.learning_rate,)
-        best = max(rates, key=lambda rate: _order(tried.get(rate), sign))
+        tried, best, spent = _tune(claim, config, place)
         members, seeds = [], list(range(1, claim.seeds + 1))
         for seed in seeds:
             changed = sweep.changed(config, {"seed": seed, "optim.learning_rate": best})
@@ -111,11 +102,46 @@ def _train(made: ModuleType, folder: pathlib.Path) -> dict[str, Any]:
             members.append(told)
         arms[arm] = {
             "rate": best,
-            "tuned": {f"{rate:g}": value for rate, value in tried.items()},
+            "tuned": {f"{rate:g}": tried[rate] for rate in sorted(tried)},
             **_gather(seeds, members),
             "seconds": round(spent, 1),
         }
     return arms
+
+
+def _tune(
+    claim: claims.Claim, config: Any, place: pathlib.Path
+) -> tuple[dict[float, float | None], float, float]:
+    """Seed 0's metric by learning rate, the best rate, and the seconds it took.
+
+    A best rate at an end of the grid says that a better one may lie beyond: the grid goes on there,
+    by three more rates at most.
+    """
+    tried: dict[float, float | None] = {}
+    if len(claim.rates) < 2:
+        return tried, (claim.rates or (config.optim.learning_rate,))[0], 0.0
+    sign = -1.0 if _small_is_good(claim.tune) else 1.0
+    waiting, best, spent, beyond = list(claim.rates), claim.rates[0], 0.0, 3
+    while waiting:
+        rate = waiting.pop(0)
+        told = sweep.member(
+            sweep.changed(config, {"seed": 0, "optim.learning_rate": rate}), place / f"{rate:g},0"
+        )
+        lost = told["metrics"]["diverged"]  # beats a net that learned nothing, but not here
+        tried[rate] = None if lost else told["metrics"][claim.tune]
+        spent += told["seconds"]
+        if not waiting:
+            best = max(tried, key=lambda rate: _order(tried[rate], sign))
+            further = _beyond(sorted(tried), best)
+            if further and beyond:
+                waiting, beyond = [further], beyond - 1
+    return tried, best, spent
+
+
+def _beyond(rates: Sequence[float], best: float) -> float | None:
+    """The next rate after an end of a 1, 3, 10, ... grid, if the best is at that end."""
+    ends = {rates[-1]: 10 * rates[-2], rates[0]: rates[1] / 10}
+    return float(f"{ends[best]:g}") if best in ends else None
 
 
 def _order(value: float | None, sign: float) -> float:
@@ -159,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     with stops.statuses():
         if len(argv) != 2 or not argv[1].isdigit():
             raise UsageError("write: python -m experiments.claim NUMBER, for instance 1.")
-        workdir = pathlib.Path(flags.FLAGS["workdir"].value or "runs/claims")
+        workdir = epath.Path(flags.FLAGS["workdir"].value or "runs/claims")
         results, number = pathlib.Path(_RECORDS.value), int(argv[1])
         record = run(number, workdir, results, fresh=_FRESH.value)
         print(ledger.told(claims.module(number).CLAIM, record))

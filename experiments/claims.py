@@ -7,6 +7,7 @@ A trained claim may add `extra(run) -> {metric: number}`, called with a `sweep.F
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,8 @@ from experiments import config as configs
 from experiments.config import UsageError
 
 RESULTS = pathlib.Path("results/claims")
+# How a rate is picked, in `experiments.claim`; a record made by another way is refused.
+TUNING = "grid, and three rates beyond the end that is best"
 VERDICTS = ("holds", "fails", "undecided", "not run")
 
 
@@ -214,16 +217,44 @@ def own_hash(config: Mapping[str, Any]) -> str:
     return _hash(own_keys(config))
 
 
+def _code(made: ModuleType) -> list[str]:
+    """A claim's code and its study's helpers', as lines without docstrings and comments.
+
+    Imports, CLAIM and get_config are left out: what these two make is hashed as values.
+    """
+    source = inspect.getsource(made)
+    kept = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            _blank(kept, first)
+    for node in ast.parse(source).body:
+        named = [getattr(node, "name", ""), *(ast.unparse(t) for t in getattr(node, "targets", ()))]
+        if isinstance(node, ast.Import | ast.ImportFrom) or {"CLAIM", "get_config"} & set(named):
+            _blank(kept, node)
+    told = [line for line in kept if line.strip() and not line.strip().startswith("#")]
+    helpers = [value for value in vars(made).values() if isinstance(value, ModuleType)]
+    for helper in sorted(helpers, key=lambda module: module.__name__):
+        if helper.__name__.startswith(f"{folder.__name__}."):
+            told += _code(helper)
+    return told
+
+
+def _blank(lines: list[str], node: ast.stmt) -> None:
+    end = node.end_lineno or node.lineno
+    lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
+
+
 def config_hash(made: ModuleType) -> str:
-    """Of all that makes the numbers: arms' configs, rates, seeds; or the measuring function."""
+    """Of all that makes the numbers: arms' configs, rates, seeds; or the code that measures."""
     claim = made.CLAIM
     what: list[Any] = [claim.arms, claim.rates, claim.seeds, claim.tune]
-    if hasattr(made, "measure"):
-        what.append(inspect.getsource(made.measure))
-    else:
+    if not hasattr(made, "measure"):
+        what.append(TUNING)
         what += [own_keys(configs.check(made.get_config(arm))) for arm in claim.arms]
-    if hasattr(made, "extra"):
-        what.append(inspect.getsource(made.extra))
+    if hasattr(made, "measure") or hasattr(made, "extra"):
+        what.append(_code(made))
     return _hash(what)
 
 

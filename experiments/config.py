@@ -31,6 +31,7 @@ HEADS = ("orthogonal", "lecun_normal", "glorot_uniform")
 POPULATION = ("pooled", "unbiased", "mean")
 PERMUTATIONS = ("permute", "sample")
 LAYOUTS = ("pixels", "rows", "images")
+SHUFFLE = ("epoch", "once")
 SELECT = ("accuracy", "loss")
 PARALLEL = ("jit", "shard_map", "pmap")
 BATCH_STATS = ("global", "device")
@@ -44,7 +45,8 @@ DATASETS = (*TRAIN_SIZE, "text")
 # Keys that may differ between a workdir's config and a command that continues it: none of them
 # changes a number up to the step reached.
 FREE_KEYS: tuple[str, ...] = ("data_dir", "resume", "steps", "checkpoint_every", "keep_checkpoints")
-# Nor do these, but for the order in which sums are rounded.
+# Nor do these, but for the order in which sums are rounded, and for the noise of a layer that
+# has some, which the first two deal out: `workdir` says so.
 FREE_KEYS += ("parallel", "devices", "steps_per_call", "nonfinite", "nonfinite_limit")
 
 
@@ -87,6 +89,7 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
+    config.data.shuffle = "epoch"  # batches dealt anew each epoch, or "once", their order anew
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
     config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
@@ -301,6 +304,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     one_of("config.batch_stats", plain["batch_stats"], BATCH_STATS)
     one_of("config.nonfinite", plain["nonfinite"], NONFINITE)
     one_of("config.data.layout", plain["data"]["layout"], LAYOUTS)
+    one_of("config.data.shuffle", plain["data"]["shuffle"], SHUFFLE)
     one_of("config.data.unit", plain["data"]["unit"], UNITS)
     for key in ("train_size", "valid_size", "test_size", "side", "stride"):
         _number(f"data.{key}", plain["data"][key], 0)
@@ -365,6 +369,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def noisy(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a checked config draws noise while it is trained."""
+    kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
+    return any(config["model"].get(kind) for kind in kinds)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Why gamma starts at 0.1: gradients through 784 steps of MNIST, at initialization.
+"""Why gamma starts small: gradients through 784 steps of MNIST, at initialization.
 
     python -m experiments.gradient_flow --out=results/gradient_flow
 

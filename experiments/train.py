@@ -129,7 +129,8 @@ class _Run:
         """The state to start from, the data's iterator at its place, and whence they come."""
         config, task = self.config, self.task
         run = self.spread.replicate(start(task, optimizer(config["optim"]), config))
-        iterator = data.batches(self.size, config["batch_size"], config["seed"])
+        shuffle = config["data"]["shuffle"]
+        iterator = data.batches(self.size, config["batch_size"], config["seed"], shuffle)
         if self.checkpoints.latest() is not None:
             run, place = self.checkpoints.restore(run)
             origin = f"step {int(run['now']['step'])} of {self.workdir}"

@@ -3,7 +3,7 @@
 Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025,
            section 4 and figure 1a.
 Claim:     with gamma 0.1 the gradient of the last step's loss reaches the first of 784 steps at
-           about its own size; the larger gamma, the faster it vanishes.
+           about its own size; with large ones it vanishes, the faster the larger.
 Expected:  read off the figure: about 1e-2 at the last step for all; 1e-3 at the first for gamma
            0.1 to 0.3, 1e-22 for 0.6, 0 in float32 for 0.7 and above.
 Cost:      20 measurements of 784 steps, about 1 minute on two CPU cores. Nothing is smaller than
@@ -21,8 +21,8 @@ from experiments.claims import Claim, contrast, more
 
 CLAIM = Claim(
     number=26,
-    statement="In a batch-normalized tanh RNN the gradient survives 784 steps with gamma 0.1 and "
-    "vanishes the faster the larger gamma is",
+    statement="In a batch-normalized tanh RNN the gradient survives 784 steps with gamma 0.1; "
+    "with 0.6 it loses far more than with 0.3, and with 1.0 far more than with 0.6",
     source="Cooijmans et al. 2017, figure 1a",
     expect="under 2 decades lost at gamma 0.1, over 10 at 0.6, underflow at 1.0",
     arms=("0.1", "0.3", "0.6", "1.0"),

@@ -6,10 +6,16 @@ Claim:     Layer norm wants its gain to start at 1 where batch norm wants 0.1; b
            than LSTM
 Expected:  LN-LSTM with gain 1 clearly better than with 0.1, BN-LSTM the other way round
 Smaller:   rows of MNIST (28 steps of 28 pixels, 10,000 images) for the attentive reader, 50
-           units, 600 updates
+           units, 600 updates; h0 with noise of deviation 0.1, for all arms
 Twin:      configs/recurrent_bn/mnist.py, variants lstm, bn_lstm, ln_lstm, with --config.gamma
 Cost:      about 12 minutes on two CPU cores.
 Command:   python -m experiments.claim 8
+
+A first set of runs had no noise in h0. MNIST's first rows are black in every image, so the
+recurrent terms of the first steps had no variance in a batch, and batch norm multiplied their
+gradients by 1 / sqrt(eps) = 316: the setup was at fault, and the record was thrown away. The noise
+is the remedy of the recurrent batch norm paper's authors for sequential MNIST, which begins with
+black pixels as well. Arms, rules and margins are those of the first set.
 """
 
 from configs.recurrent_bn import _small
@@ -37,7 +43,7 @@ CLAIM = Claim(
     minutes=12,
     scale=(
         "rows of MNIST (28 steps of 28 pixels, 10,000 images) for the attentive reader, 50 "
-        "units, 600 updates"
+        "units, 600 updates, noise of 0.1 in h0"
     ),
     twin="configs/recurrent_bn/mnist.py, variants lstm, bn_lstm, ln_lstm, with --config.gamma",
 )
@@ -48,5 +54,6 @@ def get_config(arm: str = "ln_1.0"):
     known = {"lstm": "lstm", "bn": "bn_lstm", "ln": "ln_lstm"}
     config = _small.rows(known[variant], float(gamma) if gamma else None)
     config.name = arm
+    config.model.h0_noise = 0.1
     config.lock()
     return config

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.config import one_of
 from experiments.tasks.base import Scores, Task, cross_entropy
 
-TASKS = ("sequence", "language", "image")
+TASKS = ("sequence", "language", "image", "generate")
 
 __all__ = ["TASKS", "Scores", "Task", "build", "check", "cross_entropy"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import types
@@ -97,6 +98,18 @@ def test_every_arm_is_a_valid_config(number):
         configs.check(made.get_config(arm))
 
 
+def test_the_ledger_says_how_many_runs_diverged():
+    told = {"m": [1.0, 0.0], "diverged": [1.0, 0.0]}
+    sound = {"m": [1.0, 0.0], "diverged": [0.0, 0.0]}
+    made = Claim(1, "s", "s", "e", ("a", "b"), (more("a", "b", "m"),))
+    record = {"arms": {"a": {"metrics": told}, "b": {"metrics": sound}}}
+    assert ledger.arms(made, record).endswith("; diverged: a 1 of 2")
+    record["arms"]["a"]["metrics"] = sound
+    assert "diverged" not in ledger.arms(made, record)
+    record["arms"]["a"]["metrics"] = {"m": [1.0, 0.0]}  # computed, not trained
+    assert "diverged" not in ledger.arms(made, record)
+
+
 def test_the_ledger_agrees_with_the_records():
     results = ROOT / "results" / "claims"
     assert (ROOT / "RESULTS.md").read_text() == ledger.write(results), (
@@ -109,19 +122,56 @@ def test_the_ledger_agrees_with_the_records():
             assert claims.record_path(number, results).with_suffix(".png").exists()
 
 
+OWN = '''"""A claim 1 of our own, that is computed."""
+from experiments.claims import Claim, more
+
+CLAIM = Claim(1, "a is more", "nobody", "so it is", ("a", "b"), (more("a", "b", "m"),))
+BASE = {"a": 1.0, "b": 0.0}
+calls = []
+
+
+def measure(arm, seed):
+    """Count."""
+    calls.append((arm, seed))
+    return {"m": BASE[arm] + 0.01 * seed, "odd": float("inf")}
+'''
+
+
+def own(folder, source=OWN):
+    """The module of a source, which `inspect` can read again."""
+    path = folder / f"own_{abs(hash(source))}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 @pytest.fixture
 def counted(monkeypatch, tmp_path):
-    """A claim 1 of our own, that is computed."""
-    calls = []
-
-    def measure(arm, seed):
-        calls.append((arm, seed))
-        return {"m": {"a": 1.0, "b": 0.0}[arm] + 0.01 * seed, "odd": float("inf")}
-
-    declared = Claim(1, "a is more", "nobody", "so it is", ("a", "b"), (more("a", "b", "m"),))
-    made = types.SimpleNamespace(CLAIM=declared, measure=measure, calls=calls)
+    made = own(tmp_path)
     monkeypatch.setattr(claims, "module", lambda number: made)
     return made, tmp_path / "results"
+
+
+def test_the_hash_of_a_measured_claim_is_of_its_code_and_its_helpers(tmp_path):
+    name = f"{claims.folder.__name__}.helper"
+    helper = own(tmp_path, "FACTOR = 1\n")
+    helper.__name__ = name
+
+    def told(source, beside=helper):
+        made = own(tmp_path, source)
+        made.helper = beside
+        return claims.config_hash(made)
+
+    usual = told(OWN)
+    said = OWN.replace("Count.", "Count anew.\n\n    At length.").replace("BASE =", "# so\nBASE =")
+    assert said != OWN and told(said) == usual
+    assert told(OWN.replace("1.0", "2.0")) != usual  # what the function reads
+    assert told(OWN.replace("0.01 *", "0.02 *")) != usual
+    other = own(tmp_path, "FACTOR = 2\n")
+    other.__name__ = name
+    assert told(OWN, other) != usual
 
 
 def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
@@ -162,6 +212,7 @@ def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
     assert ledger.row(1, results)[ledger.COLUMNS.index("verdict")] == "not run"
 
 
+@pytest.mark.slow
 def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_path, tiny):
     """Tiny nets, real training: rates tried on seed 0, seeds 1 and 2 at the best."""
 
@@ -182,7 +233,7 @@ def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_pat
         "e",
         ("3", "4"),
         (more("4", "3", "test.population.accuracy"),),
-        rates=(1e-2, 1e38),
+        rates=(1e-3, 1e-2, 1e38),
         seeds=2,
         tune="area.valid",
     )
@@ -198,3 +249,26 @@ def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_pat
         assert told["tuned"]["1e+38"] is None  # diverged, though log(10) is not the worst loss
         assert told["curves"]["valid.step"] == [2, 4]
         assert len(told["curves"]["train.loss"]["mean"]) == 2
+
+
+def test_a_grid_goes_on_where_its_best_rate_is_an_end(monkeypatch, tmp_path):
+    def tuned(score, *rates):
+        tried = []
+
+        def member(config, at):
+            tried.append(config["optim.learning_rate"])
+            lost = float(tried[-1] > 5)
+            return {"metrics": {"m": score(tried[-1]), "diverged": lost}, "seconds": 1.0}
+
+        monkeypatch.setattr(claim.sweep, "changed", lambda config, changes: changes)
+        monkeypatch.setattr(claim.sweep, "member", member)
+        declared = Claim(1, "s", "p", "e", ("a",), rates=rates, tune="m")
+        known, best, seconds = claim._tune(declared, None, tmp_path)
+        assert seconds == len(tried) == len(known)
+        return best, tried
+
+    grid = (0.01, 0.03, 0.1)
+    assert tuned(lambda rate: -abs(rate - 0.03), *grid) == (0.03, [*grid])
+    assert tuned(lambda rate: -abs(rate - 0.9), *grid) == (1.0, [*grid, 0.3, 1.0, 3.0])
+    assert tuned(lambda rate: -rate, *grid) == (0.0003, [*grid, 0.003, 0.001, 0.0003])
+    assert tuned(lambda rate: rate, 1.0, 3.0) == (3.0, [1.0, 3.0, 10.0])  # 10 diverges

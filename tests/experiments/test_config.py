@@ -89,6 +89,7 @@ def test_gamma_is_one_key_for_all_norms():
         ("optim.learning_rate", 0.0, "must be a number greater than 0"),
         ("population.how", "exact", "known: pooled, unbiased, mean"),
         ("model.cell", "lsdm", "Did you mean 'lstm'?"),
+        ("data.shuffle", "never", "config.data.shuffle='never' is unknown; known: epoch, once"),
         ("model.recurrent_init", "idendity", "recurrent_init='idendity'"),
         ("model.hidden", 0, "config.model.hidden=0 must be a number at least 1"),
         ("model.norm_x.eps", -1.0, "config.model.norm_x: "),
