@@ -97,6 +97,7 @@ def default() -> ml_collections.ConfigDict:
     config.data.text = "ptb"  # text: folder of text files, by path or by name in the data folder
     config.data.unit = "chars"  # text: chars | words
     config.data.vocabulary = 10_000  # text, imdb_reviews: the most frequent words that are kept
+    config.data.vectors = ""  # imdb_reviews: a file such as GloVe's that embeddings start from
     config.batch_size = 100
     config.eval_batch_size = 100  # batch statistics depend on it, so it is part of the protocol
     config.steps = 1000

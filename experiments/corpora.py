@@ -108,8 +108,10 @@ def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=2)
-def imdb(folder: epath.Path, length: int, size: int) -> tuple[Sequences, Sequences, Sequences]:
-    """Reviews as the numbers of their last `length` words."""
+def imdb(
+    folder: epath.Path, length: int, size: int
+) -> tuple[tuple[Sequences, Sequences, Sequences], dict[str, int]]:
+    """Reviews as the numbers of their last `length` words, and these words."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -138,7 +140,32 @@ def imdb(folder: epath.Path, length: int, size: int) -> tuple[Sequences, Sequenc
         return Sequences(x, lengths, labels)
 
     test = pack(*read["test"])
-    return pack(texts[:cut], labels[:cut]), pack(texts[cut:], labels[cut:]), test
+    return (pack(texts[:cut], labels[:cut]), pack(texts[cut:], labels[cut:]), test), known
+
+
+def vectors(path: epath.PathLike, known: Mapping[str, int], size: int) -> np.ndarray:
+    """A row for each of `size` words, NaN for a word that the file has not.
+
+    A line is a word and its numbers, as GloVe's files are.
+    """
+    found: dict[str, np.ndarray] = {}
+    width = 0
+    with epath.Path(path).expanduser().open("r") as file:
+        for i, line in enumerate(file, 1):
+            word, *numbers = line.rstrip().split(" ")
+            width = width or len(numbers)
+            if len(numbers) != width or not width:
+                raise UsageError(
+                    f"line {i} of config.data.vectors={os.fspath(path)} has {len(numbers)} numbers "
+                    f"and the first has {width}: each line is a word and its vector, as in GloVe's "
+                    "files."
+                )
+            if word in known and word != UNKNOWN:
+                found[word] = np.array(numbers, np.float32)
+    told = np.full((size, width), np.nan, np.float32)
+    for word, vector in found.items():
+        told[known[word]] = vector
+    return told
 
 
 # --------------------------------------------------------------------------------------- text
@@ -203,13 +230,17 @@ def text(
     return (*cuts, len(known))
 
 
-def load(name: str, folder: Any, asked: str, options: Mapping[str, Any]) -> tuple[Any, int, int]:
-    """Three splits, the number of classes, and the size of the vocabulary (0: no words)."""
+def load(
+    name: str, folder: Any, asked: str, options: Mapping[str, Any]
+) -> tuple[Any, int, int, np.ndarray | None]:
+    """Three splits, the numbers of classes and of words (0: no words), and the words' vectors."""
     if name == "fsdd":
-        return fsdd(folder, options["length"]), 10, 0
+        return fsdd(folder, options["length"]), 10, 0, None
     if name == "imdb_reviews":
         size = options["vocabulary"]
-        return imdb(folder, options["length"], size), 2, size
+        reviews, known = imdb(folder, options["length"], size)
+        path = options.get("vectors", "")
+        return reviews, 2, size, vectors(path, known, size) if path else None
     given = (options[k] for k in ("unit", "vocabulary", "length", "stride"))
     *splits, size = text(options["text"], asked, *given)
-    return splits, size, size
+    return splits, size, size, None

@@ -45,7 +45,10 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three splits, the byte that is 1.0, the numbers of classes and of words (0: no words)."""
+    """Three splits, the byte that is 1.0, the numbers of classes and of words (0: no words).
+
+    `vectors` are those of the words that `config.data.vectors` has, `[words, numbers]`, else NaN.
+    """
 
     train: Any
     valid: Any
@@ -53,6 +56,7 @@ class Dataset(NamedTuple):
     white: float
     classes: int
     vocabulary: int = 0
+    vectors: np.ndarray | None = None
 
     def on_device(self) -> Dataset:
         """The same with its splits on the accelerator, where batches are gathered."""
@@ -89,9 +93,9 @@ def load(
         dataset = _arrange(dataset, SIDE[name], **{k: options.get(k) for k in ("side", "layout")})
     else:
         folder = near(find(name, data_dir)) if name in TRAIN_SIZE else None
-        splits, classes, words = corpora.load(name, folder, data_dir, options)
+        splits, classes, words, vectors = corpora.load(name, folder, data_dir, options)
         train, valid, test = splits
-        dataset = Dataset(train, valid, test, 1.0, classes, words)
+        dataset = Dataset(train, valid, test, 1.0, classes, words, vectors)
     if name == "pmnist":
         index = order(permutation, seed, dataset.train.pixels[0].size)
         dataset = dataset.each(lambda split: _reorder(split, index))
@@ -124,6 +128,9 @@ def require(config: Mapping[str, Any]) -> None:
         corpora.find_text(config["data"]["text"], config["data_dir"])
     elif config["dataset"] != "digits":
         find(FOLDERS.get(config["dataset"], config["dataset"]), config["data_dir"])
+    given = config["data"]["vectors"]
+    if given and not epath.Path(given).expanduser().is_file():
+        raise UsageError(f"config.data.vectors={given!r} is no file; write the path of one.")
 
 
 FOLDERS = {"pmnist": "mnist"}  # names of TFDS where they differ

@@ -6,6 +6,7 @@ Paper:     senliuy, keras_layerNorm_mlp_lstm (GitHub), mnist.ipynb: LeNet-5, nor
 Claim:     in training speed batch norm is ahead of layer norm, and layer norm far ahead of none.
 Expected:  the notebook: training loss after 10 epochs none .102, BN .082, LN .097; after one
            .838, .486, .593.
+Twin:      configs/mlp_cnn/full.py:13.ARM
 Cost:      3 arms, 8 runs of 400 steps (10 epochs) each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 13
 

@@ -5,6 +5,7 @@ Paper:     senliuy, keras_layerNorm_mlp_lstm (GitHub), mnist.ipynb, as claim 13 
 Claim:     at batch 8 batch norm slows training, layer norm slightly helps.
 Expected:  the notebook: training loss after 5 epochs none .054, BN .122, LN .049. Whether test
            accuracy follows is asked here too.
+Twin:      configs/mlp_cnn/full.py:14.ARM
 Cost:      3 arms, 8 runs of 1,000 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 14
 """

@@ -6,6 +6,7 @@ Paper:     Ba, Kiros, Hinton, "Layer Normalization", 2016, section 6.7: in convo
 Claim:     layer norm after convolutions does harm.
 Expected:  test accuracy below that without a norm, over channels, rows and columns or over
            channels alone.
+Twin:      configs/mlp_cnn/full.py:15.ARM
 Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 15
 """

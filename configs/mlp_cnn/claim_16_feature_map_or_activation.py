@@ -4,6 +4,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 3.2: statistics,
            a feature map's, so that all its places are normalized alike.
 Claim:     shared over a feature map is better than one for each activation.
 Expected:  higher test accuracy; 22 scales against 1,120.
+Twin:      configs/mlp_cnn/full.py:16.ARM
 Cost:      2 arms, 8 runs of 300 steps each: about 2 minutes on two CPU cores.
 Command:   python -m experiments.claim 16
 """

@@ -7,6 +7,7 @@ Claim:     batch norm loses accuracy at batch 2, group and layer norm do not; ba
            less than batch norm; ghost batches of 16 in a batch of 128 lose nothing.
 Expected:  the gap between group and batch norm is larger at batch 2 than at 128 by over 1 point;
            batch renorm above batch norm at 2; ghosts within 1 point of batch norm at 128.
+Twin:      configs/mlp_cnn/full.py:17.ARM
 Cost:      11 arms, 7 runs each, 150 steps at batch 128 to 1,500 at batch 2: about 10 minutes on
            two CPU cores.
 Command:   python -m experiments.claim 17

@@ -5,6 +5,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, sections 3.3 and 4.2.2: 
 Claim:     batch norm allows larger learning rates.
 Expected:  at rate 3, thirty times the usual 0.1, batch norm is more than 10 points ahead of none
            and not more than 3 behind itself at 0.1.
+Twin:      configs/mlp_cnn/full.py:18.ARM
 Cost:      6 arms, 5 runs of 300 steps each: about 2 minutes on two CPU cores.
 Command:   python -m experiments.claim 18
 

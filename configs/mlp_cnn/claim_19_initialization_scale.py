@@ -5,6 +5,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, abstract and section 3.3
 Claim:     batch norm makes training less sensitive to the initial scale.
 Expected:  hidden weights times 0.1 or 5: accuracy without a norm falls by over 2 points more than
            with batch norm.
+Twin:      configs/mlp_cnn/full.py:19.ARM
 Cost:      6 arms, 5 runs of 300 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 19
 

@@ -5,6 +5,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2.1: without d
 Claim:     with batch norm less dropout and L2 are needed, and thorough shuffling matters more.
 Expected:  dropout and L2 add more test accuracy without batch norm than with it; batches of
            always the same examples cost more with it.
+Twin:      configs/mlp_cnn/full.py:20.ARM
 Cost:      8 arms, 7 runs of 1,000 steps each: about 5 minutes on two CPU cores.
 Command:   python -m experiments.claim 20
 

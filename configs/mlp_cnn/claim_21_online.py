@@ -5,6 +5,7 @@ Paper:     Ba, Kiros, Hinton, "Layer Normalization", 2016, abstract and section 
 Claim:     at batch size 1 a network with layer norm learns and one with batch norm does not.
 Expected:  batch norm of one example puts out its bias whatever the input: test accuracy below
            30 %, with layer norm above 70 %.
+Twin:      configs/mlp_cnn/full.py:21.ARM
 Cost:      3 arms, 7 runs of 2,000 steps each: about 2 minutes on two CPU cores.
 Command:   python -m experiments.claim 21
 

@@ -4,6 +4,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2.1: local res
            was found unnecessary with batch norm and removed.
 Claim:     it adds nothing beside batch norm.
 Expected:  test accuracy within 1 point with and without it.
+Twin:      configs/mlp_cnn/full.py:22.ARM
 Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 22
 """

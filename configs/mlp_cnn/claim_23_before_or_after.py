@@ -4,6 +4,7 @@ Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 3.2: W u + b is 
            the nonlinearity, since it is more symmetric; b has no effect and is left out.
 Claim:     before is better than after; a bias before batch norm is useless.
 Expected:  higher test accuracy before; with and without the bias within 1 point.
+Twin:      configs/mlp_cnn/full.py:23.ARM
 Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 23
 """

@@ -5,6 +5,7 @@ Paper:     Salimans, Kingma, "Weight Normalization", 2016, sections 2 to 4; Luo 
 Claim:     each of them trains faster than plain weights, on the permutation-invariant MLP.
 Expected:  lower mean training loss than none for weight norm, weight norm with data-dependent
            initialization, weight norm with mean-only batch norm, and cosine norm.
+Twin:      configs/mlp_cnn/full.py:24.ARM
 Cost:      6 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
 Command:   python -m experiments.claim 24
 

@@ -5,6 +5,7 @@ Paper:     Li et al., "Understanding the Disharmony between Dropout and Batch No
 Claim:     convolution, batch norm, ReLU, dropout is better than dropout before batch norm: there
            the running variance, taken with dropout on, is not that of the test.
 Expected:  higher test accuracy with running statistics.
+Twin:      configs/mlp_cnn/full.py:30.ARM
 Cost:      2 arms, 8 runs of 300 steps each: about 2 minutes on two CPU cores.
 Command:   python -m experiments.claim 30
 

@@ -4,6 +4,7 @@ Paper:     Salimans, Kingma, "Weight Normalization", 2016, sections 2.1 and 5: t
            makes training robust to the learning rate; no noise from batches.
 Claim:     weight norm tolerates larger learning rates and noisier gradients than plain weights.
 Expected:  at rate 3 and batch 128, and at rate 0.3 and batch 4, over 5 points ahead of none.
+Twin:      configs/mlp_cnn/full.py:31.ARM
 Cost:      4 arms, 5 runs of 300 steps (batch 128) or 1,000 (batch 4): about 2 minutes on two CPU
            cores.
 Command:   python -m experiments.claim 31

@@ -6,6 +6,7 @@ Claim:     whitening trains faster than batch norm a step and costs more a step;
 Expected:  CIFAR-10 and ImageNet: 0.5 to 1 point better than batch norm. Here: lower mean training
            loss and higher accuracy; a step over 1.1 times as long; iterative within 1 point of ZCA
            and shorter by over 0.05 of batch norm's step.
+Twin:      configs/mlp_cnn/full.py:32.ARM
 Cost:      3 arms, 8 runs of 300 steps each: about 4 minutes on two CPU cores.
 Command:   python -m experiments.claim 32
 

@@ -5,6 +5,7 @@ Paper:     Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016 (a networ
            norm 23.6).
 Claim:     instance norm is behind batch norm in classification and ahead in image generation.
 Expected:  lower test accuracy; lower test loss of painting in a style and of copying.
+Twin:      configs/mlp_cnn/full.py:34.ARM
 Cost:      6 arms, 7 runs of 300 steps each: about 4 minutes on two CPU cores.
 Command:   python -m experiments.claim 34
 

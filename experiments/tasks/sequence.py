@@ -1,7 +1,8 @@
 """Classify a sequence: a recurrent layer, or a stack, read out after its last step by a softmax.
 
 A batch is `data.Split`, images as bytes `[batch, steps(, rows)]`, or `corpora.Sequences` with
-lengths: frames as they are, words through an embedding of `config.model.embed` numbers.
+lengths: frames as they are, words through an embedding of `config.model.embed` numbers, which
+starts from `config.data.vectors` where these are given.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class SequenceClassifier(Task):
     head_init: str = "orthogonal"
     white: float = 255.0
     vocabulary: int = 0
+    vectors: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Return `(params, norm)`; the readout's bias starts at 0."""
@@ -40,7 +42,9 @@ class SequenceClassifier(Task):
         made = {"layer": params, "head": head}
         if self.vocabulary:
             shape = (self.vocabulary, self.features)
-            made["embed"] = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+            drawn = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+            given = drawn if self.vectors is None else jnp.asarray(self.vectors)
+            made["embed"] = jnp.where(jnp.isnan(given), drawn, given)
         return made, state
 
     def inputs(self, params: Any, batch: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
@@ -92,6 +96,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise UsageError("config.dataset='text' has no labels; write config.task='language'.")
     if config["dataset"] == "imdb_reviews" and not model.get("embed"):
         raise UsageError("imdb_reviews is words; write config.model.embed=32, for instance.")
+    if config["dataset"] != "imdb_reviews" and config["data"]["vectors"]:
+        raise UsageError("config.data.vectors is for dataset 'imdb_reviews', whose words it knows.")
     check_steps(config)
     build_layer(model, OWN)
 
@@ -102,4 +108,10 @@ def build(config: Mapping[str, Any], dataset: Any) -> SequenceClassifier:
     first = dataset.train[0]
     features = model.get("embed", 0) or (first.shape[2] if first.ndim == 3 else 1)
     layer, classes, head = build_layer(model, OWN), dataset.classes, model["head_init"]
-    return SequenceClassifier(layer, classes, features, head, dataset.white, dataset.vocabulary)
+    given, words = dataset.vectors, dataset.vocabulary
+    if given is not None and given.shape[1] != features:
+        raise UsageError(
+            f"config.model.embed={features}, and the vectors of config.data.vectors have "
+            f"{given.shape[1]} numbers; write config.model.embed={given.shape[1]}."
+        )
+    return SequenceClassifier(layer, classes, features, head, dataset.white, words, given)

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 
+from configs.mlp_cnn import full
 from experiments import claim, claims, ledger
 from experiments import config as configs
 from experiments.claims import Claim, contrast, less, more, same
@@ -96,6 +97,15 @@ def test_every_arm_is_a_valid_config(number):
     made = claims.module(number)
     for arm in made.CLAIM.arms if hasattr(made, "get_config") else ():
         configs.check(made.get_config(arm))
+        if "configs/mlp_cnn/full.py" in made.__doc__:
+            whole = configs.check(full.get_config(f"{number}.{arm}"))
+            assert (whole["data"]["side"], whole["data"]["train_size"]) == (28, 0)
+
+
+def test_a_twin_of_no_arm_says_which_there_are():
+    for variant, told in (("1.bn", "claims: 13, "), ("13.x", "trains no arm 'x'; none, bn, ln")):
+        with pytest.raises(UsageError, match=told):
+            full.get_config(variant)
 
 
 def test_the_ledger_says_how_many_runs_diverged():

@@ -11,6 +11,7 @@ import normjax as nj
 from experiments import config as configs
 from experiments import corpora, data
 from experiments.config import UsageError
+from experiments.tasks import sequence
 from experiments.tasks.language import LanguageModel
 from experiments.tasks.sequence import SequenceClassifier
 
@@ -98,6 +99,34 @@ def test_reviews_keep_their_last_words(data_dir):
     assert [data.size(s) for s in sets[:3]] == [22_500, 2500, 25_000]
     assert sets.train.x.max() == 999 and sets.vocabulary == 1000 and sets.classes == 2
     assert abs(sets.test.labels.mean() - 0.5) < 1e-6
+
+
+def test_embeddings_start_from_vectors_where_a_file_has_them(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("the 1.0 2.0 3.0\nfilm 4.0 5.0 6.0\nunseen 7.0 8.0 9.0\n")
+    found = corpora.vectors(path, {corpora.UNKNOWN: 0, "film": 1, "dull": 2}, 4)
+    np.testing.assert_array_equal(np.isnan(found).all(1), [True, False, True, True])
+    np.testing.assert_array_equal(found[1], [4, 5, 6])
+    x = corpora.Sequences(np.zeros((2, 6), np.int32), np.array([6, 3]), np.array([0, 1]))
+    dataset = data.Dataset(x, x, x, 1.0, 2, 4, found)
+    config = configs.default()
+    config.dataset = "imdb_reviews"
+    config.model.update(hidden=4, embed=3)
+    plain = config.to_dict()
+    given = sequence.build(plain, dataset).init(jax.random.key(0))[0]["embed"]
+    drawn = sequence.build(plain, dataset._replace(vectors=None)).init(jax.random.key(0))[0]
+    np.testing.assert_array_equal(given[1], found[1])
+    rest = np.array([0, 2, 3])
+    np.testing.assert_array_equal(given[rest], drawn["embed"][rest])
+    plain["model"]["embed"] = 5
+    with pytest.raises(UsageError, match=r"write config.model.embed=3"):
+        sequence.build(plain, dataset)
+    path.write_text("the 1.0 2.0\nfilm 4.0\n")
+    with pytest.raises(UsageError, match=r"line 2 of .* has 1 numbers and the first has 2"):
+        corpora.vectors(path, {"film": 1}, 2)
+    config.data.vectors = str(tmp_path / "none.txt")
+    with pytest.raises(UsageError, match=r"is no file; write the path of one"):
+        data.require({**config.to_dict(), "dataset": "digits"})
 
 
 def batch_norm(steps):
