@@ -102,7 +102,7 @@ def transforms(sample, stats):
 
     xs = jnp.stack([x, x * 0.5 + 1, -x])
     each = [apply(params, state, v)[0] for v in xs]
-    mapped, _ = jax.vmap(apply, in_axes=(None, None, 0))(params, state, xs)
+    mapped, _ = jax.jit(jax.vmap(apply, in_axes=(None, None, 0)))(params, state, xs)
     same(mapped, jnp.stack(each))
 
     def body(s, v):
@@ -117,10 +117,8 @@ def transforms(sample, stats):
     same((last, ys), (s, jnp.stack(outs)))
 
     loss = loss_of(sample, stats)
-    same(
-        jax.grad(jax.checkpoint(loss), argnums=(0, 1))(params, x, state),
-        jax.grad(loss, argnums=(0, 1))(params, x, state),
-    )
+    grads = [jax.grad(f, argnums=(0, 1)) for f in (jax.checkpoint(loss), loss)]
+    same(*jax.jit(lambda *args: [grad(*args) for grad in grads])(params, x, state))
 
 
 def gradients(sample, stats, masked=False):
@@ -136,24 +134,25 @@ def gradients(sample, stats, masked=False):
         dot = lambda a, b: sum(  # noqa: E731
             jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         )
-        step = 1e-5
-        ahead = f(jax.tree.map(lambda a, d: a + step * d, args, v))
-        behind = f(jax.tree.map(lambda a, d: a - step * d, args, v))
+        step, whole = 1e-5, not (sample.detached and stats == "batch")
         grad = jax.grad(f)
-        finite(grad(args))
-        want = (ahead - behind) / (2 * step)
-        close = {"rtol": 1e-6, "atol": 1e-7}
-        whole = not (sample.detached and stats == "batch")
+
+        @jax.jit  # one program: a step at a time compiles hundreds of small ones
+        def everything(args):
+            ahead = jax.tree.map(lambda a, d: a + step * d, args, v)
+            behind = jax.tree.map(lambda a, d: a - step * d, args, v)
+            forward = jax.jvp(f, (args,), (v,))[1], jax.jvp(grad, (args,), (v,))[1]
+            two = (ahead, behind)
+            return [f(m) for m in two], [grad(m) for m in two], grad(args), forward
+
+        (ahead, behind), (up, down), slope, (forward, hvp) = everything(args)
+        finite(slope)
         if whole:
-            same(dot(grad(args), v), want, **close)
-        _, forward = jax.jvp(f, (args,), (v,))
-        same(forward, dot(grad(args), v), rtol=1e-9, atol=1e-10)
-        _, hvp = jax.jvp(grad, (args,), (v,))
-        up = grad(jax.tree.map(lambda a, d: a + step * d, args, v))
-        down = grad(jax.tree.map(lambda a, d: a - step * d, args, v))
-        fd = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
+            same(dot(slope, v), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
+        same(forward, dot(slope, v), rtol=1e-9, atol=1e-10)
         finite(hvp)
         if whole:
+            fd = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
             same(hvp, fd, rtol=1e-5, atol=1e-5)
 
 
@@ -181,7 +180,8 @@ def masks(sample):
     whole = jnp.broadcast_to(mask, sample.shape)
     for stats in ("batch", "running"):
         want = sample.norm.apply(params, state, x, stats=stats, mask=mask)
-        grads = jax.grad(loss_of(sample, stats, mask), argnums=(0, 1))(params, x, state)
+        grad = jax.jit(jax.grad(loss_of(sample, stats, mask), argnums=(0, 1)))
+        grads = grad(params, x, state)
         finite((want, grads))
         for junk in (jnp.nan, jnp.inf, -1e30):
             dirty = jnp.where(whole, x, junk)
@@ -189,10 +189,7 @@ def masks(sample):
             finite(got)
             same(jnp.where(whole, got[0], 0), jnp.where(whole, want[0], 0), rtol=0, atol=0)
             same(got[1], want[1], rtol=0, atol=0)
-            dirty_grads = jax.grad(loss_of(sample, stats, mask), argnums=(0, 1))(
-                params, dirty, state
-            )
-            same(dirty_grads, grads, rtol=0, atol=0)
+            same(grad(params, dirty, state), grads, rtol=0, atol=0)
         # A mask written out in full is the same mask.
         same(sample.norm.apply(params, state, x, stats=stats, mask=whole), want)
         # All True is no mask.
