@@ -187,8 +187,12 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("write: python -m experiments.claim NUMBER, for instance 1.")
         workdir = epath.Path(flags.FLAGS["workdir"].value or "runs/claims")
         results, number = pathlib.Path(_RECORDS.value), int(argv[1])
+        path = claims.record_path(number, results)
+        there = path.exists() and not _FRESH.value
         record = run(number, workdir, results, fresh=_FRESH.value)
         print(ledger.told(claims.module(number).CLAIM, record))
+        again = f"; --fresh --records=runs/again runs it again beside this of {record['date']}"
+        print(f"record: {path}{again if there else ''}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ HEADER = """\
 
 Made from the records in `results/claims/` by `python -m experiments.report --results`; never edited
 by hand. One row for each claim; the config of each says what the source did, what was made smaller
-here, and what it costs. Its command runs it again from nothing; `--fresh` removes what is there.
+here, and what it costs. Its command shows the record; with `--fresh --records=runs/again` it runs
+the claim again, from nothing and beside the record.
 
 How a verdict comes about. Every arm's learning rate is picked on seed 0 from the same grid, which
 goes on, by three rates at most, where the best one is at its end; claims 18, 19 and 31 are about

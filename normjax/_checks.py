@@ -22,10 +22,9 @@ STATS = ("batch", "running")
 def stats(value: Any) -> None:
     """Refuse a mode that is not one of the two; there is no default to guess."""
     if value not in STATS:
-        hint = {True: '"running"', False: '"batch"'}.get(value) if isinstance(value, bool) else None
         raise ValueError(
-            f"stats={value!r} is not a mode: write stats="
-            + (hint or '"batch" (this batch\'s statistics) or stats="running" (the kept ones)')
+            f'stats={value!r} is not a mode: write stats="batch" (this batch\'s statistics) or '
+            'stats="running" (the kept ones)'
         )
 
 

@@ -197,7 +197,8 @@ def population(
         if hasattr(layer, "apply") and isinstance(batch, tuple | list):
             raise TypeError(
                 f"population() takes arrays, or dictionaries of the keywords of apply, and got a "
-                f'{type(batch).__name__} for a batch: write ({{"x": x}} for x, y in batches)'
+                f'{type(batch).__name__} for a batch: write ({{"x": x}} for x, y in batches), and '
+                'with padding ({"x": x, "lengths": n} for x, n in batches)'
             )
         collected = _pass(layer, params, collected, batch, upstream)
     return settle(collected, how, correction=correction)

@@ -422,6 +422,18 @@ class Recurrent(Layer):
         if x.ndim != 3:
             raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
         check_made(self.factory, params, state, self.norms(), ("w_x", "w_h"))
+        if params["w_h"].shape[0] != self.hidden:
+            raise ValueError(
+                f"params are those of {params['w_h'].shape[0]} units and this {self.factory} has "
+                f"{self.hidden}: pass the (params, state) that init of this layer returned"
+            )
+        for place, norm in self.norms().items():
+            if bool(jax.tree.leaves(state[place])) != norm.norm.stateful:
+                keeps = "keeps statistics" if norm.norm.stateful else "keeps none"
+                raise ValueError(
+                    f"{place}={norm!r} {keeps} and was given {type(state[place]).__name__}: pass "
+                    "the (params, state) that init of this layer returned"
+                )
         if x.shape[-1] != params["w_x"].shape[0]:
             raise ValueError(
                 f"x has {x.shape[-1]} features and the layer was made for "

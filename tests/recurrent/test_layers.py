@@ -387,7 +387,7 @@ CALLS = [
     ({"state": {}}, ValueError, "that init of this layer returned"),
     ({"state": ()}, ValueError, "the state has \\[\\], and lstm needs"),
     ({"stats": "train"}, ValueError, 'write stats="batch"'),
-    ({"stats": True}, ValueError, 'write stats="running"'),
+    ({"stats": True}, ValueError, 'write stats="batch" .* or stats="running"'),
     ({"hyper": {"decya": 0.5}}, ValueError, "did you mean 'decay'"),
 ]
 
@@ -407,3 +407,15 @@ def test_decay_may_vary_during_training():
     _, new = layer.apply(params, state, _x(), stats="batch", hyper={"decay": jnp.float32(1.0)})
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_what_another_layer_made_is_refused():
+    x = jnp.ones((2, 3, 1))
+    bn, ln = recurrent.bn_lstm(4, 3), recurrent.ln_lstm(4)
+    made = {layer: layer.init(jax.random.key(0), 1) for layer in (bn, ln)}
+    with pytest.raises(ValueError, match=r"norm_x=.* keeps none and was given Running: pass"):
+        ln.apply(made[ln][0], made[bn][1], x, stats="running")
+    with pytest.raises(ValueError, match=r"norm_x=.* keeps statistics and was given tuple: pass"):
+        bn.apply(made[bn][0], made[ln][1], x, stats="batch")
+    with pytest.raises(ValueError, match="those of 4 units and this lstm has 8"):
+        recurrent.bn_lstm(8, 3).apply(*made[bn], x, stats="batch")
