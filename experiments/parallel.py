@@ -223,9 +223,28 @@ class Spread:
         function = functools.partial(update, how=self.how)
         if several:
             function = functools.partial(_several, function)
+        if self.plain:
+            return jax.jit(function, donate_argnums=0)
+        compiled = self._over_devices(function, several)
+
+        @functools.wraps(compiled)
+        def step(now: Tree, *rest: Any) -> Tree:
+            return compiled(self.done(now), *rest)
+
+        return step
+
+    def done(self, tree: Tree) -> Tree:
+        """The same arrays, on CPU devices not before they are computed.
+
+        CPU devices share one pool of threads, and an all-reduce holds a thread until the last
+        device joins. Two programs in flight can hold all of them, each waiting for a device that
+        the other has: XLA aborts after 40 seconds, and several processes wait for ever.
+        """
+        shared = self.count > 1 and self.devices[0].platform == "cpu"
+        return jax.block_until_ready(tree) if shared else tree
+
+    def _over_devices(self, function: Callable[..., Tree], several: bool) -> Callable[..., Tree]:
         if self.mode == "jit":
-            if self.plain:
-                return jax.jit(function, donate_argnums=0)
             return jax.jit(function, donate_argnums=0, out_shardings=self.everywhere)
         if self.mode == "shard_map":
             every, rows = PartitionSpec(), PartitionSpec(*[None] * several, AXIS)

@@ -199,6 +199,7 @@ def evaluate(
     batches = data.evaluation_batches(data.size(split), batch_size)
     if spread is not None:
         batches = spread.pad(*batches)
+        params, norm = spread.done((params, norm))
     padded = bool((batches[1] == 0).any())
     placed = batches if spread is None else spread.split(batches)
     scores = jax.device_get(

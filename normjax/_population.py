@@ -200,7 +200,7 @@ def population(
                 f'{type(batch).__name__} for a batch: write ({{"x": x}} for x, y in batches), and '
                 'with padding ({"x": x, "lengths": n} for x, n in batches)'
             )
-        collected = _pass(layer, params, collected, batch, upstream)
+        collected = _pass(layer, params, computed(collected), batch, upstream)
     return settle(collected, how, correction=correction)
 
 
@@ -219,6 +219,21 @@ def each(batches: Iterable[Any], who: str) -> Iterator[Any]:
             f"{who}() got no batch: pass an iterable with at least one (an iterator that was read "
             "before is empty)"
         )
+
+
+def computed(tree: PyTree) -> PyTree:
+    """The same tree; what lies on several CPU devices, not before it is computed.
+
+    CPU devices share one pool of threads, and an all-reduce holds one until the last device joins:
+    with batches in flight that are split over devices, XLA runs out of threads and aborts.
+    """
+
+    def wait(x: Any) -> Any:
+        if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) or len(x.devices()) == 1:
+            return x
+        return jax.block_until_ready(x) if next(iter(x.devices())).platform == "cpu" else x
+
+    return jax.tree.map(wait, tree)
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "stats"))

@@ -147,7 +147,7 @@ def population_update(
         return apply({**variables, collection: stats}, batch)[1][collection]
 
     for batch in _population.each(batches, "population_update"):
-        gathered = one(gathered, batch)
+        gathered = one(_population.computed(gathered), batch)
         if jax.tree.structure(gathered) != shape:
             raise ValueError(
                 "population_update() met a layer that does not gather statistics: make it a "

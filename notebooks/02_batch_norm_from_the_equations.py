@@ -89,7 +89,7 @@ for name, by_hand, by_jax in (
 
 # %%
 batches = z[:1700].reshape(17, 100, 8)
-exact = nj.population(norm, params, state, batches)
+exact = nj.population(norm, params, state, list(batches))
 
 
 def distance(decay, steps=170):

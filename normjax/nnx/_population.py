@@ -82,6 +82,8 @@ def population_update(
         for m in layers:
             m.gathered = Gathered(gathered[id(m)])
         for batch in _population.each(batches, "population_update"):
+            for m in layers:
+                _population.computed(m.gathered.get_value())
             one(model, batch)
         settled = [
             _population.settle(m.gathered.get_value(), how, correction=correction) for m in layers

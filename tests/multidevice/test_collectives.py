@@ -40,7 +40,7 @@ def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
     }
     batch = spread.split(spread.pad(np.arange(8, dtype=np.int32)))
     run = step.compiled_step(spread, task, kept, False, False)
-    text = run.lower(now, spread.replicate(split), *batch, rate).compile().as_text()
+    text = run.__wrapped__.lower(now, spread.replicate(split), *batch, rate).compile().as_text()
     return in_loops(text)
 
 
@@ -73,6 +73,35 @@ def test_gradients_of_a_scan_are_reduced_once_under_shard_map():
     """Under jit the partitioner puts the recurrent weights' all-reduce into the loop."""
     found = collectives(recurrent.lstm(HIDDEN), "shard_map", 5)
     assert found and not any(inside for inside, _ in found)
+
+
+@pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
+def test_on_cpu_devices_a_step_waits_for_the_one_before(mode, monkeypatch):
+    """Two all-reduces in flight can starve each other of threads: `Spread.done`."""
+    seen = []
+
+    def watched(self, function, several):
+        def call(now, *rest):
+            seen.append(now.is_ready())
+            return compiled(now, *rest)
+
+        compiled = over_devices(self, function, several)
+        return call
+
+    def slow(now, split, index, weight, rate, how):
+        del split, weight
+        x = jax.lax.fori_loop(0, 20_000, lambda _, x: jnp.sin(x + 1), now)
+        return how.sum(x * rate * index.sum())
+
+    over_devices = parallel.Spread._over_devices
+    monkeypatch.setattr(parallel.Spread, "_over_devices", watched)
+    spread = parallel.Spread(mode, 4)
+    step = spread.step(slow)
+    now, index = spread.replicate(jnp.ones(500)), spread.split(np.arange(8, dtype=np.int32))
+    for _ in range(3):
+        now = step(now, (), index, None, np.float32(1))
+    assert not now.is_ready()  # or the test would hold of any step
+    assert seen == [True] * 3
 
 
 def test_the_reader_of_programs_sees_a_loop():

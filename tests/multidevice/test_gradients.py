@@ -14,7 +14,7 @@ import normjax as nj
 from experiments import parallel
 from experiments.parallel import AXIS, How, Spread
 from experiments.tasks import Scores
-from normjax import recurrent
+from normjax import _population, recurrent
 
 NORM = nj.batch_norm(decay=0.5)
 RNG = np.random.default_rng(0)
@@ -141,3 +141,25 @@ def test_rows_are_filled_up_to_the_devices():
     assert index.shape == (2, 4) and weight is None
     with pytest.raises(ValueError, match=r"config.devices=9, but there are \d+; 0 takes all"):
         Spread("jit", 9)
+
+
+def test_population_statistics_wait_for_the_batch_before_on_cpu_devices(monkeypatch):
+    """300 batches over 8 devices, all in flight, end in XLA's abort: `Spread.done` says why."""
+    seen = []
+
+    def watched(layer, params, state, *rest):
+        seen.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
+        return one_pass(layer, params, state, *rest)
+
+    one_pass = _population._pass
+    monkeypatch.setattr(_population, "_pass", watched)
+    layer = recurrent.bn_lstm(8, max_steps=50)
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jnp.asarray(RNG.normal(size=(8, 50, 3)), jnp.float32)
+    rows = Spread("jit", 4).mesh
+    placed = jax.device_put(x, jax.sharding.NamedSharding(rows, P(AXIS)))
+    found = nj.population(layer, params, state, [placed] * 4)
+    assert seen == [True] * 4
+    want = nj.population(layer, params, state, [x])
+    for got, one in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(got, one, rtol=2e-5, atol=1e-6)
