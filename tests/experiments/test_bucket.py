@@ -9,14 +9,14 @@ import pytest
 
 from experiments.checkpoints import Checkpoints
 from tests.experiments import bucket
-from tests.experiments.test_stops import begin, command, until
+from tests.experiments.processes import begin, command, until
 
 RUN = "gs://bucket/runs/one"
 QUICK = {"steps": 40, "log_every": 5, "eval_every": 20, "checkpoint_every": 10}
 READ = """
 import sys
 from experiments import corpora, data, evaluate, report
-from tests.experiments.test_stops import result, rows
+from tests.experiments.processes import result, rows
 run, out, whole = sys.argv[1:]
 assert rows(run) == rows(whole) and result(run) == result(whole)
 told = evaluate.evaluate(run, split="test", stats="batch")

@@ -1,69 +1,20 @@
-"""How runs end and go on: signals, kills, damage, a full disk, and numbers that are not finite."""
+"""How runs end and go on: signals, damage, a full disk, other machines."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import random
 import signal
 import socket
 import subprocess
-import sys
-import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from etils import epath
 
-from experiments import nonfinite, parallel, report, step, stops, train, workdir
+from experiments import parallel, step, stops, train, workdir
 from experiments.checkpoints import Checkpoints
 from experiments.config import UsageError, check
-from tests.multidevice import models
-
-CONFIG = "--config=configs/recurrent_bn/digits.py:bn_lstm"
-SHORT = {"model.hidden": 4, "data.side": 2, "batch_size": 17, "eval_batch_size": 90, "devices": 1}
-
-
-def rows(folder):
-    read = report.read_rows(epath.Path(folder) / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read]
-
-
-def result(folder):
-    final = json.loads((epath.Path(folder) / "final.json").read_text())
-    return {k: final[k] for k in ("valid", "test", "best_step", "steps", "steps_to_target")}
-
-
-def command(folder, *words, **keys):
-    """Give the words of a run of four steps a sequence."""
-    keys = {k.replace("__", "."): v for k, v in keys.items()}
-    given = [f"--config.{k}={v}" for k, v in (SHORT | keys).items()]
-    return [
-        sys.executable,
-        "-m",
-        "experiments.train",
-        CONFIG,
-        f"--workdir={folder}",
-        *given,
-        *words,
-    ]
-
-
-def begin(words, devices=1, **kwargs):
-    settings = {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env={**os.environ, **settings}, **pipes | kwargs)
-
-
-def until(condition, seconds=200.0):
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.01)
-
+from tests.experiments.processes import begin, command, result, rows, until
 
 # ------------------------------------------------------------------------------------- checkpoints
 
@@ -197,82 +148,6 @@ def test_several_steps_a_call_are_the_same_steps(whole, tiny, tmp_path):
         train.train(tiny(steps_per_call=4), tmp_path / "other")
 
 
-# -------------------------------------------------------------------------------------- not finite
-
-
-def poisoned():
-    """The small CNN with one image that is not a number."""
-    split = jax.tree.map(jnp.asarray, models.rows())
-    image = split["image"].astype(jnp.float32)
-    return {**split, "image": image.at[3].set(jnp.nan), "mask": split["mask"].at[3].set(True)}
-
-
-OPTIM = {"name": "sgd", "learning_rate": 0.1, "decay": 0.9, "momentum": 0.5, "eps": 1e-8}
-OPTIM |= {"clip_norm": 1.0, "l2": 0.0, "l1": 0.0}
-
-
-@pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
-def test_skipping_leaves_everything_as_it_was(mode, monkeypatch):
-    monkeypatch.setattr(parallel, "available", jax.devices)
-    task, split = models.MODELS["cnn"], poisoned()
-    optim, rate = step.static(OPTIM)
-    config = {"seed": 0, "log_every": 3, "optim": OPTIM}
-    spread = parallel.Spread(mode, 2)
-    take = step.compiled_step(spread, task, optim, True, False)
-    now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
-    split = spread.replicate(split)
-    good, bad = np.arange(4, 16, dtype=np.int32), np.arange(12, dtype=np.int32)
-    now = take(now, split, *spread.split(spread.pad(good)), rate)
-    before = jax.device_get({k: now[k] for k in ("params", "norm", "opt")})
-    now = take(now, split, *spread.split(spread.pad(bad)), rate)
-    after = jax.device_get({k: now[k] for k in before})
-    jax.tree.map(np.testing.assert_array_equal, after, before)
-    assert int(now["skipped"]) == 1 and int(now["step"]) == 2
-    now = take(now, split, *spread.split(spread.pad(good)), rate)
-    assert int(now["skipped"]) == 1 and np.isfinite(now["window"]["loss"][2])
-
-
-def test_running_statistics_never_take_a_batch_that_is_not_finite():
-    """Whatever the policy: the parameters go, what the norms keep stays."""
-    task, split = models.MODELS["cnn"], poisoned()
-    optim, rate = step.static(OPTIM)
-    config = {"seed": 0, "log_every": 3, "optim": OPTIM}
-    now = step.start(task, step.optimizer(OPTIM), config)["now"]
-    new = jax.jit(step.update, static_argnames=("task", "optim"))(
-        now, split, jnp.arange(12), rate, task=task, optim=optim
-    )
-    jax.tree.map(np.testing.assert_array_equal, new["norm"], now["norm"])
-    assert not np.isfinite(new["params"]["head"]).all()
-
-
-def test_a_report_names_what_went_first():
-    task, split = models.MODELS["cnn"], poisoned()
-    config = {"seed": 0, "log_every": 3, "optim": OPTIM}
-    now = step.start(task, step.optimizer(OPTIM), config)["now"]
-    told = nonfinite.report(task, now, split, np.arange(12), None)
-    assert told.startswith("Not finite first: the batch's image. Then the loss; then the gradients")
-    assert "conv1" in told
-    affine = now["params"]["norm2"]
-    now["params"]["norm2"] = affine._replace(scale=affine.scale.at[0].set(jnp.inf))
-    told = nonfinite.report(task, now, split, np.arange(4, 16), None)
-    assert told.startswith("Not finite first: the parameters before it: norm2/scale. Then")
-    assert "Taken again" in nonfinite.report(
-        task, {**now, "params": task.init(jax.random.key(0))[0]}, split, np.arange(4, 9), None
-    )
-
-
-@pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
-    config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)
-    config.optim.update(name="sgd", clip_norm=0.0, learning_rate=1e38)
-    with pytest.raises(train.Diverged) as told:
-        train.train(config, tmp_path / "run")
-    text = str(told.value)
-    assert "not finite at step" in text and "Not finite first: the loss" in text
-    assert "--config.nonfinite=skip" in text
-    assert ("more than config.nonfinite_limit" in text) == (policy == "skip")
-
-
 # -------------------------------------------------------------------------------- the table of ends
 
 
@@ -397,121 +272,3 @@ def test_a_second_signal_is_final():
         assert stop.number == signal.SIGTERM
         stop.when -= 1
         stop._note(signal.SIGTERM, None)
-
-
-# ------------------------------------------------------------------------------------------- kills
-
-
-def compare(folder, whole):
-    assert rows(folder) == rows(whole)
-    assert result(folder) == result(whole)
-    last = str(json.loads((whole / "final.json").read_text())["steps"])
-    kept = [
-        json.loads((f / "checkpoints" / last / "data" / "metadata").read_text())
-        for f in (folder, whole)
-    ]
-    sums = [{k: v for k, v in k["checksums"].items() if k != "seconds"} for k in kept]
-    assert sums[0] == sums[1] and any(k.startswith("now/params") for k in sums[0])
-
-
-KILLED = {"steps": 600, "log_every": 5, "eval_every": 25, "checkpoint_every": 5}
-
-
-@pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path):
-    """SIGKILL at 20 random moments, during saves too; rows and parameters equal to the bit."""
-    folder, whole = tmp_path / "killed", tmp_path / "whole"
-    straight = begin(command(whole, **KILLED))
-    draw, saving = random.Random(0), 0
-
-    def reached():
-        return max((row["step"] for row in rows(folder)), default=0)
-
-    for kill in range(20):  # spread over the run, each at a moment of its own
-        child, mark = begin(command(folder, **KILLED)), 5 + 28 * kill
-        try:
-            until(lambda m=mark, c=child: reached() >= m or c.poll() is not None)
-            assert child.poll() is None
-            time.sleep(draw.uniform(0, 0.1))
-        finally:
-            child.kill()
-            child.communicate()
-        saving += any("tmp" in p.name for p in (folder / "checkpoints").iterdir())
-    last = begin(command(folder, **KILLED))
-    for child in (last, straight):
-        _, errors = child.communicate(timeout=500)
-        assert child.returncode == 0, errors
-    assert saving  # some of them hit a save
-    compare(folder, whole)
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_leaves_no_trace(tmp_path):
-    """SIGKILL within three of its four runs; table, rows and parameters equal to the bit."""
-    folder, whole, steps = tmp_path / "killed", tmp_path / "whole", 60
-    keys = {**KILLED, "steps": steps, "eval_every": 20}
-    grid = ["--seeds=2", "--grid=optim.learning_rate=0.01,0.001"]
-
-    def sweep(where):
-        words = command(where, *grid, **keys)
-        return begin(["experiments.sweep" if w == "experiments.train" else w for w in words])
-
-    def reached():
-        return sum(max((r["step"] for r in rows(p)), default=0) for p in folder.glob("*=*"))
-
-    straight, draw, at = sweep(whole), random.Random(1), []
-    for kill in (0, 1, 3):
-        child, mark = sweep(folder), (kill + draw.uniform(0.1, 0.9)) * steps
-        try:
-            until(lambda m=mark, c=child: reached() >= m or c.poll() is not None)
-            assert child.poll() is None
-            time.sleep(draw.uniform(0, 0.05))
-        finally:
-            child.kill()
-            child.communicate()
-        at.append(reached())
-    assert at == sorted(set(at))
-    for child in (sweep(folder), straight):
-        _, errors = child.communicate(timeout=300)
-        assert child.returncode == 0, errors
-    told = [json.loads((where / "sweep.json").read_text()) for where in (folder, whole)]
-    assert [{**m, "seconds": 0} for m in told[0]] == [{**m, "seconds": 0} for m in told[1]]
-    members = sorted(p.name for p in whole.glob("*=*"))
-    assert len(members) == len(told[0]) == 4
-    for member in members:
-        compare(folder / member, whole / member)
-
-
-@pytest.mark.slow
-def test_losing_one_of_two_processes_ends_the_other_and_leaves_no_trace(tmp_path):
-    """Whichever is killed, the other says so within a minute; both then go on to the bit."""
-    folder, whole = tmp_path / "killed", tmp_path / "whole"
-
-    def pair(where):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"--coordinator=127.0.0.1:{probe.getsockname()[1]}"
-        keys = {**KILLED, "steps": 60, "eval_every": 30, "devices": 0}
-        common = ["--distributed", address, "--processes=2"]
-        return [begin(command(where, *common, f"--process={i}", **keys), 2) for i in (0, 1)]
-
-    for victim in (1, 0):
-        both = pair(folder)
-        try:
-            before = len(rows(folder))
-            until(lambda b=before: len(rows(folder)) > b)
-            both[victim].kill()
-            began = time.monotonic()
-            _, errors = both[1 - victim].communicate(timeout=120)
-            assert time.monotonic() - began < 60
-            assert both[1 - victim].returncode == stops.BROKEN
-            assert "another process of this run ended" in errors or "lost the others" in errors
-        finally:
-            for child in both:
-                child.kill()
-                child.communicate()
-    for where in (folder, whole):
-        for child in pair(where):
-            _, errors = child.communicate(timeout=300)
-            assert child.returncode == 0, errors[-2000:]
-    assert rows(folder) == rows(whole) and result(folder) == result(whole)
