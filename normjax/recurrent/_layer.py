@@ -421,13 +421,26 @@ class Recurrent(Layer):
         order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
         if x.ndim != 3:
             raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
-        check_made(self.factory, params, state, self.norms(), ("w_x", "w_h"))
-        if params["w_h"].shape[0] != self.hidden:
+        norms = self.norms()
+        check_made(self.factory, params, state, norms, ("w_x", "w_h"))
+        shape, width = params["w_h"].shape, self.gates * self.hidden
+        if shape[0] != self.hidden:
             raise ValueError(
-                f"params are those of {params['w_h'].shape[0]} units and this {self.factory} has "
-                f"{self.hidden}: pass the (params, state) that init of this layer returned"
+                f"params are those of {shape[0]} units and this {self.factory} has {self.hidden}: "
+                "pass the (params, state) that init of this layer returned"
             )
-        for place, norm in self.norms().items():
+        if shape[1:] != (width,):
+            # Without norms two cells' params may have the same names.
+            of = {1: "an rnn", 3: "a gru", 4: "an lstm"}.get(shape[-1] / shape[0], "another cell")
+            raise ValueError(
+                f"params look like those of {of}, with w_h of shape {shape}, and that of this "
+                f"{self.factory} is {(self.hidden, width)}: pass the (params, state) that init of "
+                "this layer returned"
+            )
+        biases = jax.eval_shape(lambda: self.start_bias(x.dtype))
+        weights = ("w_x", "w_h", *biases, *(("carry",) if self.learn_carry else ()))
+        check_made(self.factory, params, state, norms, weights)
+        for place, norm in norms.items():
             if bool(jax.tree.leaves(state[place])) != norm.norm.stateful:
                 keeps = "keeps statistics" if norm.norm.stateful else "keeps none"
                 raise ValueError(

@@ -419,3 +419,34 @@ def test_what_another_layer_made_is_refused():
         bn.apply(made[bn][0], made[ln][1], x, stats="batch")
     with pytest.raises(ValueError, match="those of 4 units and this lstm has 8"):
         recurrent.bn_lstm(8, 3).apply(*made[bn], x, stats="batch")
+
+
+@pytest.mark.parametrize("norm", [None, nj.layer_norm()], ids=["plain", "normalized"])
+def test_params_of_another_cell_are_told(norm):
+    x = jnp.ones((2, 5, 3))
+    cells = {"an lstm": recurrent.lstm, "a gru": recurrent.gru, "an rnn": recurrent.rnn}
+    layers = {name: make(4, norm_x=norm, norm_h=norm) for name, make in cells.items()}
+    for name, layer in layers.items():
+        for other, made in layers.items():
+            given = made.init(jax.random.key(0), 3)
+            if other == name:
+                layer.apply(*given, x, stats="batch")
+                continue
+            with pytest.raises(ValueError, match=rf"look like those of {other}, with w_h of shape"):
+                layer.apply(*given, x, stats="batch")
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (recurrent.lstm(4), "bias"),
+        (recurrent.gru(4), "bias_hn"),
+        (recurrent.rnn(4, learn_carry=True), "carry"),
+    ],
+    ids=["bias", "bias_hn", "carry"],
+)
+def test_a_missing_weight_is_named(layer, name):
+    params, state = layer.init(jax.random.key(0), 3)
+    del params[name]
+    with pytest.raises(ValueError, match=rf"{layer.factory} needs \[.*'{name}'.*\] in params"):
+        layer.apply(params, state, jnp.ones((2, 5, 3)), stats="batch")
