@@ -16,6 +16,7 @@ help:
 # The stamp is newer than pyproject.toml exactly when the environment is up to date.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "normjax needs Python 3.11 or newer and found %d.%d: run make PYTHON=/path/to/python3.11" % v[:2])'
+	@test -e $@ || echo "Making $(VENV) (1 to 3 minutes) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
