@@ -408,7 +408,22 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         except flags.Error as error:
             # A config file that refuses its variant arrives here with its traceback in the text.
             line = str(error).strip().splitlines()[-1]
-            raise UsageError(line.removeprefix("ValueError: ")) from error
+            raise UsageError(_unread(line) or line.removeprefix("ValueError: ")) from error
+
+
+def _unread(line: str) -> str:
+    """Say what a value must be that absl, in its own words, could not read."""
+    kinds = {
+        "invalid literal for int": ("an integer", "100"),
+        "could not convert string to float": ("a number", "0.01"),
+        "('Non-boolean argument": ("True or False", "True"),
+    }
+    flag, _, reason = line.removeprefix("flag ").partition(": ")
+    for start, (kind, example) in kinds.items():
+        if reason.startswith(start):
+            key, _, value = flag.partition("=")
+            return f"{key}={value!r} is not {kind}; write for instance {key}={example}."
+    return ""
 
 
 def no_arguments(argv: Sequence[str]) -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import normjax as nj
 from configs.recurrent_bn import _protocol, digits, mnist, pmnist
@@ -125,7 +128,7 @@ def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
             "--config.stepz=3",
         ): "--config.stepz is no key of this config. Did you mean 'steps'",
         (file, "--config.model.norm_x.scale=1"): "Did you mean 'scale_init'?",
-        (file, "--config.steps=many"): "invalid literal",
+        (file, "--config.steps=1e2"): "--config.steps='1e2' is not an integer; write for instance",
         ("--config=nowhere.py",): "there is no config file 'nowhere.py'",
         (): "write --config=configs/recurrent_bn/digits.py:bn_lstm",
     }
@@ -141,3 +144,21 @@ def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
         assert errors.startswith("error: ") and message in errors
         assert "Traceback" not in errors
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("--c.n=1e2", "--c.n='1e2' is not an integer; write for instance --c.n=100."),
+        ("--c.rate=fast", "--c.rate='fast' is not a number; write for instance --c.rate=0.01."),
+        ("--c.on=maybe", "--c.on='maybe' is not True or False; write for instance --c.on=True."),
+    ],
+)
+def test_a_value_of_another_type_is_told(word, told, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", word])  # where config_flags looks for its keys
+    values = flags.FlagValues()
+    config = ml_collections.ConfigDict({"n": 1, "rate": 0.5, "on": False})
+    config_flags.DEFINE_config_dict("c", config, flag_values=values)
+    with pytest.raises(flags.Error) as error:
+        values(sys.argv)
+    assert configs._unread(str(error.value)) == told
