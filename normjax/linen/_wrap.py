@@ -100,6 +100,13 @@ class Recurrent(nn.Module):
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
     and dropout in mode `"batch"`.
 
+    After few updates the running averages still hold some of the mean 0 and variance 1 that they
+    start from, which is far more than the variances of the first steps: with `stats="running"` a
+    BN-LSTM may then be near chance, however well it trains. Exact statistics from one pass over
+    training data cure it, `normjax.population_update`; or a decay that grows,
+    `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}` with n updates done, so that the first
+    update forgets the start.
+
     Attributes:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
         stats: `"batch"` or `"running"`; may be given at the call instead. Layers without state,

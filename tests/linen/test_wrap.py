@@ -139,3 +139,24 @@ def test_a_factory_is_no_norm(norm):
 def test_what_is_no_layer_is_refused(layer):
     with pytest.raises(TypeError, match=r"Recurrent takes layers such as lstm\(100\)"):
         linen.Recurrent(layer)
+
+
+def test_a_decay_that_grows_forgets_the_start():
+    """As the docstring of `Recurrent` says: else the start's variance 1 is most of what is kept."""
+    module = linen.Recurrent(recurrent.bn_lstm(4, max_steps=5))
+    x = 0.01 * X
+    variables = module.init(jax.random.key(0), x, stats="running")
+    exact = nj.population_update(
+        lambda v, x: module.apply(v, x, stats="batch", mutable=["batch_stats"]), variables, [x]
+    )
+    plain, grown = dict(variables), dict(variables)
+    for n in range(10):
+        decay = jnp.minimum(0.99, n / (n + 1))
+        how = {"stats": "batch", "mutable": ["batch_stats"]}
+        plain |= module.apply(plain, x, **how)[1]
+        grown |= module.apply(grown, x, hyper={"decay": decay}, **how)[1]
+    var = [tree["norm_x"]["var"] for tree in (exact, grown["batch_stats"], plain["batch_stats"])]
+    np.testing.assert_allclose(var[1], var[0], rtol=1e-4)
+    np.testing.assert_allclose(var[2], 0.99**10, atol=1e-2)
+    for line in ("near chance", "`normjax.population_update`", "jnp.minimum(0.99, n / (n + 1))"):
+        assert line in linen.Recurrent.__doc__

@@ -153,3 +153,12 @@ def test_a_factory_is_no_norm(norm):
 def test_what_is_no_layer_is_refused(layer):
     with pytest.raises(TypeError, match=r"Recurrent takes layers such as lstm\(100\)"):
         nnx.Recurrent(layer, 3, rngs=fnn.Rngs(0))
+
+
+def test_recurrent_says_how_to_evaluate_after_few_updates():
+    """As `linen.Recurrent`, where the numbers are tested; the decay reaches the norms here too."""
+    layer = nnx.Recurrent(recurrent.bn_lstm(4, max_steps=5), 3, rngs=fnn.Rngs(0))
+    layer(0.01 * X, stats="batch", hyper={"decay": jnp.minimum(0.99, 0 / 1)})
+    assert float(layer.norm_x["var"][...].max()) < 1e-2
+    for line in ("near chance", "`normjax.nnx.population_update`", "jnp.minimum(0.99, n / (n + 1)"):
+        assert line in nnx.Recurrent.__doc__
