@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine, place, place_one, start_affine
 from normjax._one_sample import space, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Norm, PyTree, Stats
@@ -81,6 +81,7 @@ class DynamicTanh(Norm):
         return _moments.affine(squashed, at.scale, at.bias).astype(x.dtype)
 
 
+@_words.told()
 def dynamic_tanh(
     *,
     alpha_init: float = 0.5,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import place, start_affine
 from normjax.base import Affine, Array, AxisName, Collect, Hyper, Moments, Norm, Running, Stats
 
@@ -83,6 +83,7 @@ class BatchNorm(Norm):
         return tuple(a for a in range(ndim) if a not in axes)
 
 
+@_words.told()
 def batch_norm(
     *,
     axes: int | Sequence[int] | None = None,

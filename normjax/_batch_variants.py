@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._batch import BatchNorm, batch_norm
 from normjax.base import (
     Affine,
@@ -94,6 +94,7 @@ class MeanOnlyBatchNorm(Norm):
         return tuple(a for a in range(ndim) if a not in axes)
 
 
+@_words.told()
 def mean_only_batch_norm(
     *,
     axes: int | Sequence[int] | None = None,
@@ -210,6 +211,7 @@ def _check_limits(r_max: Any, d_max: Any) -> None:
         raise ValueError(f"d_max={d_max!r} must be a non-negative number")
 
 
+@_words.told()
 def batch_renorm(
     *,
     r_max: float = 3.0,

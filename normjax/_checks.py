@@ -33,7 +33,7 @@ def hyper(value: Mapping[str, Any] | None, known: Sequence[str], who: str) -> No
     for name in value or ():
         if name not in known:
             names = ", ".join(known) if known else "nothing"
-            raise ValueError(f"{who} takes {names} in hyper=, not {name!r}{_nearest(name, known)}")
+            raise ValueError(f"{who} takes {names} in hyper=, not {name!r}{nearest(name, known)}")
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
@@ -41,7 +41,7 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
     known = tuple(known)
     if value not in known:
         listed = " | ".join(repr(k) for k in known)
-        raise ValueError(f"{name}={value!r}: write {name}={listed}{_nearest(value, known)}")
+        raise ValueError(f"{name}={value!r}: write {name}={listed}{nearest(value, known)}")
 
 
 def floating(x: Any, who: str) -> jax.Array:
@@ -52,6 +52,30 @@ def floating(x: Any, who: str) -> jax.Array:
             f"{who} needs floating or complex x and got {x.dtype}: write x.astype(jnp.float32)"
         )
     return x
+
+
+def shape(value: Any, who: str) -> None:
+    """Refuse what stands in the place of the shape of x: its features alone, x itself, a key."""
+    if isinstance(value, int | np.integer):
+        raise TypeError(
+            f"init of {who} takes the shape of x and got {value}: write init((1, {value})), or "
+            "init(x.shape)"
+        )
+    if hasattr(value, "dtype"):
+        raise TypeError(
+            f"init of {who} takes the shape of x first and got an array of shape {value.shape}: "
+            "write init(x.shape), or init(x.shape, key=key)"
+        )
+
+
+def features(value: Any) -> None:
+    """Refuse what is no size of the last axis of x: x itself, its shape, a number below 1."""
+    if np.ndim(value):
+        raise TypeError(
+            f"init takes (key, features) and got features of shape {np.shape(value)}: write "
+            "init(key, x.shape[-1])"
+        )
+    positive_int("features", value)
 
 
 def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
@@ -232,6 +256,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def _nearest(value: Any, known: Iterable[Any]) -> str:
+def nearest(value: Any, known: Iterable[Any]) -> str:
     close = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

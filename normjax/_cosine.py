@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact
 
-from normjax import _checks, _direction, _moments
+from normjax import _checks, _direction, _moments, _words
 from normjax.base import Array, Norm, PyTree, Stats
 
 
@@ -40,9 +40,10 @@ class CosineDense:
             `(params, state)`. The directions of the kernel are uniform; its lengths do not matter.
 
         Raises:
+            TypeError: `features` is x or its shape.
             ValueError: `features` is not a positive integer.
         """
-        _checks.positive_int("features", features)
+        _checks.features(features)
         kernel = jax.nn.initializers.lecun_normal()(key, (features, self.hidden), dtype)
         params = {"kernel": kernel}
         if self.use_scale:
@@ -100,6 +101,7 @@ def _less_mean(x: jax.Array, axis: int) -> jax.Array:
     return x - _moments.expand(_moments.moments(x, axis).mean, kept, x.ndim)
 
 
+@_words.told()
 def cosine_dense(
     hidden: int,
     *,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Num
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine, place, place_one
 from normjax._group import GroupNorm, group_count, groups_argument, split
 from normjax._one_sample import OneSample, space, space_argument, wide
@@ -106,6 +106,7 @@ class EvoNormB0(_ChannelStats):
         return _moments.affine(y, at.scale, at.bias).astype(x.dtype)
 
 
+@_words.told()
 def evo_norm_b0(
     *,
     axes: int | Sequence[int] | None = None,
@@ -205,6 +206,7 @@ class EvoNormS0(GroupNorm):
         return y.reshape(x.shape).astype(x.dtype)
 
 
+@_words.told()
 def evo_norm_s0(
     *,
     groups: int | None = None,
@@ -329,6 +331,7 @@ class SwitchableNorm(_ChannelStats):
         return super().transform(affine, state, blended, x, stats=stats, mask=mask, hyper=hyper)
 
 
+@_words.told()
 def switchable_norm(
     *,
     axes: int | Sequence[int] | None = None,

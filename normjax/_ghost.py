@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._batch import BatchNorm, batch_norm
 from normjax._batch_variants import fields_of
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -113,6 +113,7 @@ class GhostBatchNorm(BatchNorm):
         return x[where], masks, axes, lambda y: y[real.nonzero()]
 
 
+@_words.told()
 def ghost_batch_norm(
     *,
     size: int,

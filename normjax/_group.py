@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine, place
 from normjax._one_sample import OneSample, space, space_argument
 from normjax.base import Affine, Array, Hyper, Moments, Norm, PyTree, Stats
@@ -110,6 +110,7 @@ def groups_argument(groups: int | None, group_size: int | None, who: str) -> int
     return groups
 
 
+@_words.told()
 def group_norm(
     *,
     groups: int | None = None,
@@ -192,6 +193,7 @@ class InstanceNorm(OneSample):
         return (ndim - 1,)
 
 
+@_words.told()
 def instance_norm(
     *,
     axes: int | Sequence[int] | None = None,

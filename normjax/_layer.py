@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine, place, start_affine
 from normjax._one_sample import OneSample, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -39,6 +39,7 @@ class LayerNorm(OneSample):
         return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
 
 
+@_words.told()
 def layer_norm(
     *,
     axes: int | Sequence[int] = -1,
@@ -149,6 +150,7 @@ class Identity(Norm):
         return _moments.affine(wide(x, mask), at.scale, at.bias).astype(x.dtype)
 
 
+@_words.told()
 def identity(
     *,
     use_scale: bool = False,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Num
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine, place, place_one
 from normjax._one_sample import OneSample, space, space_argument, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -62,6 +62,7 @@ class LocalResponseNorm(Norm):
         return y.astype(x.dtype)
 
 
+@_words.told()
 def local_response_norm(
     *,
     size: int = 5,
@@ -195,6 +196,7 @@ class FilterResponseNorm(OneSample):
         return y.astype(x.dtype)
 
 
+@_words.told()
 def filter_response_norm(
     *,
     axes: int | Sequence[int] | None = None,
@@ -311,6 +313,7 @@ class GlobalResponseNorm(OneSample):
         return (y + d).astype(x.dtype)
 
 
+@_words.told()
 def global_response_norm(
     *,
     axes: int | Sequence[int] | None = None,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import check_affine
 from normjax._one_sample import OneSample
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -78,6 +78,7 @@ class RMSNorm(OneSample):
         return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
 
 
+@_words.told()
 def rms_norm(
     *,
     axes: int | Sequence[int] = -1,
@@ -178,6 +179,7 @@ class L2Norm(OneSample):
         return m._replace(var=m.var * m.count)
 
 
+@_words.told()
 def l2_norm(
     *,
     axes: int | Sequence[int] = -1,
@@ -249,6 +251,7 @@ class ScaleNorm(L2Norm):
         return dataclasses.replace(self, scale_init=math.sqrt(size)).init(shape, dtype, key=key)
 
 
+@_words.told()
 def scale_norm(
     *, axes: int | Sequence[int] = -1, eps: float = 1e-10, scale_init: float | None = None
 ) -> Norm:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Inexact
 
-from normjax import _checks, _direction, _moments, _weights
+from normjax import _checks, _direction, _moments, _weights, _words
 from normjax.base import Array, Reparam, Scaled, Stats
 
 
@@ -102,6 +102,7 @@ def _dot(a: Array, b: Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+@_words.told()
 def spectral_norm(
     *,
     axes: int | Sequence[int] | None = None,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from normjax import _checks, _direction, _moments
+from normjax import _checks, _direction, _moments, _words
 from normjax.base import Array, PyTree, Reparam, Scaled, Stats
 
 Train = Literal["both", "direction", "scale"]
@@ -61,6 +61,7 @@ class WeightNorm(Reparam):
         return jnp.log(jnp.maximum(gain, jnp.finfo(gain.dtype).tiny))
 
 
+@_words.told()
 def weight_norm(
     *,
     axes: int | Sequence[int] | None = None,
@@ -144,6 +145,7 @@ class WeightStandardization(Reparam):
         return _moments.normalize(v, m, axes, scale=scale, eps=self.eps), state
 
 
+@_words.told()
 def weight_standardization(
     *,
     axes: int | Sequence[int] | None = None,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Inexact
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._affine import start_affine
 from normjax._inverse_root import inverse_root, newton_inverse_root
 from normjax.base import (
@@ -303,6 +303,7 @@ class IterativeNorm(WhiteningNorm):
         return newton_inverse_root(cov, self.iterations)
 
 
+@_words.told()
 def decorrelated_batch_norm(
     *,
     group_size: int | None = None,
@@ -376,6 +377,7 @@ def decorrelated_batch_norm(
     return _checked(made)
 
 
+@_words.told()
 def iterative_norm(
     *,
     group_size: int | None = None,

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Inexact, Num
 
-from normjax import _checks
+from normjax import _checks, _words
 
 Array = jax.Array | np.ndarray
 PyTree = Any
@@ -143,6 +144,12 @@ class Norm(abc.ABC):
     stateful: ClassVar[bool] = False
     hypers: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Let `init` of every norm, a user's too, say what to write for what is no shape."""
+        super().__init_subclass__(**keywords)
+        if "init" in vars(cls):
+            cls.init = _words.told()(_of_a_shape(cls.init))  # type: ignore[method-assign]
+
     @abc.abstractmethod
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -221,6 +228,7 @@ class Norm(abc.ABC):
         del seen, stats, hyper
         return state
 
+    @_words.told()
     def apply(
         self,
         params: PyTree,
@@ -252,13 +260,14 @@ class Norm(abc.ABC):
 
         Raises:
             TypeError: `x` is not floating or complex, `mask` is not boolean, params and state are
-                exchanged.
+                exchanged or those of a Flax module.
             ValueError: unknown `stats` or `hyper`, shapes that do not fit.
         """
         _checks.stats(stats)
         _checks.hyper(hyper, self.hypers, self.factory)
         x = _checks.floating(x, self.factory)
         mask = _checks.mask(mask, x.shape)
+        _words.no_variables(params, self.factory)
         kept = isinstance(params, Running | RunningMean | RunningCov | Collect)
         if kept or (not self.stateful and jax.tree.leaves(state)):
             raise TypeError(
@@ -341,6 +350,15 @@ class Reparam(abc.ABC):
         """
 
     __repr__ = Norm.__repr__
+
+
+def _of_a_shape(init: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **keywords: Any) -> Any:
+        _checks.shape(args[0] if args else keywords.get("shape", ()), self.factory)
+        return init(self, *args, **keywords)
+
+    return checked
 
 
 def gathers(state: PyTree) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks
+from normjax import _checks, _words
 from normjax.base import Norm, PyTree
 from normjax.recurrent._contract import Gates, NormAt, hold
 from normjax.recurrent._initializers import Initializer
@@ -136,6 +136,7 @@ class RNN(Recurrent):
         return jnp.zeros((batch, self.hidden), dtype)
 
 
+@_words.told()
 def lstm(
     hidden: int,
     *,
@@ -226,6 +227,7 @@ def lstm(
     )
 
 
+@_words.told()
 def gru(
     hidden: int,
     *,
@@ -302,6 +304,7 @@ def gru(
     )
 
 
+@_words.told()
 def rnn(
     hidden: int,
     *,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks
+from normjax import _checks, _words
 from normjax._population import collecting
 from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats
 from normjax.recurrent import _lifts, _sequences
@@ -60,6 +60,7 @@ class Stack(Layer):
         """Whether sequences are `[time, batch, features]`."""
         return self.layers[0].time_first
 
+    @_words.told()
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,6 +77,7 @@ class Stack(Layer):
                 )
         return params, state
 
+    @_words.told()
     def apply(
         self,
         params: PyTree,
@@ -250,6 +252,7 @@ class Bidirectional(Layer):
         """Whether sequences are `[time, batch, features]`."""
         return self.forward.time_first
 
+    @_words.told()
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,6 +266,7 @@ class Bidirectional(Layer):
         params = {name: m[0] for name, m in zip(names, made, strict=True)}
         return params, {name: m[1] for name, m in zip(names, made, strict=True)}
 
+    @_words.told()
     def apply(
         self,
         params: PyTree,
@@ -358,6 +362,7 @@ class Bidirectional(Layer):
         return _sequences.reverse(x.swapaxes(0, 1), lengths).swapaxes(0, 1)
 
 
+@_words.told()
 def stack(
     layers: Sequence[Any],
     *,
@@ -410,6 +415,7 @@ def stack(
     return Stack(layers, between, residual, dropout)
 
 
+@_words.told()
 def bidirectional(
     forward: Any, backward: Any = None, *, merge: Literal["concat", "sum"] = "concat"
 ) -> Layer:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from normjax import _words
 from normjax.base import Norm, PyTree
 
 NormAt = Callable[[str, jax.Array], jax.Array]
@@ -138,6 +139,7 @@ def check_made(
     who: str, params: Any, state: Any, both: Collection[str], weights: Collection[str] = ()
 ) -> None:
     """Refuse what `init` of another layer returned: `both` are the entries of params and state."""
+    _words.no_variables(params, who)
     of, kept = (set(tree) if isinstance(tree, Mapping) else set() for tree in (params, state))
     norms = {name for name in of if name.startswith("norm_")}
     if not {*both, *weights} <= of or not norms <= {*both} or kept != {*both}:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Inexact, Integer
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax._population import collecting
 from normjax.base import Array, AxisName, Hyper, PyTree, Stats
 from normjax.recurrent import _initializers, _lifts, _scan, _sequences
@@ -93,6 +93,7 @@ class Recurrent(Layer):
 
     # What a user calls.
 
+    @_words.told()
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,9 +108,10 @@ class Recurrent(Layer):
             `(params, state)`.
 
         Raises:
+            TypeError: `features` is x or its shape.
             ValueError: `features` is not a positive integer.
         """
-        _checks.positive_int("features", features)
+        _checks.features(features)
         key_x, key_h, key_norms = jax.random.split(key, 3)
         width = (self.gates, self.hidden)
         params: dict[str, Any] = {
@@ -128,6 +130,7 @@ class Recurrent(Layer):
             params["carry"] = jax.tree.map(lambda z: z[0], self.start_carry(1, dtype))
         return params, state
 
+    @_words.told()
     def apply(
         self,
         params: PyTree,
@@ -167,7 +170,8 @@ class Recurrent(Layer):
             after each sequence's last step, and the next state.
 
         Raises:
-            TypeError: `x` is not floating, `lengths` not integer, an LSTM's carry a plain tuple.
+            TypeError: `x` is not floating, `lengths` not integer, an LSTM's carry a plain tuple,
+                `params` the variables of a Flax module.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
         params, x, carry, mask, nudge = self._ready(

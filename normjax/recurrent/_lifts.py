@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments
+from normjax import _checks, _moments, _words
 from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Stats, gathers
 
 Beyond = Literal["last", "merge", "error"]
@@ -320,6 +320,7 @@ class SequenceWise(SeqNorm):
         return state if seen is None else self.norm.update(state, seen, stats=stats, hyper=hyper)
 
 
+@_words.told()
 def per_step(
     norm: Norm, max_steps: int, *, share_params: bool = True, beyond: Beyond = "last"
 ) -> SeqNorm:
@@ -371,6 +372,7 @@ def per_step(
     )
 
 
+@_words.told()
 def shared(norm: Norm) -> SeqNorm:
     """Keep one set of statistics for all steps: the ablation that the recurrent paper warns of.
 
@@ -402,6 +404,7 @@ def shared(norm: Norm) -> SeqNorm:
     return Shared(_plain(norm, "shared"))
 
 
+@_words.told()
 def sequence_wise(norm: Norm) -> SeqNorm:
     r"""Take statistics over time and batch together, padding left out.
 

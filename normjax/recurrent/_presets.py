@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from normjax import _words
 from normjax._batch import batch_norm
 from normjax._layer import layer_norm
 from normjax._rms import rms_norm
@@ -15,6 +16,7 @@ from normjax.recurrent._layer import Recurrent
 from normjax.recurrent._lifts import SeqNorm, per_step, sequence_wise, shared
 
 
+@_words.told(lstm)
 def bn_lstm(
     hidden: int,
     max_steps: int,
@@ -69,6 +71,7 @@ def bn_lstm(
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
 
 
+@_words.told(lstm)
 def bn_lstm_ablations(
     hidden: int, max_steps: int, *, scale_init: float = 0.1, **options: Any
 ) -> dict[str, Recurrent]:
@@ -119,6 +122,7 @@ def bn_lstm_ablations(
     }
 
 
+@_words.told(gru)
 def bn_gru(
     hidden: int,
     max_steps: int,
@@ -160,6 +164,7 @@ def bn_gru(
     return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
 
 
+@_words.told(lstm)
 def vertical_bn_lstm(
     hidden: int,
     max_steps: int | None = None,
@@ -199,6 +204,7 @@ def vertical_bn_lstm(
     return lstm(hidden, norm_x=_vertical(max_steps, eps, decay), **options)
 
 
+@_words.told(rnn)
 def deep_speech_rnn(
     hidden: int,
     max_steps: int | None = None,
@@ -239,6 +245,7 @@ def deep_speech_rnn(
     )
 
 
+@_words.told(lstm)
 def ln_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""Layer-normalized LSTM of Ba et al.
 
@@ -271,6 +278,7 @@ def ln_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
 
 
+@_words.told(gru)
 def ln_gru(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""Layer-normalized GRU of Ba et al.: four norms, the reset gate after `LN(U h)`.
 
@@ -300,6 +308,7 @@ def ln_gru(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return gru(hidden, norm_x=norm, norm_h=norm, norm_xn=norm, norm_hn=norm, **options)
 
 
+@_words.told(lstm)
 def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""LSTM with RMS norm in the places of the layer-normalized one.
 
@@ -329,6 +338,7 @@ def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
 
 
+@_words.told(lstm)
 def wn_lstm(hidden: int, **options: Any) -> Any:
     r"""LSTM with weight norm on both weights, each made once a call and outside the scan.
 
