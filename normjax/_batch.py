@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments, _words
+from normjax import _checks, _impl, _moments, _words
 from normjax._affine import place, start_affine
 from normjax.base import Affine, Array, AxisName, Collect, Hyper, Moments, Norm, Running, Stats
 
@@ -31,6 +31,7 @@ class BatchNorm(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    impl: _impl.Impl = "xla"
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -46,6 +47,11 @@ class BatchNorm(Norm):
         """Measure this batch, over all devices of `axis_name`."""
         del params
         groups = self.axis_index_groups if axis_name is not None else None
+        if self.impl == "kernel":
+            axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
+            found = _impl.measured(x, axes, mask, axis_name, groups)
+            if found is not None:
+                return found
         return _moments.moments(
             x, self.axes, mask=mask, axis_name=axis_name, axis_index_groups=groups
         )
@@ -67,6 +73,11 @@ class BatchNorm(Norm):
         _checks.same_features(state, tuple(jnp.shape(x)[a] for a in kept), self.factory)
         at = place(params, kept, jnp.shape(x))
         m = _moments.source(state, seen, stats)
+        if self.impl == "kernel":
+            axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
+            y = _impl.standardized(params, m, x, axes, self.eps, mask)
+            if y is not None:
+                return y
         return _moments.normalize(
             x, m, self.axes, scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
         )
@@ -95,6 +106,7 @@ def batch_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    impl: _impl.Impl = "xla",
 ) -> Norm:
     r"""Batch normalization: each feature over the batch (and space), Ioffe and Szegedy's.
 
@@ -119,6 +131,8 @@ def batch_norm(
         bias_init: start of beta.
         axis_index_groups: groups of device indices whose statistics are pooled apart, under
             `axis_name`.
+        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
+            no device has tried yet.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.
@@ -155,4 +169,5 @@ def batch_norm(
         scale_init=scale_init,
         bias_init=bias_init,
         axis_index_groups=None if groups is None else tuple(tuple(g) for g in groups),
+        impl=_impl.check(impl),
     )

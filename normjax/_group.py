@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments, _words
+from normjax import _checks, _impl, _moments, _words
 from normjax._affine import check_affine, place
 from normjax._one_sample import OneSample, space, space_argument
 from normjax.base import Affine, Array, Hyper, Moments, Norm, PyTree, Stats
@@ -24,10 +24,14 @@ class GroupNorm(OneSample):
     groups: int | None = None
     group_size: int | None = None
     axes: tuple[int, ...] | None = None
+    impl: _impl.Impl = "xla"
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes averaged over once the channels are `[groups, channels of a group]`."""
-        return (*space(self.axes, ndim, self.factory), ndim)
+        return (*self._space(ndim), ndim)
+
+    def _space(self, ndim: int) -> tuple[int, ...]:
+        return space(self.axes, ndim, self.factory)
 
     def features(self, ndim: int) -> tuple[int, ...]:
         """Return the last axis."""
@@ -43,6 +47,11 @@ class GroupNorm(OneSample):
     def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
         """Return mean and variance of each group of each sample."""
         groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
+        if self.impl == "kernel":
+            channels = _impl.measured(x, self._space(x.ndim), mask)
+            if channels is not None:
+                apart = jax.tree.map(lambda v: split(v, groups), channels)
+                return _moments.merge_axis(apart, axis=-1)
         return _moments.moments(split(x, groups), self.averaged(x.ndim), mask=split(mask, groups))
 
     def transform(
@@ -60,6 +69,11 @@ class GroupNorm(OneSample):
         del state, stats, hyper
         x = jnp.asarray(x)
         groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
+        if self.impl == "kernel":
+            each = jax.tree.map(lambda s: jnp.repeat(s, x.shape[-1] // groups, axis=-1), seen)
+            done = _impl.standardized(params, each, x, self._space(x.ndim), self.eps, mask)
+            if done is not None:
+                return done
         at = place(params, self.features(x.ndim), x.shape)
         y = _moments.normalize(
             split(x, groups),
@@ -121,6 +135,7 @@ def group_norm(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
+    impl: _impl.Impl = "xla",
 ) -> Norm:
     r"""Group normalization: space and a group of channels of one sample; channels are last.
 
@@ -143,6 +158,8 @@ def group_norm(
         use_bias: whether there is a beta, one a channel.
         scale_init: start of gamma; the paper starts the last one of a residual block at 0.
         bias_init: start of beta.
+        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
+            no device has tried yet.
 
     Returns:
         A `Norm` with params `Affine` and no state.
@@ -173,6 +190,7 @@ def group_norm(
         use_bias=use_bias,
         scale_init=scale_init,
         bias_init=bias_init,
+        impl=_impl.check(impl),
     )
 
 
@@ -183,10 +201,38 @@ class InstanceNorm(OneSample):
     factory: ClassVar[str] = "instance_norm"
 
     axes: tuple[int, ...] | None = None
+    impl: _impl.Impl = "xla"
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of space."""
         return space(self.axes, ndim, self.factory, empty=False)
+
+    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
+        """Return mean and variance of each channel of each sample."""
+        if self.impl == "kernel":
+            found = _impl.measured(x, self.averaged(x.ndim), mask)
+            if found is not None:
+                return found
+        return super().measure(x, mask)
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: Moments,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize each channel of each sample by itself."""
+        if self.impl == "kernel":
+            axes = self.averaged(jnp.ndim(x))
+            y = _impl.standardized(params, seen, x, axes, self.eps, mask)
+            if y is not None:
+                return y
+        return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
 
     def features(self, ndim: int) -> tuple[int, ...]:
         """Return the last axis."""
@@ -202,6 +248,7 @@ def instance_norm(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
+    impl: _impl.Impl = "xla",
 ) -> Norm:
     r"""Instance normalization: each channel of one sample over space; channels are last.
 
@@ -219,6 +266,8 @@ def instance_norm(
         use_bias: whether there is a beta, one a channel.
         scale_init: start of gamma.
         bias_init: start of beta.
+        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
+            no device has tried yet.
 
     Returns:
         A `Norm` with params `Affine` and no state.
@@ -247,4 +296,5 @@ def instance_norm(
         use_bias=use_bias,
         scale_init=scale_init,
         bias_init=bias_init,
+        impl=_impl.check(impl),
     )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments, _words
+from normjax import _checks, _impl, _moments, _words
 from normjax._affine import check_affine, place, start_affine
 from normjax._one_sample import OneSample, wide
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -24,6 +24,7 @@ class LayerNorm(OneSample):
     axes: tuple[int, ...] = (-1,)
     feature_axes: tuple[int, ...] | None = None
     feature_axis_name: AxisName = None
+    impl: _impl.Impl = "xla"
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of the features."""
@@ -38,6 +39,26 @@ class LayerNorm(OneSample):
         """Return mean and variance, over all devices that share the features."""
         return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
 
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        seen: Moments,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Normalize each sample by itself; a kernel measures it once more, on the chip."""
+        if self.impl == "kernel" and self.feature_axis_name is None:
+            axes = self.averaged(jnp.ndim(x))
+            if self.features(jnp.ndim(x)) == axes:
+                y = _impl.rows(params, x, axes, self.eps, mask, centred=True)
+                if y is not None:
+                    return y
+        return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
+
 
 @_words.told()
 def layer_norm(
@@ -50,6 +71,7 @@ def layer_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     feature_axis_name: AxisName = None,
+    impl: _impl.Impl = "xla",
 ) -> Norm:
     r"""Layer normalization: all features of one sample, at every position by itself.
 
@@ -72,6 +94,8 @@ def layer_norm(
             recurrent batch norm.
         bias_init: start of the bias.
         feature_axis_name: device axis that the *features* are split over.
+        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
+            no device has tried yet.
 
     Returns:
         A `Norm` with params `Affine` and no state.
@@ -105,6 +129,7 @@ def layer_norm(
         scale_init=scale_init,
         bias_init=bias_init,
         feature_axis_name=feature_axis_name,
+        impl=_impl.check(impl),
     )
 
 

@@ -97,7 +97,7 @@ def moments(
     mask = _checks.mask(mask, x.shape)
     axes = _checks.resolve_axes(axes, x.ndim)
     x = x.astype(stat_dtype(x.dtype))
-    count = _count(mask, x, axes)
+    count = counts(mask, x, axes)
     n = None if mask is None else jnp.maximum(count, 1)
     if mask is not None:
         x = jnp.where(mask, x, 0)
@@ -127,7 +127,7 @@ def means(
     mask = _checks.mask(mask, x.shape)
     axes = _checks.resolve_axes(axes, x.ndim)
     x = x.astype(stat_dtype(x.dtype))
-    count = _count(mask, x, axes)
+    count = counts(mask, x, axes)
     mean, _ = _two_pass(x, axes, mask, jnp.maximum(count, 1))
     if axis_name is not None:
         count, total = lax.psum(
@@ -186,7 +186,7 @@ def second_moments(
     x = x.astype(stat_dtype(x.dtype))
     if mask is not None:
         mask = jnp.all(mask, -1, keepdims=True)
-    count = _count(mask, x, axes)[..., 0]
+    count = counts(mask, x, axes)[..., 0]
     n = jnp.maximum(count, 1)
     mean, d = _two_pass(x, axes, mask, n[..., None])
     vectors, _ = rows(d, axes)
@@ -244,7 +244,7 @@ def mean_square(
     mask = _checks.mask(mask, x.shape)
     axes = _checks.resolve_axes(axes, x.ndim)
     x = x.astype(stat_dtype(x.dtype))
-    count = _count(mask, x, axes)
+    count = counts(mask, x, axes)
     if mask is not None:
         x = jnp.where(mask, x, 0)
     total = jnp.sum(abs2(x), axes)
@@ -372,7 +372,7 @@ def _gram(d: jax.Array) -> jax.Array:
     return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
 
 
-def _count(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> Array:
+def counts(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> Array:
     """Values in each set; the mask is summed in its own small shape, in integers.
 
     In a program that is being traced, what no mask decides is known already: a NumPy array says so.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _moments, _words
+from normjax import _checks, _impl, _moments, _words
 from normjax._affine import check_affine
 from normjax._one_sample import OneSample
 from normjax.base import Affine, Array, AxisName, Hyper, Moments, Norm, PyTree, Stats
@@ -28,6 +28,7 @@ class RMSNorm(OneSample):
     unit_offset: bool = False
     partial: float = 1.0
     feature_axis_name: AxisName = None
+    impl: _impl.Impl = "xla"
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of the features."""
@@ -75,6 +76,13 @@ class RMSNorm(OneSample):
             # Widened first: near 1, a bfloat16 sum would round most of what was learned away.
             scale = jnp.asarray(params.scale)
             params = params._replace(scale=1 + scale.astype(_moments.stat_dtype(scale.dtype)))
+        whole = self.partial == 1 and self.feature_axis_name is None
+        if self.impl == "kernel" and whole:
+            axes = self.averaged(jnp.ndim(x))
+            if self.features(jnp.ndim(x)) == axes:
+                y = _impl.rows(params, x, axes, self.eps, mask, centred=False)
+                if y is not None:
+                    return y
         return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
 
 
@@ -91,6 +99,7 @@ def rms_norm(
     unit_offset: bool = False,
     partial: float = 1.0,
     feature_axis_name: AxisName = None,
+    impl: _impl.Impl = "xla",
 ) -> Norm:
     r"""Root mean square normalization: layer norm without centring.
 
@@ -110,6 +119,8 @@ def rms_norm(
         partial: fraction of the features, the first ones (rounded up), that the mean square
             is taken over: pRMSNorm; the paper's is 0.0625. In (0, 1].
         feature_axis_name: device axis that the *features* are split over.
+        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
+            no device has tried yet.
 
     Returns:
         A `Norm` with params `Affine` and no state.
@@ -149,6 +160,7 @@ def rms_norm(
         unit_offset=unit_offset,
         partial=partial,
         feature_axis_name=feature_axis_name,
+        impl=_impl.check(impl),
     )
 
 

@@ -66,6 +66,7 @@ _BATCH: dict[str, Any] = {
     "scale_invariant": True,
 }
 _SPACE: dict[str, Any] = {**_BATCH, "centres": (0, 1, 2)}
+_KERNEL: dict[str, Any] = {**_BATCH, "centres": (0, 1)}
 _LAYER: dict[str, Any] = {**_BATCH, "centres": (-1,), "per_sample": True}
 
 SAMPLES: tuple[Sample, ...] = (
@@ -91,6 +92,7 @@ SAMPLES: tuple[Sample, ...] = (
         (8, 6),
         (8, 1),
     ),
+    Sample("batch_norm_kernel", nj.batch_norm(impl="kernel"), (8, 3, 6), (8, 3, 1), **_KERNEL),
     Sample(
         "mean_only_batch_norm",
         nj.mean_only_batch_norm(),
@@ -135,6 +137,7 @@ SAMPLES: tuple[Sample, ...] = (
         scale_invariant=True,
     ),
     Sample("layer_norm", nj.layer_norm(), (4, 5, 6), (4, 5, 1), **_LAYER),
+    Sample("layer_norm_kernel", nj.layer_norm(impl="kernel"), (4, 5, 6), (4, 5, 1), **_LAYER),
     Sample(
         "layer_norm_image",
         nj.layer_norm(axes=(1, 2, 3), feature_axes=-1),
@@ -145,6 +148,15 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(
         "group_norm",
         nj.group_norm(groups=2),
+        (4, 3, 2, 8),
+        (4, 3, 2, 1),
+        shift_invariant=True,
+        scale_invariant=True,
+        per_sample=True,
+    ),
+    Sample(
+        "group_norm_kernel",
+        nj.group_norm(groups=2, impl="kernel"),
         (4, 3, 2, 8),
         (4, 3, 2, 1),
         shift_invariant=True,

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _words
-from normjax.base import Norm, PyTree
+from normjax import _checks, _impl, _words
+from normjax.base import AxisName, Hyper, Norm, PyTree, Stats
+from normjax.recurrent import _fused
 from normjax.recurrent._contract import Gates, NormAt, hold
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._layer import Recurrent, structure
@@ -44,6 +45,7 @@ class LSTM(Recurrent):
     forget_bias: float = 0.0
     zoneout_c: float = 0.0
     carry_normalized: bool = False
+    impl: _impl.Impl = "xla"
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: LSTMCarry
@@ -58,6 +60,27 @@ class LSTM(Recurrent):
         h = o * jnp.tanh(shown)
         following = LSTMCarry(shown if self.carry_normalized else c, h)
         return following, {"input": i, "forget": f, "output": o}
+
+    def _run(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: jax.Array,
+        carry: PyTree,
+        mask: jax.Array | None,
+        nudge: jax.Array | None,
+        key: jax.Array | None,
+        stats: Stats,
+        axis_name: AxisName,
+        hyper: Hyper,
+        look: bool,
+    ) -> Any:
+        absent = (mask, nudge, axis_name, look)
+        if self.impl == "kernel" and _fused.serves(x, self.hidden, stats, *absent):
+            return _fused.run(self, params, state, x, carry, self._how(stats, None, hyper))
+        return super()._run(
+            params, state, x, carry, mask, nudge, key, stats, axis_name, hyper, look
+        )
 
     def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
         """Hold units of c and h, each with its own probability."""
@@ -154,6 +177,7 @@ def lstm(
     zoneout_c: float = 0.0,
     dropout_h: float = 0.0,
     time_major: bool = False,
+    impl: _impl.Impl = "xla",
 ) -> Recurrent:
     r"""LSTM with a norm in any place.
 
@@ -184,6 +208,8 @@ def lstm(
             a sequence (Gal and Ghahramani 2016). Zoneout and dropout act in mode `"batch"`
             where `apply` is given a `key`.
         time_major: x is `[time, batch, features]`.
+        impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
+            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet.
 
     Returns:
         A `Recurrent` with carry `LSTMCarry(c, h)`.
@@ -207,7 +233,7 @@ def lstm(
         Batch Normalization", 2017, equations 6 to 8.
     """
     _checks.number("forget_bias", forget_bias)
-    return structure(
+    layer = structure(
         LSTM,
         hidden=hidden,
         norm_x=norm_x,
@@ -224,7 +250,11 @@ def lstm(
         zoneout_c=zoneout_c,
         dropout_h=dropout_h,
         time_major=time_major,
+        impl=_impl.check(impl),
     )
+    if impl == "kernel":
+        _fused.check(layer)
+    return layer
 
 
 @_words.told()

@@ -296,15 +296,7 @@ class Recurrent(Layer):
         look: bool,
     ) -> tuple[jax.Array, PyTree, PyTree, tuple[dict[str, Any], Gates]]:
         """Return outputs, carry, state, and what was seen: statistics by place, gates by name."""
-        norms = self.norms()
-        how: dict[str, dict[str, Any]] = {
-            place: {
-                "stats": stats,
-                "axis_name": axis_name,
-                "hyper": {k: v for k, v in (hyper or {}).items() if k in norm.norm.hypers},
-            }
-            for place, norm in norms.items()
-        }
+        norms, how = self.norms(), self._how(stats, axis_name, hyper)
         # The input term never needs the recurrence: one matmul for all steps, and one set of
         # statistics, in one exchange between devices. It is normalized in the scan all the same:
         # there it is in cache, and the normalized sequence need not be kept beside the plain one.
@@ -380,6 +372,18 @@ class Recurrent(Layer):
             for place, norm in norms.items()
         }
         return y, carry, state, (seen, gates)
+
+    def _how(self, stats: Stats, axis_name: AxisName, hyper: Hyper) -> dict[str, dict[str, Any]]:
+        """How each norm is called, by place: a number of `hyper` goes to the norms that take it."""
+        given = hyper or {}
+        return {
+            place: {
+                "stats": stats,
+                "axis_name": axis_name,
+                "hyper": {k: v for k, v in given.items() if k in norm.norm.hypers},
+            }
+            for place, norm in self.norms().items()
+        }
 
     def zoneout(self, key: jax.Array | None, old: PyTree, new: PyTree) -> PyTree:
         """Hold each hidden unit with probability `zoneout_h`; its expectation without a key."""

@@ -1,0 +1,15 @@
+"""Pallas kernels for accelerators, chosen by `impl="kernel"`; each has a plain twin.
+
+None of them was ever run on a device: they are tested in interpret mode and lowered for TPU and
+GPU, and so they are off by default. What a kernel does not serve (a mask, float64, complex values,
+shapes that do not fit its blocks) goes the plain way: `impl="kernel"` never changes what a norm
+means.
+
+=============  ===============================================================================
+`_rows`        layer and RMS norm: a set is a row, read once forward and once backward
+`_columns`     batch, group, instance norm: several sums over each column's rows in one pass
+`_bn_lstm`     the recurrence of the BN-LSTM, weights and state on the chip; TPU
+`_derive`      how a kernel gets forward mode, `vmap`, second derivatives from its twin
+`_call`        blocks, backends, interpret mode
+=============  ===============================================================================
+"""

@@ -1,0 +1,70 @@
+"""Where a kernel runs, and how its arrays are cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+Backend = Literal["cpu", "gpu", "tpu"]
+WIDEST = 2**14  # features of a row that one block holds
+
+
+def backend() -> Backend:
+    """Where the kernels are to run; on a CPU they are interpreted."""
+    found = jax.default_backend()
+    return "gpu" if found in ("gpu", "cuda", "rocm") else "tpu" if found == "tpu" else "cpu"
+
+
+def serves(x: jax.Array, mask: Any = None) -> bool:
+    """Whether values and dtype of x are a kernel's."""
+    return mask is None and x.size > 0 and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def power_of_two(n: int) -> bool:
+    """Whether Triton, which has no other blocks, takes a block this long."""
+    return n & (n - 1) == 0
+
+
+def call(
+    kernel: Callable[..., None],
+    *args: jax.Array,
+    grid: tuple[int, ...],
+    take: Sequence[tuple[tuple[int, ...], Callable[..., tuple[Any, ...]]]],
+    give: Sequence[tuple[tuple[int, ...], Any, tuple[int, ...], Callable[..., tuple[Any, ...]]]],
+    warps: int = 4,
+    **options: Any,
+) -> Any:
+    """Run a kernel: `take` has each argument's block and its place, `give` shape, dtype and these.
+
+    Inside `shard_map` outputs vary over the devices that any argument varies over.
+    """
+    if backend() == "gpu":  # Triton, and not Mosaic GPU, whose kernels are written another way
+        options["compiler_params"] = triton.CompilerParams(num_warps=warps)
+    how = axis_type(args[0])
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=[pl.BlockSpec(block, place) for block, place in take],
+        out_specs=[pl.BlockSpec(block, place) for _, _, block, place in give],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype, **how) for shape, dtype, _, _ in give],
+        interpret=backend() == "cpu",
+        **options,
+    )(*args)
+
+
+def axis_type(x: Any) -> dict[str, Any]:
+    """Over which devices of a `shard_map` x varies, as `ShapeDtypeStruct` takes it."""
+    kind = jax.typeof(x)
+    names = ("manual_axis_type", "vma")  # of JAX 0.10.2, and before
+    return next(({n: getattr(kind, n)} for n in names if hasattr(kind, n)), {})
+
+
+def varying(x: Any) -> tuple[str, ...]:
+    """The device axes that x varies over."""
+    (kind,) = axis_type(x).values() or (None,)
+    return tuple(getattr(kind, "varying", kind) or ())

@@ -1,0 +1,104 @@
+"""The BN-LSTM with `impl="kernel"`: the recurrence is one program, all else is as in `_layer`.
+
+Not served, and gone the plain way: evaluation with running statistics, padding, a nudge, `look`,
+statistics over devices, other dtypes than float32, and sizes that a chip does not hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from normjax._batch import BatchNorm
+from normjax.base import Moments, PyTree
+from normjax.recurrent._lifts import PerStep, SeqNorm, Shared
+
+PLACES = ("norm_h", "norm_c")
+
+
+def check(layer: Any) -> None:
+    """Refuse a layer whose equations are not the kernel's."""
+    wrong = [
+        f"{place}={norm!r}"
+        for place, norm in ((p, getattr(layer, p)) for p in PLACES)
+        if not _one_affine(norm)
+    ]
+    wrong += [] if layer.norm_sum is None else [f"norm_sum={layer.norm_sum!r}"]
+    for name in ("zoneout_h", "zoneout_c", "dropout_h", "carry_normalized"):
+        if getattr(layer, name):
+            wrong.append(f"{name}={getattr(layer, name)}")
+    if wrong:
+        raise ValueError(
+            "impl='kernel' serves an LSTM with batch norms in norm_h and norm_c (per_step or "
+            "shared, one affine for all steps), none on the sum, no zoneout, dropout or "
+            f'carry_normalized, and this one has {", ".join(wrong)}: write impl="xla"'
+        )
+
+
+def _one_affine(norm: SeqNorm | None) -> bool:
+    if not isinstance(norm, PerStep | Shared) or type(norm.norm) is not BatchNorm:
+        return False
+    whole = norm.norm.axes in (None, (0,), (-2,)) and norm.norm.axis_index_groups is None
+    return whole and getattr(norm, "share_params", True)
+
+
+def serves(x: jax.Array, hidden: int, stats: Any, *absent: Any) -> bool:
+    """Whether the kernel runs this call: `absent` are arguments that it has no part for."""
+    from normjax.kernels import _bn_lstm
+
+    plain = stats == "batch" and not any(a is not None and a is not False for a in absent)
+    return plain and x.dtype == jnp.float32 and _bn_lstm.fits(x.shape[1], hidden)
+
+
+def run(
+    layer: Any, params: PyTree, state: PyTree, x: jax.Array, carry: Any, how: dict[str, Any]
+) -> tuple[jax.Array, Any, PyTree, tuple[dict[str, Any], dict[str, Any]]]:
+    """Run over x `[time, batch, features]`; returns what `Recurrent._run` does."""
+    from normjax.kernels import _bn_lstm
+
+    norms, seen = layer.norms(), {}
+    term = x @ params["w_x"]
+    if "norm_x" in norms:
+        term, seen["norm_x"] = _input(
+            norms["norm_x"], params["norm_x"], state["norm_x"], term, how["norm_x"]
+        )
+    _, batch, width = term.shape
+    at_h, at_c = params["norm_h"], params["norm_c"]
+    hidden = layer.hidden
+    for bias in (params["bias"], at_h.bias):
+        term = term if bias is None else term + bias[None, None]
+    ones, zeros = jnp.ones((width,)), jnp.zeros((hidden,))
+    h, c, of_h, of_c = _bn_lstm.run(
+        term,
+        params["w_h"],
+        ones if at_h.scale is None else at_h.scale.astype(term.dtype),
+        ones[:hidden] if at_c.scale is None else at_c.scale.astype(term.dtype),
+        zeros if at_c.bias is None else at_c.bias.astype(term.dtype),
+        carry.c,
+        carry.h,
+        (norms["norm_h"].norm.eps, norms["norm_c"].norm.eps),
+    )
+    for place, (mean, var) in zip(PLACES, (of_h, of_c), strict=True):
+        seen[place] = Moments(mean, var, jnp.full(mean.shape, batch, mean.dtype))
+    state = {
+        place: norm.commit(state[place], seen[place], stats="batch", hyper=how[place]["hyper"])
+        for place, norm in norms.items()
+    }
+    return h, type(carry)(c=c[-1], h=h[-1]), state, (seen, {})
+
+
+def _input(
+    norm: SeqNorm, params: PyTree, state: PyTree, term: jax.Array, how: dict[str, Any]
+) -> tuple[jax.Array, PyTree]:
+    """The input term of all steps normalized, and what its norm saw."""
+    if not norm.stepwise:
+        return norm.sequence(params, state, term, **how)
+    seen = norm.measure(params, state, term, **how)
+
+    def one(at: PyTree, measured: PyTree, value: jax.Array) -> jax.Array:
+        return norm.place(params, state, at, measured, value, **how)
+
+    y = jax.vmap(one)(norm.unroll(params, state, term.shape[0]), seen, term)
+    return y, seen if norm.norm.stateful else None

@@ -1,0 +1,327 @@
+"""The kernels, interpreted, beside float64 and their plain twins; and lowered for a TPU or GPU.
+
+The norms that use them stand in `normjax.testing` as well, so all batteries run over them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normjax as nj
+from normjax import recurrent
+from normjax.kernels import _bn_lstm, _call, _columns, _rows
+from tests.batteries import check
+from tests.conftest import unchecked
+
+RNG = np.random.default_rng(0)
+NORMS = {
+    "layer": (functools.partial(nj.layer_norm), (37, 24)),
+    "layer, two axes": (functools.partial(nj.layer_norm, axes=(1, 2)), (6, 5, 8)),
+    "layer, no affine": (
+        functools.partial(nj.layer_norm, use_scale=False, use_bias=False),
+        (3, 7, 8),
+    ),
+    "rms": (functools.partial(nj.rms_norm), (37, 24)),
+    "rms, unit offset": (functools.partial(nj.rms_norm, unit_offset=True), (4, 3, 16)),
+    "batch": (functools.partial(nj.batch_norm), (6, 5, 7, 4)),
+    "batch, wide": (functools.partial(nj.batch_norm), (300, 520)),
+    "batch, no affine": (
+        functools.partial(nj.batch_norm, use_scale=False, use_bias=False),
+        (21, 5),
+    ),
+    "group": (functools.partial(nj.group_norm, groups=4), (6, 5, 3, 8)),
+    "instance": (functools.partial(nj.instance_norm), (6, 5, 3, 8)),
+}
+CASES = pytest.mark.parametrize(("make", "shape"), NORMS.values(), ids=NORMS)
+
+
+@pytest.fixture
+def kernels_run(monkeypatch):
+    """The kernels' names as they are called: a test that none was called tests nothing."""
+    called = []
+
+    def watch(module, name):
+        plain = getattr(module, name)
+
+        def call(*args, **kwargs):
+            called.append(f"{module.__name__}.{name}")
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in (
+        (_rows, "norm"),
+        (_columns, "moments"),
+        (_columns, "standardize"),
+        (_bn_lstm, "run"),
+    ):
+        watch(module, name)
+    return called
+
+
+def started(norm, shape, dtype=jnp.float32, mean=0.7):
+    params, state = norm.init(shape)
+    params = jax.tree.map(
+        lambda v: jnp.asarray(1 + 0.3 * RNG.normal(size=v.shape), v.dtype), params
+    )
+    x = jnp.asarray(RNG.normal(size=shape) * 2 + mean, dtype)
+    return params, state, x, jnp.asarray(RNG.normal(size=shape), dtype)
+
+
+def everything(norm, params, state, x, dy):
+    """Output, state, gradients, a tangent, a Hessian-vector product, and per-example gradients."""
+
+    def f(params, x):
+        return norm.apply(params, state, x, stats="batch")
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(f(params, x)[0]) * dy)
+
+    grad = jax.grad(loss, argnums=(0, 1))
+    way = jax.tree.map(jnp.cos, (params, x))
+    several = jnp.stack([x, 2 * x + 1, -x])
+    return {
+        "apply": f(params, x),
+        "grad": grad(params, x),
+        "jvp": jax.jvp(f, (params, x), way),
+        "hvp": jax.jvp(grad, (params, x), way)[1],
+        "vmap": jax.vmap(grad, (None, 0))(params, several),
+        "grad of vmap": jax.grad(lambda p: jax.vmap(loss, (None, 0))(p, several).sum())(params),
+        "reverse twice": jax.grad(lambda x: jnp.sum(jnp.sin(jax.grad(loss, 1)(params, x))))(x),
+    }
+
+
+@CASES
+def test_everything_is_the_twins(make, shape, kernels_run):
+    args = started(make(), shape)
+    plain = jax.jit(functools.partial(everything, make()))(*args)
+    assert not kernels_run
+    fast = jax.jit(functools.partial(everything, make(impl="kernel")))(*args)
+    assert kernels_run
+    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+
+
+@CASES
+def test_values_and_gradients_against_float64(make, shape):
+    params, state, x, dy = started(make(), shape, mean=300.0)
+
+    def loss(norm, params, x):
+        return jnp.sum(norm.apply(params, state, x, stats="batch")[0] * dy.astype(x.dtype))
+
+    run = lambda norm, *args: jax.value_and_grad(functools.partial(loss, norm), (0, 1))(*args)  # noqa: E731
+    fast = run(make(impl="kernel"), params, x)
+    with jax.enable_x64(True):
+        exact = run(make(), *jax.tree.map(lambda v: v.astype(jnp.float64), (params, x)))
+    for got, want in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
+        scale = max(float(np.abs(want).max()), 1.0)
+        np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=3e-4)
+
+
+@CASES
+def test_half_precision_has_statistics_in_float32(make, shape):
+    params, state, x, _ = started(make(), shape, jnp.bfloat16)
+    y, _ = make(impl="kernel").apply(params, state, x, stats="batch")
+    assert y.dtype == jnp.bfloat16
+    want, _ = make().apply(params, state, x.astype(jnp.float32), stats="batch")
+    np.testing.assert_allclose(y.astype(jnp.float32), want, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["layer", "batch", "group", "instance", "rms"])
+@pytest.mark.parametrize("why", ["mask", "float64"])
+def test_what_no_kernel_serves_goes_the_plain_way(name, why, kernels_run):
+    make, shape = NORMS[name]
+    with jax.enable_x64(why == "float64"):
+        params, state, x, _ = started(make(), shape, jnp.dtype("float32" if why == "mask" else why))
+        mask = jnp.asarray(RNG.random(size=(*shape[:-1], 1)) < 0.7)
+        if name in ("layer", "rms"):  # each of whose sets must have some values
+            mask = jnp.asarray(RNG.random(size=shape) < 0.7)
+        how = {"mask": mask} if why == "mask" else {}
+        fast, plain = (
+            make(**kind).apply(params, state, x, stats="batch", **how)
+            for kind in ({"impl": "kernel"}, {})
+        )
+        check.same(fast, plain, rtol=0, atol=0)
+    assert not kernels_run
+
+
+def test_running_statistics_are_the_twins(kernels_run):
+    make, shape = NORMS["batch"]
+    args = started(make(), shape)[:3]
+    fast, plain = (make(**kind).apply(*args, stats="running") for kind in ({"impl": "kernel"}, {}))
+    check.same(fast, plain, rtol=1e-5, atol=1e-5)
+    assert kernels_run == ["normjax.kernels._columns.standardize"]
+
+
+def test_a_padded_last_block_is_nobodys_value():
+    """Rows of a block beyond the end may hold anything, NaN too."""
+    x = jnp.asarray(RNG.normal(size=(1000, 640)) + 5, jnp.float32)
+    block, columns = _columns._block(*x.shape)
+    assert x.shape[0] % block and x.shape[1] % columns
+    mean, var = _columns.moments(x, (0,))
+    np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(var, np.asarray(x, np.float64).var(0), rtol=1e-5)
+
+
+def test_an_unknown_implementation_is_told():
+    for factory in (nj.layer_norm, nj.rms_norm, nj.batch_norm, nj.group_norm, nj.instance_norm):
+        with pytest.raises(ValueError, match="impl='pallas': write impl='xla'"):
+            unchecked(factory)(impl="pallas")
+
+
+# ------------------------------------------------------------------------------------- the BN-LSTM
+
+
+def lstm(**how):
+    return recurrent.bn_lstm(6, max_steps=7, **how)
+
+
+def taught(layer, batch=5, features=3, steps=7):
+    params, state = layer.init(jax.random.key(0), features)
+    params = jax.tree.map(lambda v: v + 0.1 * jnp.cos(jnp.arange(v.size)).reshape(v.shape), params)
+    x = jnp.asarray(RNG.normal(size=(batch, steps, features)), jnp.float32)
+    return params, state, x
+
+
+def through(layer, params, state, x, **how):
+    def loss(params, x):
+        (y, carry), after = layer.apply(params, state, x, stats="batch", **how)
+        moved = sum(jnp.sum(jnp.sin(s)) for s in jax.tree.leaves(after) if s.dtype == jnp.float32)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(carry.c * carry.h) + moved, (y, carry, after)
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+
+@pytest.mark.parametrize("learn_carry", [False, True])
+@pytest.mark.parametrize("steps", [1, 7, 9])
+def test_the_recurrence_is_the_scans(steps, learn_carry, kernels_run):
+    """Outputs, carry, state and gradients, of the statistics too; beyond `max_steps` as well."""
+    how = {"learn_carry": learn_carry}
+    args = taught(lstm(**how), steps=steps)
+    plain = jax.jit(functools.partial(through, lstm(**how)))(*args)
+    assert not kernels_run
+    fast = jax.jit(functools.partial(through, lstm(impl="kernel", **how)))(*args)
+    assert kernels_run == ["normjax.kernels._bn_lstm.run"]
+    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+
+
+def test_the_recurrence_goes_through_other_transformations(kernels_run):
+    params, state, x = taught(lstm(), steps=3)
+
+    def told(layer, params, x):
+        def f(params, x):
+            return layer.apply(params, state, x, stats="batch")[0][0]
+
+        way = jax.tree.map(jnp.cos, (params, x))
+        grad = jax.grad(lambda p, x: jnp.sum(jnp.sin(f(p, x))))
+        return (
+            jax.jvp(f, (params, x), way),
+            jax.jvp(grad, (params, x), way)[1],
+            jax.vmap(grad, (None, 0))(params, jnp.stack([x, 2 * x])),
+            jax.grad(lambda p: jnp.sum(jax.checkpoint(f)(p, x)))(params),
+        )
+
+    plain, fast = (
+        jax.jit(functools.partial(told, layer))(params, x)
+        for layer in (lstm(), lstm(impl="kernel"))
+    )
+    check.same(fast, plain, rtol=5e-4, atol=5e-4)
+    assert kernels_run
+
+
+def test_what_the_recurrence_does_not_serve_goes_the_plain_way(kernels_run):
+    params, state, x = taught(lstm())
+    ways = (
+        {"stats": "running"},
+        {"stats": "batch", "lengths": jnp.array([7, 3, 1, 0, 7])},
+        {"stats": "batch", "nudge": jnp.zeros((5, 7, 6))},
+    )
+    for how in ways:
+        fast, plain = (lstm(**k).apply(params, state, x, **how) for k in ({"impl": "kernel"}, {}))
+        check.same(fast, plain, rtol=0, atol=0)
+    assert not kernels_run
+    found, _ = lstm(impl="kernel").look(params, state, x, stats="batch")
+    assert found.shape == (5, 7, 6) and not kernels_run
+
+
+def test_population_statistics_come_from_the_kernel_too(kernels_run):
+    params, state, x = taught(lstm())
+    fast = nj.population(lstm(impl="kernel"), params, state, [x, x + 1])
+    assert kernels_run
+    check.same(fast, nj.population(lstm(), params, state, [x, x + 1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"norm_sum": recurrent.shared(nj.batch_norm())},
+        {"zoneout_h": 0.1},
+        {"dropout_h": 0.1},
+        {"norm_c": nj.layer_norm()},
+        {"carry_normalized": True},
+        {"norm_h": None},
+        {"norm_h": recurrent.per_step(nj.batch_norm(), 7, share_params=False)},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_a_layer_that_no_kernel_ever_serves_is_told_at_once(how):
+    term = recurrent.per_step(nj.batch_norm(), 7)
+    norms = {"norm_x": term, "norm_h": term, "norm_c": term}
+    with pytest.raises(ValueError, match=r"impl='kernel' serves .* write impl=\"xla\""):
+        recurrent.lstm(6, **(norms | how), impl="kernel")
+
+
+# ----------------------------------------------------------------------------- for the accelerators
+
+
+@pytest.fixture(params=["tpu", "gpu"])
+def accelerator(request, monkeypatch):
+    """Kernels made as for a TPU or a GPU; they cannot run here, and are lowered."""
+    for made in (_rows._built, _columns._moments, _columns._standardize, _bn_lstm._built):
+        made.cache_clear()
+    monkeypatch.setattr(_call, "backend", lambda: request.param)
+    yield {"tpu": "tpu", "gpu": "cuda"}[request.param]
+    for made in (_rows._built, _columns._moments, _columns._standardize, _bn_lstm._built):
+        made.cache_clear()
+
+
+def lowered(function, *args, platform):
+    text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    return text.count("@tpu_custom_call") if platform == "tpu" else text.count("xla.gpu.triton")
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "calls"),
+    [
+        (nj.layer_norm, (64, 256), 2),
+        (nj.rms_norm, (64, 256), 2),
+        (nj.batch_norm, (16, 8, 8, 64), 2),
+        (functools.partial(nj.group_norm, groups=8), (16, 8, 8, 64), 2),
+    ],
+    ids=["layer", "rms", "batch", "group"],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_has_one_kernel_forward_and_one_backward(make, shape, calls, dtype, accelerator):
+    params, state, x, dy = started(make(), shape, dtype)
+    norm = make(impl="kernel")
+
+    def loss(params, x):
+        return jnp.sum(norm.apply(params, state, x, stats="batch")[0] * dy)
+
+    assert lowered(jax.grad(loss, (0, 1)), params, x, platform=accelerator) == calls
+
+
+def test_a_bn_lstm_has_one_kernel_forward_and_one_backward(accelerator):
+    layer = recurrent.bn_lstm(100, max_steps=20, impl="kernel")
+    params, state = layer.init(jax.random.key(0), 1)
+    x = jnp.ones((64, 20, 1))
+
+    def loss(params):
+        return jnp.sum(layer.apply(params, state, x, stats="batch")[0][0])
+
+    calls = lowered(jax.grad(loss), params, platform=accelerator)
+    assert calls == (2 if accelerator == "tpu" else 0)  # a GPU's grid is not walked in order
