@@ -176,6 +176,7 @@ def lstm(
     zoneout_h: float = 0.0,
     zoneout_c: float = 0.0,
     dropout_h: float = 0.0,
+    remat_steps: int | None = None,
     time_major: bool = False,
     impl: _impl.Impl = "xla",
 ) -> Recurrent:
@@ -207,6 +208,9 @@ def lstm(
         dropout_h: probability that a hidden unit is hidden from the recurrent weights, one draw
             a sequence (Gal and Ghahramani 2016). Zoneout and dropout act in mode `"batch"`
             where `apply` is given a `key`.
+        remat_steps: backward, run so many steps at a time again from what they began with, and
+            keep of the others the carry alone: less memory for one more pass forward; about the
+            root of the length is least. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
             program over all steps on a TPU (`normjax.kernels`), which no device has tried yet.
@@ -249,6 +253,7 @@ def lstm(
         zoneout_h=zoneout_h,
         zoneout_c=zoneout_c,
         dropout_h=dropout_h,
+        remat_steps=remat_steps,
         time_major=time_major,
         impl=_impl.check(impl),
     )
@@ -271,6 +276,7 @@ def gru(
     h0_noise: float = 0.0,
     zoneout_h: float = 0.0,
     dropout_h: float = 0.0,
+    remat_steps: int | None = None,
     time_major: bool = False,
 ) -> Recurrent:
     r"""GRU with a norm in any of the layer norm paper's four places.
@@ -294,6 +300,9 @@ def gru(
         h0_noise: standard deviation of noise on the first hidden state, in both modes.
         zoneout_h: probability that a hidden unit keeps its old value, as in `lstm`.
         dropout_h: probability that one is hidden from the recurrent weights, as in `lstm`.
+        remat_steps: backward, run so many steps at a time again from what they began with, and
+            keep of the others the carry alone: less memory for one more pass forward; about the
+            root of the length is least. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
 
     Returns:
@@ -330,6 +339,7 @@ def gru(
         h0_noise=h0_noise,
         zoneout_h=zoneout_h,
         dropout_h=dropout_h,
+        remat_steps=remat_steps,
         time_major=time_major,
     )
 
@@ -348,6 +358,7 @@ def rnn(
     h0_noise: float = 0.0,
     zoneout_h: float = 0.0,
     dropout_h: float = 0.0,
+    remat_steps: int | None = None,
     time_major: bool = False,
 ) -> Recurrent:
     r"""Plain recurrent layer with a norm in any place.
@@ -366,6 +377,9 @@ def rnn(
         h0_noise: standard deviation of noise on the first hidden state, in both modes.
         zoneout_h: probability that a hidden unit keeps its old value, as in `lstm`.
         dropout_h: probability that one is hidden from the recurrent weights, as in `lstm`.
+        remat_steps: backward, run so many steps at a time again from what they began with, and
+            keep of the others the carry alone: less memory for one more pass forward; about the
+            root of the length is least. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
 
     Returns:
@@ -402,5 +416,6 @@ def rnn(
         h0_noise=h0_noise,
         zoneout_h=zoneout_h,
         dropout_h=dropout_h,
+        remat_steps=remat_steps,
         time_major=time_major,
     )

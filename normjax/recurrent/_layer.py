@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Inexact, Integer
 
 from normjax import _checks, _moments, _words
@@ -63,6 +62,7 @@ class Recurrent(Layer):
     h0_noise: float = 0.0
     zoneout_h: float = 0.0
     dropout_h: float = 0.0
+    remat_steps: int | None = None
     time_major: bool = False
 
     # What a cell defines.
@@ -364,7 +364,8 @@ class Recurrent(Layer):
 
         step = jax.checkpoint(body, prevent_cse=False, policy=_scan.worth_keeping)
         xs = (x if late else None, terms, mask, nudge, keys, at)
-        carry, (y, seen_inner, gates) = lax.scan(step, carry, xs)
+        carry, out = _scan.walk(step, carry, xs, x.shape[0], self.remat_steps)
+        y, seen_inner, gates = out
         seen = {p: found if norms[p].norm.stateful else None for p, found in seen.items()}
         seen.update(_scan.together(still["seen"], seen_inner, x.shape[0]))
         state = {
@@ -470,6 +471,8 @@ def structure(kind: type[Recurrent], **fields: Any) -> Any:
     _initializers.check("kernel_init", fields["kernel_init"])
     _initializers.check("recurrent_init", fields["recurrent_init"])
     _checks.positive("h0_noise", fields["h0_noise"], zero=True)
+    if fields["remat_steps"] is not None:
+        _checks.positive_int("remat_steps", fields["remat_steps"])
     for name in ("zoneout_h", "zoneout_c", "dropout_h"):
         _checks.rate(name, fields.get(name, 0.0))
     for place in kind.places:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from normjax.base import PyTree
 
@@ -53,6 +55,40 @@ def worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
     numbers, and hardly any work. It halves the memory of a long sequence.
     """
     return primitive.name in KEPT
+
+
+def exchanged(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a value came from other devices: too dear to ask for twice."""
+    return primitive.name in ("psum", "psum_invariant")
+
+
+def walk(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree,
+    steps: int,
+    chunk: int | None,
+) -> tuple[PyTree, PyTree]:
+    """Scan; with `chunk`, what a step keeps is kept for that many steps at a time.
+
+    Backward, each chunk is then run again from the carry that it began with. Memory goes as
+    `steps / chunk + chunk` and no longer as `steps`, for one more pass forward.
+    """
+    if chunk is None or chunk >= steps:
+        return lax.scan(step, carry, xs)
+
+    def some(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+        return lax.scan(step, carry, xs)
+
+    some = jax.checkpoint(some, prevent_cse=False, policy=exchanged)
+    whole = steps - steps % chunk
+    cut = jax.tree.map(lambda v: v[:whole].reshape(-1, chunk, *v.shape[1:]), xs)
+    carry, ys = lax.scan(some, carry, cut)
+    ys = jax.tree.map(lambda v: v.reshape(whole, *v.shape[2:]), ys)
+    if whole < steps:
+        carry, rest = some(carry, jax.tree.map(lambda v: v[whole:], xs))
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
+    return carry, ys
 
 
 def apart(seen: PyTree) -> tuple[PyTree, list[jax.Array]]:
