@@ -4,7 +4,7 @@ XLA makes a reduction over a CPU's memory fast where its operand is an array tha
 writes out, at full size, what would have to be broadcast or computed into it. So here sums are
 taken of `x`, of `x * x` and of one product of the size of x, and what multiplies a row or a
 column of it is a matrix product. The rules are those of `_rules`, their plain twins, which serve
-small arrays, masks and other devices; nothing here has a backward pass of its own.
+small arrays, masks and other devices.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from normjax._derive import pair
 from normjax._rules import around, expand, slight
 
 # From half a megabyte on; below, a call of these costs more than the passes that it saves.
@@ -68,7 +69,6 @@ def spread_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: 
     return (mean, var), _barrier((dmean, dvar))
 
 
-@jax.custom_jvp
 def standardize(
     x: jax.Array,
     mean: jax.Array,
@@ -77,6 +77,56 @@ def standardize(
     bias: jax.Array | None,
 ) -> jax.Array:
     """`(x - mean) * inverse * scale + bias`, all of the rank of x."""
+    given = [v for v in (mean, inverse, scale, bias) if v is not None]
+    cut = next((a for a, size in enumerate(mean.shape) if size > 1), x.ndim)
+    if all(v.shape == (1,) * cut + x.shape[cut:] for v in given):
+        columns = _columns(scale is not None, bias is not None)
+        rows = x.reshape(-1, math.prod(x.shape[cut:]))
+        return columns(rows, *(v.reshape(1, -1) for v in given))[0].reshape(x.shape)
+    return _standardize(x, mean, inverse, scale, bias)
+
+
+@functools.cache
+def _columns(scaled: bool, biased: bool) -> Any:
+    """Rows whose statistics and affine are one a column: two sums over dy and x, read as they are.
+
+    `sum(dy * (x - mean))` is `sum(dy * x) - mean * sum(dy)` where the mean is near 0, and x - mean
+    need not be written out. Differentiation would not find it: under a `cond` it keeps copies.
+    """
+
+    def plain(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
+        mean, factor = _barrier((mean, inverse * affine[0] if scaled else inverse))
+        y = (x - mean) * factor
+        return (y + affine[-1] if biased else y,)
+
+    def forward(*args: jax.Array) -> Any:
+        return plain(*args), ()
+
+    def backward(args: Any, kept: Any, cotangents: Any) -> Any:
+        del kept
+        (x, mean, inverse, *affine), (dy,) = args, cotangents
+        total = jnp.sum(dy, 0, keepdims=True)
+        product = lax.cond(
+            jnp.all(jnp.abs(mean * inverse) <= NEAR),
+            lambda: jnp.sum(dy * x, 0, keepdims=True) - mean * total,
+            lambda: jnp.sum(dy * (x - mean), 0, keepdims=True),
+        )
+        factor = inverse * affine[0] if scaled else inverse
+        found = [dy * factor, -factor * total, product * affine[0] if scaled else product]
+        found += [product * inverse] if scaled else []
+        return (*found, total) if biased else tuple(found)
+
+    return pair(plain, forward, backward)
+
+
+@jax.custom_jvp
+def _standardize(
+    x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
     if scale is None or not crossed(x.shape, inverse.shape, scale.shape):
         factor = inverse if scale is None else inverse * scale
         mean, factor = _barrier((mean, factor))
@@ -87,7 +137,7 @@ def standardize(
     return y if bias is None else y + bias
 
 
-@standardize.defjvp
+@_standardize.defjvp
 def standardize_jvp(primals: Any, tangents: Any) -> Any:
     x, mean, inverse, scale, bias = primals
     dx, dmean, dinverse, dscale, dbias = tangents
@@ -105,7 +155,7 @@ def standardize_jvp(primals: Any, tangents: Any) -> Any:
     # Behind the barrier, so that backward the product of x and the slope is written once, and
     # all sums are taken of it.
     dfactor = _barrier(jnp.broadcast_to(dfactor, x.shape))
-    return standardize(*primals), dx * factor + (x - mean) * dfactor + moved
+    return _standardize(*primals), dx * factor + (x - mean) * dfactor + moved
 
 
 def crossed(shape: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]) -> bool:

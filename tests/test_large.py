@@ -111,6 +111,37 @@ def test_statistics_are_those_of_two_passes(axes, mean, std, large):
     np.testing.assert_allclose(got.var, want, rtol=3e-6, atol=(1e-7 * mean) ** 2)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.9, 2.1, 1e3])
+def test_gradients_lose_no_digits_where_the_mean_is_far(mean, large):
+    """Against float64: sums over rows of dy, of which half is common to all rows."""
+    norm = nj.batch_norm(eps=1e-12)
+    params, state, _, _ = _started(norm, (4000, 8))
+    x = jnp.asarray(RNG.normal(size=(4000, 8)) + mean, jnp.float32)
+    dy = jnp.asarray(RNG.normal(size=x.shape) + 1, jnp.float32)
+
+    def pull(params, x, dy):
+        return jax.vjp(lambda p, x: norm.apply(p, state, x, stats="batch")[0], params, x)[1](dy)
+
+    affine, dx = pull(params, x, dy)
+    exact, exact_dx = _batch_gradient(params, x, dy)
+    # 2,000 or so of the terms, of size 1, are of one sign: a few roundings of their sum, and of the
+    # mean where it is far.
+    far, n = max(1.0, mean / 10), x.shape[0]
+    np.testing.assert_allclose(affine.scale, exact[0], rtol=0, atol=3e-7 * n * far)
+    np.testing.assert_allclose(affine.bias, exact[1], rtol=0, atol=1e-7 * n)
+    np.testing.assert_allclose(dx, exact_dx, rtol=0, atol=2e-6 * far)
+
+
+def _batch_gradient(params, x, dy):
+    x, dy = (np.asarray(v, np.float64) for v in (x, dy))
+    scale = np.asarray(params.scale, np.float64)
+    inverse = 1 / np.sqrt(x.var(0) + 1e-12)
+    hat = (x - x.mean(0)) * inverse
+    g = dy * scale
+    dx = inverse * (g - g.mean(0) - hat * (g * hat).mean(0))
+    return ((dy * hat).sum(0), dy.sum(0)), dx
+
+
 def test_sets_near_and_far_in_one_array(large):
     mean = np.array([0, 1e4, -3, 0.5, 300])[:, None]
     x = np.asarray(RNG.normal(size=(5, 2000)) + mean, np.float32)

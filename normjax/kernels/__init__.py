@@ -9,7 +9,8 @@ means.
 `_rows`        layer and RMS norm: a set is a row, read once forward and once backward
 `_columns`     batch, group, instance norm: several sums over each column's rows in one pass
 `_bn_lstm`     the recurrence of the BN-LSTM, weights and state on the chip; TPU
-`_derive`      how a kernel gets forward mode, `vmap`, second derivatives from its twin
 `_call`        blocks, backends, interpret mode
 =============  ===============================================================================
+
+Forward mode, `vmap` and second derivatives come from the twin: `normjax._derive`.
 """

@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from normjax._derive import Arrays, pair
 from normjax.kernels import _call
-from normjax.kernels._derive import Arrays, pair
 
 ON_CHIP = 12 * 2**20  # bytes; a core has 16 MiB or more for the blocks of a program
 
@@ -241,7 +241,7 @@ def _built(eps_h: float, eps_c: float, backend: str) -> Any:
         )
         return (dterm, *rest)
 
-    return pair(plain, forward, backward)
+    return pair(plain, forward, backward, _call.runs)
 
 
 def _at(block: tuple[int, ...], steps: int, reverse: bool = False) -> Any:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from normjax._derive import axis_type, varying
+
 Backend = Literal["cpu", "gpu", "tpu"]
 WIDEST = 2**14  # features of a row that one block holds
 
@@ -57,14 +59,6 @@ def call(
     )(*args)
 
 
-def axis_type(x: Any) -> dict[str, Any]:
-    """Over which devices of a `shard_map` x varies, as `ShapeDtypeStruct` takes it."""
-    kind = jax.typeof(x)
-    names = ("manual_axis_type", "vma")  # of JAX 0.10.2, and before
-    return next(({n: getattr(kind, n)} for n in names if hasattr(kind, n)), {})
-
-
-def varying(x: Any) -> tuple[str, ...]:
-    """The device axes that x varies over."""
-    (kind,) = axis_type(x).values() or (None,)
-    return tuple(getattr(kind, "varying", kind) or ())
+def runs(args: Sequence[jax.Array]) -> bool:
+    """Whether a kernel can run: JAX's interpreter does not go through a checked `shard_map`."""
+    return backend() != "cpu" or not varying(args[0])

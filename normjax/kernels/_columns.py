@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax._derive import Arrays, pair
 from normjax.kernels import _call
-from normjax.kernels._derive import Arrays, pair
 
 
 def fits(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
@@ -148,7 +148,7 @@ def _moments(backend: str) -> Any:
         dx = (d * (2 * dvar[:, None, :]) + dmean[:, None, :]) / x.shape[1]
         return (dx.astype(x.dtype),)
 
-    return pair(plain, forward, backward)
+    return pair(plain, forward, backward, _call.runs)
 
 
 @functools.lru_cache(maxsize=32)
@@ -179,4 +179,4 @@ def _standardize(scaled: bool, biased: bool, backend: str) -> Any:
             found.append(plain_sum.sum(0))
         return tuple(found)
 
-    return pair(plain, lambda *args: (plain(*args), ()), backward)
+    return pair(plain, lambda *args: (plain(*args), ()), backward, _call.runs)

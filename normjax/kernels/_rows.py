@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax._derive import Arrays, pair
 from normjax.kernels import _call
-from normjax.kernels._derive import Arrays, pair
 
 
 def fits(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
@@ -158,4 +158,4 @@ def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) 
         )
         return (dx, *(s.sum(0) for s in sums))
 
-    return pair(plain, forward, backward)
+    return pair(plain, forward, backward, _call.runs)

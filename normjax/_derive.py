@@ -1,9 +1,9 @@
-"""A kernel's values and its backward pass, and every other derivative from its plain twin.
+"""A fast function's values and its backward pass, and every other derivative from its plain twin.
 
 `jax.custom_vjp` would forbid forward mode. Here the tangent is a primitive of its own: evaluated,
-it is the tangent of the twin; transposed, it is the backward kernel. `grad` transposes it and never
-evaluates it, `jvp` evaluates it and never transposes it, and both can be differentiated again,
-which is done as the twin is.
+it is the tangent of the twin; transposed, it is the fast backward pass. `grad` transposes it and
+never evaluates it, `jvp` evaluates it and never transposes it, and both can be differentiated
+again, which is done as the twin is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from normjax.kernels import _call
-
 Arrays = tuple[jax.Array, ...]
 
 
@@ -25,13 +23,15 @@ def pair(
     plain: Callable[..., Arrays],
     forward: Callable[..., tuple[Arrays, Arrays]],
     backward: Callable[[Arrays, Arrays, Arrays], Arrays],
+    runs: Callable[[Arrays], bool] = lambda args: True,
 ) -> Callable[..., Arrays]:
-    """Return a function of arrays with a kernel's values and its twin's meaning.
+    """Return a function of arrays with `forward`'s values and `plain`'s meaning.
 
     Args:
         plain: `plain(*args) -> outputs`.
         forward: `forward(*args) -> (outputs, kept)`, the same outputs.
         backward: `backward(args, kept, cotangents) -> one cotangent for each argument`.
+        runs: whether it can run on these arguments; else `plain` does.
     """
 
     def plain_backward(args: Arrays, cotangents: Arrays) -> Arrays:
@@ -60,11 +60,9 @@ def pair(
         return (outputs, kept), (tuple(moved), tuple(map(jnp.zeros_like, kept)))
 
     def run(*args: jax.Array) -> Arrays:
-        # All alike before the call, so that under `shard_map` the gradient of what was not is a
-        # sum. JAX's interpreter of kernels does not know the types of a checked `shard_map`.
+        # All alike before the call: under `shard_map` the gradient of what was not is then a sum.
         args = together(args)
-        interpreted = _call.backend() == "cpu"
-        return plain(*args) if interpreted and _call.varying(args[0]) else call(*args)[0]
+        return call(*args)[0] if runs(args) else plain(*args)
 
     return run
 
@@ -75,12 +73,25 @@ tangent_p.multiple_results = True
 
 def together(args: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """The same arrays, all varying over the devices that any of them varies over."""
-    axes = dict.fromkeys(a for x in args for a in _call.varying(x))
+    axes = dict.fromkeys(a for x in args for a in varying(x))
     out = []
     for x in args:
-        missing = tuple(a for a in axes if a not in _call.varying(x))
+        missing = tuple(a for a in axes if a not in varying(x))
         out.append(jax.lax.pcast(x, missing, to="varying") if missing else x)
     return tuple(out)
+
+
+def axis_type(x: Any) -> dict[str, Any]:
+    """Over which devices of a `shard_map` x varies, as `ShapeDtypeStruct` takes it."""
+    kind = jax.typeof(x)
+    names = ("manual_axis_type", "vma")  # of JAX 0.10.2, and before
+    return next(({n: getattr(kind, n)} for n in names if hasattr(kind, n)), {})
+
+
+def varying(x: Any) -> tuple[str, ...]:
+    """The device axes that x varies over."""
+    (kind,) = axis_type(x).values() or (None,)
+    return tuple(getattr(kind, "varying", kind) or ())
 
 
 def _cut(operands: Sequence[Any], sizes: tuple[int, int]) -> tuple[Any, Any, Any]:
