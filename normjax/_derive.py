@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from normjax._varying import together
+
 Arrays = tuple[jax.Array, ...]
 
 
@@ -67,31 +69,8 @@ def pair(
     return run
 
 
-tangent_p = core.Primitive("normjax_kernel_tangent")
+tangent_p = core.Primitive("normjax_tangent")
 tangent_p.multiple_results = True
-
-
-def together(args: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """The same arrays, all varying over the devices that any of them varies over."""
-    axes = dict.fromkeys(a for x in args for a in varying(x))
-    out = []
-    for x in args:
-        missing = tuple(a for a in axes if a not in varying(x))
-        out.append(jax.lax.pcast(x, missing, to="varying") if missing else x)
-    return tuple(out)
-
-
-def axis_type(x: Any) -> dict[str, Any]:
-    """Over which devices of a `shard_map` x varies, as `ShapeDtypeStruct` takes it."""
-    kind = jax.typeof(x)
-    names = ("manual_axis_type", "vma")  # of JAX 0.10.2, and before
-    return next(({n: getattr(kind, n)} for n in names if hasattr(kind, n)), {})
-
-
-def varying(x: Any) -> tuple[str, ...]:
-    """The device axes that x varies over."""
-    (kind,) = axis_type(x).values() or (None,)
-    return tuple(getattr(kind, "varying", kind) or ())
 
 
 def _cut(operands: Sequence[Any], sizes: tuple[int, int]) -> tuple[Any, Any, Any]:

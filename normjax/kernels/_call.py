@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from normjax._derive import axis_type, varying
+from normjax._varying import axis_type, varying
 
 Backend = Literal["cpu", "gpu", "tpu"]
 WIDEST = 2**14  # features of a row that one block holds

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from normjax import _checks
+from normjax._varying import vary, varying
 from normjax.base import Array, PyTree
 
 
@@ -52,16 +50,5 @@ def given_carry(carry: PyTree, zero: PyTree) -> PyTree:
 
 def vary_like(tree: PyTree, x: jax.Array) -> PyTree:
     """Mark a carry as varying over the device axes of `x`, which a scan in `shard_map` needs."""
-
-    def varying(leaf: Any) -> tuple[str, ...]:
-        kind = getattr(jax.typeof(leaf), "manual_axis_type", None)
-        return tuple(getattr(kind, "varying", None) or ())
-
     axes = varying(x)
-
-    def mark(leaf: jax.Array) -> jax.Array:
-        have = varying(leaf)
-        missing = tuple(a for a in axes if a not in have)
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, tree)
+    return jax.tree.map(lambda leaf: vary(leaf, axes), tree)
