@@ -107,6 +107,10 @@ LAYERS: dict[str, Callable[[Any, int], Layer]] = {
     "flax lstm": _flax_lstm,
     "flax bn in nn.scan": _flax_bn_lstm,
 }
+if jax.default_backend() == "tpu":
+    LAYERS["normjax bn_lstm kernel"] = functools.partial(
+        _normjax, functools.partial(recurrent.bn_lstm, impl="kernel")
+    )
 if jax.default_backend() == "gpu":
     LAYERS["jax.experimental.rnn"] = _device_lstm
 

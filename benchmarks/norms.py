@@ -55,14 +55,14 @@ def draw(shape: tuple[int, ...], seed: int) -> np.ndarray:
 # Each library: `apply(params, state, x) -> (y, state)`, params and state ------------------------
 
 
-def normjax(method: str, x: Any) -> Layer:
+def normjax(method: str, x: Any, **how: Any) -> Layer:
     """This library."""
     norm = {
         "layer": nj.layer_norm,
         "rms": nj.rms_norm,
         "batch": nj.batch_norm,
         "group": functools.partial(nj.group_norm, groups=GROUPS),
-    }[method]()
+    }[method](**how)
     return functools.partial(norm.apply, stats="batch"), *norm.init(x.shape)
 
 
@@ -161,6 +161,8 @@ LIBRARIES: dict[str, Callable[[str, Any], Layer]] = {
     "haiku": haiku,
     "equinox": equinox,
 }
+if jax.default_backend() != "cpu":  # there they are interpreted
+    LIBRARIES["normjax kernel"] = functools.partial(normjax, impl="kernel")
 
 
 def contender(library: str, method: str, shape: Any, backward: bool) -> _measure.Contender:

@@ -3,7 +3,7 @@
 None of them was ever run on a device: they are tested in interpret mode and lowered for TPU and
 GPU, and so they are off by default. What a kernel does not serve (a mask, float64, complex values,
 shapes that do not fit its blocks) goes the plain way: `impl="kernel"` never changes what a norm
-means.
+means. Over several devices they want `shard_map` or `pmap`: under `jit` no compiler cuts a kernel.
 
 =============  ===============================================================================
 `_rows`        layer and RMS norm: a set is a row, read once forward and once backward
