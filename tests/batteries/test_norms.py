@@ -12,6 +12,8 @@ from tests.batteries import check
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")
 # Seconds each too: of several samples of one factory, `make test` runs those of the first.
 DEAR = ("transforms_batch", "gradients_batch")
+# Interpreted; `make test` runs tests/kernels.
+KERNELS = "_kernel"
 
 
 def cases():
@@ -20,7 +22,7 @@ def cases():
         again = sample.norm.factory in seen
         seen.add(sample.norm.factory)
         for battery in check.ALL:
-            slow = battery in SLOW or (again and battery in DEAR)
+            slow = battery in SLOW or (again and battery in DEAR) or sample.name.endswith(KERNELS)
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(sample, battery, id=f"{sample.name}-{battery}", marks=marks)
 

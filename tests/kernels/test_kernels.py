@@ -38,6 +38,14 @@ NORMS = {
     "instance": (functools.partial(nj.instance_norm), (6, 5, 3, 8)),
 }
 CASES = pytest.mark.parametrize(("make", "shape"), NORMS.values(), ids=NORMS)
+FEW = ("layer", "batch", "group")  # of what takes seconds each, `make test` runs these
+MOST = pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        pytest.param(*given, id=name, marks=[] if name in FEW else [pytest.mark.slow])
+        for name, given in NORMS.items()
+    ],
+)
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def everything(norm, params, state, x, dy):
     }
 
 
-@CASES
+@MOST
 def test_everything_is_the_twins(make, shape, kernels_run):
     args = started(make(), shape)
     plain = jax.jit(functools.partial(everything, make()))(*args)
@@ -106,7 +114,7 @@ def test_everything_is_the_twins(make, shape, kernels_run):
     check.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
-@CASES
+@MOST
 def test_values_and_gradients_against_float64(make, shape):
     params, state, x, dy = started(make(), shape, mean=300.0)
 
@@ -196,8 +204,8 @@ def through(layer, params, state, x, **how):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize("learn_carry", [False, True])
-@pytest.mark.parametrize("steps", [1, 7, 9])
+@pytest.mark.parametrize("learn_carry", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 7, 9])
 def test_the_recurrence_is_the_scans(steps, learn_carry, kernels_run):
     """Outputs, carry, state and gradients, of the statistics too; beyond `max_steps` as well."""
     how = {"learn_carry": learn_carry}
@@ -209,6 +217,7 @@ def test_the_recurrence_is_the_scans(steps, learn_carry, kernels_run):
     check.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_recurrence_goes_through_other_transformations(kernels_run):
     params, state, x = taught(lstm(), steps=3)
 

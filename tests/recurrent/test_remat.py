@@ -35,7 +35,9 @@ def through(layer, params, state, x, lengths):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 13, 40])
+@pytest.mark.parametrize(
+    "chunk", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 13, 40))]
+)
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 def test_nothing_else_changes(make, chunk, x64):
     params, state = make().init(jax.random.key(0), 3, jnp.float64)
