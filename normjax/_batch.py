@@ -47,14 +47,11 @@ class BatchNorm(Norm):
         """Measure this batch, over all devices of `axis_name`."""
         del params
         groups = self.axis_index_groups if axis_name is not None else None
-        if self.impl == "kernel":
-            axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
-            found = _impl.measured(x, axes, mask, axis_name, groups)
-            if found is not None:
-                return found
-        return _moments.moments(
-            x, self.axes, mask=mask, axis_name=axis_name, axis_index_groups=groups
-        )
+        axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
+        found = _impl.measured(self, x, axes, mask)
+        if found is not None:
+            return _moments.pool(found, axis_name, groups)
+        return _moments.moments(x, axes, mask=mask, axis_name=axis_name, axis_index_groups=groups)
 
     def transform(
         self,
@@ -73,14 +70,11 @@ class BatchNorm(Norm):
         _checks.same_features(state, tuple(jnp.shape(x)[a] for a in kept), self.factory)
         at = place(params, kept, jnp.shape(x))
         m = _moments.source(state, seen, stats)
-        if self.impl == "kernel":
-            axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
-            y = _impl.standardized(params, m, x, axes, self.eps, mask)
-            if y is not None:
-                return y
-        return _moments.normalize(
-            x, m, self.axes, scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
-        )
+        axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
+        y = _impl.standardized(self, params, m, x, axes, mask)
+        if y is not None:
+            return y
+        return _moments.normalize(x, m, axes, scale=at.scale, bias=at.bias, eps=self.eps, mask=mask)
 
     def update(
         self, state: Running | Collect, seen: Moments | None, *, stats: Stats, hyper: Hyper = None
@@ -132,7 +126,7 @@ def batch_norm(
         axis_index_groups: groups of device indices whose statistics are pooled apart, under
             `axis_name`.
         impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet.
+            no device has tried yet and a CPU interprets, slowly.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from normjax import _checks, _impl, _moments, _words
 from normjax._affine import check_affine, place
 from normjax._one_sample import OneSample, space, space_argument
-from normjax.base import Affine, Array, Hyper, Moments, Norm, PyTree, Stats
+from normjax.base import Affine, Array, Moments, Norm, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,33 +47,27 @@ class GroupNorm(OneSample):
     def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
         """Return mean and variance of each group of each sample."""
         groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
-        if self.impl == "kernel":
-            channels = _impl.measured(x, self._space(x.ndim), mask)
-            if channels is not None:
-                apart = jax.tree.map(lambda v: split(v, groups), channels)
-                return _moments.merge_axis(apart, axis=-1)
+        channels = _impl.measured(self, x, self._space(x.ndim), mask)
+        if channels is not None:
+            apart = jax.tree.map(lambda v: split(v, groups), channels)
+            return _moments.merge_axis(apart, axis=-1)
         return _moments.moments(split(x, groups), self.averaged(x.ndim), mask=split(mask, groups))
 
-    def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        seen: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+    def by_kernel(
+        self, params: Affine, seen: Moments, x: jax.Array, mask: Array | None
+    ) -> jax.Array | None:
+        """Normalize each channel with its group's statistics."""
+        if self.impl == "xla":
+            return None
+        size = x.shape[-1] // seen.mean.shape[-1]
+        each = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), seen)
+        return _impl.standardized(self, params, each, x, self._space(x.ndim), mask)
+
+    def normalized(
+        self, params: Affine, seen: Moments, x: jax.Array, mask: Array | None
     ) -> jax.Array:
-        """Normalize each group of each sample by itself."""
-        del state, stats, hyper
-        x = jnp.asarray(x)
+        """Return x with each group of each sample normalized by itself."""
         groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
-        if self.impl == "kernel":
-            each = jax.tree.map(lambda s: jnp.repeat(s, x.shape[-1] // groups, axis=-1), seen)
-            done = _impl.standardized(params, each, x, self._space(x.ndim), self.eps, mask)
-            if done is not None:
-                return done
         at = place(params, self.features(x.ndim), x.shape)
         y = _moments.normalize(
             split(x, groups),
@@ -159,7 +153,7 @@ def group_norm(
         scale_init: start of gamma; the paper starts the last one of a residual block at 0.
         bias_init: start of beta.
         impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet.
+            no device has tried yet and a CPU interprets, slowly.
 
     Returns:
         A `Norm` with params `Affine` and no state.
@@ -209,30 +203,14 @@ class InstanceNorm(OneSample):
 
     def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
         """Return mean and variance of each channel of each sample."""
-        if self.impl == "kernel":
-            found = _impl.measured(x, self.averaged(x.ndim), mask)
-            if found is not None:
-                return found
-        return super().measure(x, mask)
+        found = _impl.measured(self, x, self.averaged(x.ndim), mask)
+        return super().measure(x, mask) if found is None else found
 
-    def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        seen: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
-    ) -> jax.Array:
+    def by_kernel(
+        self, params: Affine, seen: Moments, x: jax.Array, mask: Array | None
+    ) -> jax.Array | None:
         """Normalize each channel of each sample by itself."""
-        if self.impl == "kernel":
-            axes = self.averaged(jnp.ndim(x))
-            y = _impl.standardized(params, seen, x, axes, self.eps, mask)
-            if y is not None:
-                return y
-        return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
+        return _impl.standardized(self, params, seen, x, self.averaged(x.ndim), mask)
 
     def features(self, ndim: int) -> tuple[int, ...]:
         """Return the last axis."""
@@ -267,7 +245,7 @@ def instance_norm(
         scale_init: start of gamma.
         bias_init: start of beta.
         impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet.
+            no device has tried yet and a CPU interprets, slowly.
 
     Returns:
         A `Norm` with params `Affine` and no state.

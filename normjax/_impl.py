@@ -1,4 +1,4 @@
-"""`impl="kernel"`: which calls a kernel serves. `None` is the answer for all others.
+"""`impl="kernel"`: which calls of a norm a kernel serves. `None` is the answer for all others.
 
 Kernels are imported where one is asked for: Pallas takes longer to import than all of normjax.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _moments
-from normjax.base import Affine, Array, AxisName, Moments, Running
+from normjax.base import Affine, Array, Moments, Running
 
 Impl = Literal["xla", "kernel"]
 
@@ -22,47 +22,45 @@ def check(impl: Any) -> Impl:
     return impl
 
 
-def rows(
-    params: Affine, x: Array, axes: tuple[int, ...], eps: float, mask: Any, *, centred: bool
-) -> jax.Array | None:
+def rows(norm: Any, params: Affine, x: jax.Array, mask: Any, *, centred: bool) -> jax.Array | None:
     """Layer norm (`centred`) or RMS norm of rows that a block holds, the same affine for each."""
+    if norm.impl == "xla" or norm.feature_axis_name is not None:
+        return None
     from normjax.kernels import _rows
 
-    x = jnp.asarray(x)
-    if not _rows.fits(x, axes, mask) or not _has(params, x.shape[min(axes) :]):
+    axes = norm.averaged(x.ndim)
+    same = norm.features(x.ndim) == axes and _has(params, x.shape[min(axes) :])
+    if not same or not _rows.fits(x, axes, mask):
         return None
     scale, bias = map(_array, params)
-    return _rows.norm(x, scale, bias, axes, eps, centred=centred)
+    return _rows.norm(x, scale, bias, axes, norm.eps, centred=centred)
 
 
-def measured(
-    x: Array,
-    axes: tuple[int, ...],
-    mask: Any,
-    axis_name: AxisName = None,
-    axis_index_groups: Any = None,
-) -> Moments | None:
+def measured(norm: Any, x: Array, axes: tuple[int, ...], mask: Any) -> Moments | None:
     """Mean and variance of columns."""
+    if norm.impl == "xla":
+        return None
     from normjax.kernels import _columns
 
     x = jnp.asarray(x)
     if not _columns.fits(x, axes, mask):
         return None
-    m = Moments(*_columns.moments(x, axes), _moments.counts(None, x.astype(jnp.float32), axes))
-    return m if axis_name is None else _moments.pool(m, axis_name, axis_index_groups)
+    return Moments(*_columns.moments(x, axes), _moments.counts(None, x.astype(jnp.float32), axes))
 
 
 def standardized(
-    params: Affine, m: Moments | Running, x: Array, axes: tuple[int, ...], eps: float, mask: Any
+    norm: Any, params: Affine, m: Moments | Running, x: Array, axes: tuple[int, ...], mask: Any
 ) -> jax.Array | None:
     """Columns with their statistics, the same affine for each sample."""
+    if norm.impl == "xla":
+        return None
     from normjax.kernels import _columns
 
     x = jnp.asarray(x)
     if not _columns.fits(x, axes, mask) or not _has(params, x.shape[max(axes) + 1 :]):
         return None
     scale, bias = map(_array, params)
-    inverse = jax.lax.rsqrt(jnp.asarray(m.var) + eps)
+    inverse = jax.lax.rsqrt(jnp.asarray(m.var) + norm.eps)
     return _columns.standardize(x, axes, jnp.asarray(m.mean), inverse, scale, bias)
 
 

@@ -95,9 +95,8 @@ def _columns(scaled: bool, biased: bool) -> Any:
     """
 
     def plain(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
-        mean, factor = _barrier((mean, inverse * affine[0] if scaled else inverse))
-        y = (x - mean) * factor
-        return (y + affine[-1] if biased else y,)
+        scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
+        return (_standardize(x, mean, inverse, scale, bias),)
 
     def forward(*args: jax.Array) -> Any:
         return plain(*args), ()

@@ -39,25 +39,12 @@ class LayerNorm(OneSample):
         """Return mean and variance, over all devices that share the features."""
         return _moments.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
 
-    def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        seen: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
-    ) -> jax.Array:
-        """Normalize each sample by itself; a kernel measures it once more, on the chip."""
-        if self.impl == "kernel" and self.feature_axis_name is None:
-            axes = self.averaged(jnp.ndim(x))
-            if self.features(jnp.ndim(x)) == axes:
-                y = _impl.rows(params, x, axes, self.eps, mask, centred=True)
-                if y is not None:
-                    return y
-        return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
+    def by_kernel(
+        self, params: Affine, seen: Moments, x: jax.Array, mask: Array | None
+    ) -> jax.Array | None:
+        """Normalize rows; the kernel measures them once more, on the chip."""
+        del seen
+        return _impl.rows(self, params, x, mask, centred=True)
 
 
 @_words.told()
@@ -95,7 +82,7 @@ def layer_norm(
         bias_init: start of the bias.
         feature_axis_name: device axis that the *features* are split over.
         impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet.
+            no device has tried yet and a CPU interprets, slowly.
 
     Returns:
         A `Norm` with params `Affine` and no state.

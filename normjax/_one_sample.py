@@ -69,10 +69,22 @@ class OneSample(Norm):
     ) -> jax.Array:
         """Normalize each sample by itself."""
         del state, stats, hyper
-        ndim = jnp.ndim(x)
-        at = place(params, self.features(ndim), jnp.shape(x))
+        x = jnp.asarray(x)
+        y = self.by_kernel(params, seen, x, mask)
+        return self.normalized(params, seen, x, mask) if y is None else y
+
+    def by_kernel(
+        self, params: Any, seen: Any, x: jax.Array, mask: Array | None
+    ) -> jax.Array | None:
+        """Return what a kernel makes of x, or `None` where none is asked for or serves."""
+        del params, seen, x, mask
+        return None
+
+    def normalized(self, params: Any, seen: Any, x: jax.Array, mask: Array | None) -> jax.Array:
+        """Return x normalized with what was seen."""
+        at = place(params, self.features(x.ndim), x.shape)
         return _moments.normalize(
-            x, seen, self.averaged(ndim), scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
+            x, seen, self.averaged(x.ndim), scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
         )
 
 

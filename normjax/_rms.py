@@ -76,14 +76,14 @@ class RMSNorm(OneSample):
             # Widened first: near 1, a bfloat16 sum would round most of what was learned away.
             scale = jnp.asarray(params.scale)
             params = params._replace(scale=1 + scale.astype(_moments.stat_dtype(scale.dtype)))
-        whole = self.partial == 1 and self.feature_axis_name is None
-        if self.impl == "kernel" and whole:
-            axes = self.averaged(jnp.ndim(x))
-            if self.features(jnp.ndim(x)) == axes:
-                y = _impl.rows(params, x, axes, self.eps, mask, centred=False)
-                if y is not None:
-                    return y
         return super().transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
+
+    def by_kernel(
+        self, params: Affine, seen: Moments, x: jax.Array, mask: Array | None
+    ) -> jax.Array | None:
+        """Scale rows; the kernel measures them once more, on the chip."""
+        del seen
+        return None if self.partial < 1 else _impl.rows(self, params, x, mask, centred=False)
 
 
 @_words.told()
@@ -120,7 +120,7 @@ def rms_norm(
             is taken over: pRMSNorm; the paper's is 0.0625. In (0, 1].
         feature_axis_name: device axis that the *features* are split over.
         impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet.
+            no device has tried yet and a CPU interprets, slowly.
 
     Returns:
         A `Norm` with params `Affine` and no state.

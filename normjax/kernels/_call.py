@@ -38,7 +38,6 @@ def call(
     grid: tuple[int, ...],
     take: Sequence[tuple[tuple[int, ...], Callable[..., tuple[Any, ...]]]],
     give: Sequence[tuple[tuple[int, ...], Any, tuple[int, ...], Callable[..., tuple[Any, ...]]]],
-    warps: int = 4,
     **options: Any,
 ) -> Any:
     """Run a kernel: `take` has each argument's block and its place, `give` shape, dtype and these.
@@ -46,7 +45,7 @@ def call(
     Inside `shard_map` outputs vary over the devices that any argument varies over.
     """
     if backend() == "gpu":  # Triton, and not Mosaic GPU, whose kernels are written another way
-        options["compiler_params"] = triton.CompilerParams(num_warps=warps)
+        options["compiler_params"] = triton.CompilerParams()
     how = axis_type(args[0])
     return pl.pallas_call(
         kernel,

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax import _moments as core
 from normjax._derive import Arrays, pair
 from normjax.kernels import _call
+from normjax.kernels._measure import centred
 
 
 def fits(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
@@ -119,14 +121,10 @@ def _moments(backend: str) -> Any:
     del backend
 
     def plain(x: jax.Array) -> Arrays:
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(1)
-        return mean, jnp.square(wide - mean[:, None, :]).mean(1)
+        return core.spread(x.astype(jnp.float32), None, None, (1,))
 
     def kernel(real: Any, inside: Any, x: jax.Array) -> Arrays:
-        mean = x.sum(0, keepdims=True) / jnp.asarray(real, jnp.float32)
-        d = x - mean
-        d = d if inside is None else jnp.where(inside, d, 0.0)
+        mean, d = centred(x, 0, real, inside)
         return mean, (d * d).sum(0, keepdims=True)
 
     def forward(x: jax.Array) -> tuple[Arrays, Arrays]:
@@ -156,9 +154,10 @@ def _standardize(scaled: bool, biased: bool, backend: str) -> Any:
     del backend
 
     def plain(x: jax.Array, mean: jax.Array, inverse: jax.Array, *affine: jax.Array) -> Arrays:
-        y = (x.astype(jnp.float32) - mean[:, None, :]) * inverse[:, None, :]
-        y = y * affine[0][None, None] if scaled else y
-        return ((y + affine[-1][None, None] if biased else y).astype(x.dtype),)
+        scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
+        wide = (v if v is None else v[None, None] for v in (scale, bias))
+        of_set = mean[:, None, :], inverse[:, None, :]
+        return (core.standardize(x.astype(jnp.float32), *of_set, *wide, None).astype(x.dtype),)
 
     def kernel(real: Any, inside: Any, x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:
         del real, inside  # where dy is 0, so is all of this

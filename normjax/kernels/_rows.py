@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax import _moments
 from normjax._derive import Arrays, pair
-from normjax.kernels import _call
+from normjax.kernels import _call, _measure
 
 
 def fits(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
@@ -74,12 +75,8 @@ def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) 
 
     def plain(x: jax.Array, *affine: jax.Array) -> Arrays:
         scale, bias = split(affine)
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(1, keepdims=True) if centred else 0.0
-        inverse = lax.rsqrt(jnp.square(wide - mean).mean(1, keepdims=True) + jnp.float32(eps))
-        y = (wide - mean) * inverse
-        y = y if scale is None else y * scale
-        return ((y if bias is None else y + bias).astype(x.dtype),)
+        m = _moments.moments(x, 1) if centred else _moments.mean_square(x, 1)
+        return (_moments.normalize(x, m, 1, scale=scale, bias=bias, eps=eps),)
 
     def forward(x: jax.Array, *affine: jax.Array) -> tuple[Arrays, Arrays]:
         rows, features = x.shape
@@ -91,9 +88,7 @@ def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) 
             scale, bias = split(r[...] for r in affine_refs)
             d = x_ref[...].astype(jnp.float32)
             if centred:
-                mean = d.mean(1, keepdims=True)
-                d = d - mean
-                kept_refs[1][...] = mean
+                kept_refs[1][...], d = _measure.centred(d, 1, features)
             inverse = lax.rsqrt((d * d).mean(1, keepdims=True) + jnp.float32(eps))
             kept_refs[0][...] = inverse
             y = d * inverse
@@ -130,7 +125,7 @@ def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) 
                 real = first + lax.broadcasted_iota(jnp.int32, d.shape, 0) < rows
                 d, dy = jnp.where(real, d, 0.0), jnp.where(real, dy, 0.0)
             if centred:
-                d = d - refs[3][...]
+                _, d = _measure.centred(d - refs[3][...], 1, features)
             y = d * inverse_ref[...]
             if rows % block:
                 y = jnp.where(real, y, 0.0)

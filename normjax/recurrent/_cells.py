@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks, _impl, _words
-from normjax.base import AxisName, Hyper, Norm, PyTree, Stats
+from normjax.base import Norm, PyTree
 from normjax.recurrent import _fused
 from normjax.recurrent._contract import Gates, NormAt, hold
 from normjax.recurrent._initializers import Initializer
@@ -61,26 +61,13 @@ class LSTM(Recurrent):
         following = LSTMCarry(shown if self.carry_normalized else c, h)
         return following, {"input": i, "forget": f, "output": o}
 
-    def _run(
-        self,
-        params: PyTree,
-        state: PyTree,
-        x: jax.Array,
-        carry: PyTree,
-        mask: jax.Array | None,
-        nudge: jax.Array | None,
-        key: jax.Array | None,
-        stats: Stats,
-        axis_name: AxisName,
-        hyper: Hyper,
-        look: bool,
+    def by_kernel(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: LSTMCarry, how: dict[str, Any]
     ) -> Any:
-        absent = (mask, nudge, axis_name, look)
-        if self.impl == "kernel" and _fused.serves(x, self.hidden, stats, *absent):
-            return _fused.run(self, params, state, x, carry, self._how(stats, None, hyper))
-        return super()._run(
-            params, state, x, carry, mask, nudge, key, stats, axis_name, hyper, look
-        )
+        """Run the BN-LSTM's recurrence as one program."""
+        if self.impl == "xla" or not _fused.serves(x, self.hidden):
+            return None
+        return _fused.run(self, params, state, x, carry, how)
 
     def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
         """Hold units of c and h, each with its own probability."""
@@ -213,7 +200,9 @@ def lstm(
             root of the length is least. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
-            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet.
+            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet and
+            a CPU interprets, slowly. It keeps h and c of each step and has no use for
+            `remat_steps`.
 
     Returns:
         A `Recurrent` with carry `LSTMCarry(c, h)`.

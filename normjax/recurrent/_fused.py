@@ -44,12 +44,11 @@ def _one_affine(norm: SeqNorm | None) -> bool:
     return whole and getattr(norm, "share_params", True)
 
 
-def serves(x: jax.Array, hidden: int, stats: Any, *absent: Any) -> bool:
-    """Whether the kernel runs this call: `absent` are arguments that it has no part for."""
+def serves(x: jax.Array, hidden: int) -> bool:
+    """Whether the kernel takes x, of an LSTM with so many units."""
     from normjax.kernels import _bn_lstm
 
-    plain = stats == "batch" and not any(a is not None and a is not False for a in absent)
-    return plain and x.dtype == jnp.float32 and _bn_lstm.fits(x.shape[1], hidden)
+    return x.dtype == jnp.float32 and _bn_lstm.fits(x.shape[1], hidden)
 
 
 def run(

@@ -91,6 +91,17 @@ class Recurrent(Layer):
         """Return the biases before training, by name."""
         return {"bias": jnp.zeros((self.gates * self.hidden,), dtype)}
 
+    def by_kernel(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, how: dict[str, Any]
+    ) -> Any:
+        """Run over x `[time, batch, features]` as one program, or `None` where that is not served.
+
+        It is asked where each batch has its own statistics, on one device, and nothing is padded,
+        nudged or looked at. `how` and what is returned are as in `_run`.
+        """
+        del params, state, x, carry, how
+        return None
+
     # What a user calls.
 
     @_words.told()
@@ -297,6 +308,11 @@ class Recurrent(Layer):
     ) -> tuple[jax.Array, PyTree, PyTree, tuple[dict[str, Any], Gates]]:
         """Return outputs, carry, state, and what was seen: statistics by place, gates by name."""
         norms, how = self.norms(), self._how(stats, axis_name, hyper)
+        plain = mask is None and nudge is None and axis_name is None and not look
+        if plain and stats == "batch":
+            found = self.by_kernel(params, state, x, carry, how)
+            if found is not None:
+                return found
         # The input term never needs the recurrence: one matmul for all steps, and one set of
         # statistics, in one exchange between devices. It is normalized in the scan all the same:
         # there it is in cache, and the normalized sequence need not be kept beside the plain one.

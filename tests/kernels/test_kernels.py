@@ -14,7 +14,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from normjax.kernels import _bn_lstm, _call, _columns, _rows
+from normjax.kernels import _bn_lstm, _call, _columns, _measure, _rows
 from tests.batteries import check
 from tests.conftest import unchecked
 
@@ -128,6 +128,46 @@ def test_values_and_gradients_against_float64(make, shape):
     for got, want in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
         scale = max(float(np.abs(want).max()), 1.0)
         np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=3e-4)
+
+
+FAR = {
+    "layer": (nj.layer_norm, (64, 512), -1),
+    "batch": (nj.batch_norm, (700, 8), 0),
+    "instance": (nj.instance_norm, (3, 30, 20, 4), (1, 2)),
+    "group": (functools.partial(nj.group_norm, groups=1), (3, 30, 20, 4), (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (100.0, 0.01)])
+@pytest.mark.parametrize(("make", "shape", "axes"), FAR.values(), ids=FAR)
+def test_a_mean_far_from_zero_costs_no_more_digits_than_it_must(make, shape, axes, mean, std):
+    """Bars of `benchmarks.hard_inputs`; the statistics are those of the numbers as they are."""
+    norm = make(impl="kernel")
+    params, state = norm.init(shape)
+    x = jnp.asarray(RNG.normal(size=shape) * std + mean, jnp.float32)
+    dy = RNG.normal(size=shape)
+    exact = np.asarray(x, np.float64)
+    d = exact - exact.mean(axes, keepdims=True)
+    inverse = 1 / np.sqrt((d * d).mean(axes, keepdims=True) + 1e-5)
+    y = d * inverse
+    back = dy - dy.mean(axes, keepdims=True) - y * (dy * y).mean(axes, keepdims=True)
+    got, pull = jax.vjp(lambda x: norm.apply(params, state, x, stats="batch")[0], x)
+    np.testing.assert_allclose(got, y, atol=2e-3)
+    np.testing.assert_allclose(
+        np.asarray(pull(jnp.asarray(dy, jnp.float32))[0]) / inverse,
+        back * np.ones(shape),
+        atol=2e-2,
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_second_pass_finds_what_the_first_rounded_away(axis):
+    """At 1e6 a mean of float32 is off by hundredths: uncorrected, so is every value."""
+    x = jnp.asarray(RNG.normal(size=(300, 500)) + 1e6, jnp.float32)
+    exact = np.asarray(x, np.float64)
+    mean, d = _measure.centred(x, axis, x.shape[axis])
+    np.testing.assert_allclose(mean, exact.mean(axis, keepdims=True), atol=0.04)
+    np.testing.assert_allclose(d, exact - exact.mean(axis, keepdims=True), atol=1e-4)
 
 
 @CASES
