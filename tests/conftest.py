@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import pathlib
+import shutil
 
 # Before jax starts: device count is fixed then.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -27,6 +28,28 @@ import normjax.nnx  # noqa: E402
 import normjax.recurrent  # noqa: E402, F401
 
 _hook.uninstall()
+
+MOST = 2 * 2**30  # bytes of compiled programs that are kept
+
+
+def pytest_configure(config):
+    """Keep what XLA compiles: most of a test's time is that, and the programs are the same ones.
+
+    All workers and later runs share it (`.pytest_cache/d/xla`, `pytest --cache-clear` empties it).
+    """
+    cache = getattr(config, "cache", None)
+    if cache is None:  # -p no:cacheprovider
+        return
+    folder = cache.mkdir("xla")
+    if (
+        not hasattr(config, "workerinput")
+        and sum(f.stat().st_size for f in folder.iterdir()) > MOST
+    ):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True)

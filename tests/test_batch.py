@@ -72,7 +72,15 @@ def through(norm, w, b, x):
     return y
 
 
-@pytest.mark.parametrize("name", FAMILY)
+SLOW = ("ghost", "decorrelated", "iterative")  # to compile
+
+
+def of_family(*names):
+    marks = dict.fromkeys(SLOW, pytest.mark.slow)
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks.get(n, [])) for n in names])
+
+
+@of_family(*FAMILY)
 def test_a_bias_before_a_centring_norm_has_no_gradient(name, x64):
     w, b = RNG.normal(size=(4, 6)), RNG.normal(size=6)
     target = RNG.normal(size=(10, 6))
@@ -86,7 +94,7 @@ def test_a_bias_before_a_centring_norm_has_no_gradient(name, x64):
     assert np.abs(by_w).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "ghost", "decorrelated", "iterative"])
+@of_family("batch_norm", *SLOW)
 def test_scale_of_weights_and_data_does_not_matter(name, x64):
     """Equation of section 3.3: BN((aW)u) = BN(Wu), and the gradient by aW is 1/a of that by W."""
     norm = FAMILY[name]
@@ -138,7 +146,7 @@ def test_same_as_torch():
     [nj.batch_norm(), nj.mean_only_batch_norm(), nj.decorrelated_batch_norm(group_size=2)],
     ids=repr,
 )
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+@pytest.mark.parametrize("how", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
 def test_statistics_of_uneven_devices_are_those_of_the_whole_batch(norm, how):
     x = RNG.normal(size=(16, 4)).astype(np.float32) + np.arange(16, dtype=np.float32)[:, None]
     mask = np.array([1] * 5 + [0] * 8 + [1] * 3, bool)[:, None]

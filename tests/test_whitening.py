@@ -185,7 +185,9 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "a pair" else pytest.mark.slow) for n in HARD]
+)
 def test_derivatives_of_the_inverse_root(name, x64):
     a = jnp.asarray(HARD[name])
     scale = float(a.max())

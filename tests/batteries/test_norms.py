@@ -11,7 +11,7 @@ from tests.batteries import check
 # Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")
 # Seconds each too: of several samples of one factory, `make test` runs those of the first.
-DEAR = ("transforms_batch", "gradients_batch")
+DEAR = ("transforms_batch", "gradients_batch", "sharded", "one_trace")
 # Interpreted; `make test` runs tests/kernels.
 KERNELS = "_kernel"
 

@@ -78,7 +78,10 @@ def test_lenet_has_the_published_number_of_parameters():
     "model",
     [
         {"norm_conv": BN, "norm_dense": BN},
-        {"norm_conv": {"name": "group_norm", "groups": 1}, "order": ("act", "norm")},
+        pytest.param(
+            {"norm_conv": {"name": "group_norm", "groups": 1}, "order": ("act", "norm")},
+            marks=pytest.mark.slow,
+        ),
         {"norm_conv": {"name": "batch_norm", "axes": 0}, "weight": {"name": "weight_norm"}},
     ],
     ids=["bn", "gn", "bn of each activation, wn"],

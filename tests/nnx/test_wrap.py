@@ -24,7 +24,16 @@ def tree(module, kind):
     return fnn.to_pure_dict(fnn.state(module, kind))
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
+def each_factory():
+    """A sample of each factory; the others, and the interpreted kernels, are slow."""
+    seen = set()
+    for sample in SAMPLES:
+        again = sample.norm.factory in seen
+        seen.add(sample.norm.factory)
+        yield pytest.param(sample, id=sample.name, marks=pytest.mark.slow if again else [])
+
+
+@pytest.mark.parametrize("sample", list(each_factory()))
 def test_any_norm_gives_the_numbers_of_the_pure_functions(sample):
     x = jax.random.normal(jax.random.key(0), sample.shape)
     layer = nnx.Normalize(sample.norm, sample.shape, rngs=fnn.Rngs(params=7))

@@ -74,7 +74,9 @@ def test_gru_and_rnn_show_their_gates(x64):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "stats"), [(None, "running"), (LENGTHS, "batch")], ids=["running", "lengths"]
+    ("lengths", "stats"),
+    [pytest.param(None, "running", marks=pytest.mark.slow), (LENGTHS, "batch")],
+    ids=["running", "lengths"],
 )
 def test_stacks_and_directions_show_each_layer(x64, lengths, stats):
     """Each layer sees what a run of the layers by hand hands to it."""

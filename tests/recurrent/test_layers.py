@@ -69,15 +69,21 @@ def _time_major(layer):
 
 
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-# Seconds of compilation each: the others are run by `make test-slow`.
-FEW = ("bn_lstm", "bn_gru", "ln_lstm")
-few_layers = pytest.mark.parametrize(
-    "layer",
-    [
-        pytest.param(layer, id=name, marks=() if name in FEW else pytest.mark.slow)
-        for name, layer in LAYERS.items()
-    ],
-)
+
+
+def _fast(*names):
+    """These layers; seconds of compilation each, so the others are run by `make test-slow`."""
+    return pytest.mark.parametrize(
+        "layer",
+        [
+            pytest.param(layer, id=name, marks=() if name in names else pytest.mark.slow)
+            for name, layer in LAYERS.items()
+        ],
+    )
+
+
+few_layers = _fast("bn_lstm", "bn_gru", "ln_lstm")
+one_layer = _fast("bn_lstm")
 
 
 @pytest.mark.standard_numerics
@@ -120,7 +126,7 @@ def test_without_norms_it_is_flax_lstm(lengths, x64):
             np.testing.assert_allclose(a, b, rtol=1e-4 if not x64 else 1e-10, atol=1e-5)
 
 
-@few_layers
+@one_layer
 def test_gradient_is_that_of_finite_differences(layer):
     """Forward, backward and second order of every layer, in float64, under padding."""
     with jax.enable_x64(True):
@@ -148,7 +154,7 @@ def test_gradient_is_that_of_finite_differences(layer):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-@few_layers
+@one_layer
 def test_time_major_jit_and_pickle_change_nothing(layer):
     params, state = layer.init(jax.random.key(0), F)
     (y, carry), new = layer.apply(params, state, _x(), stats="batch", lengths=LENGTHS)
@@ -168,7 +174,7 @@ def test_time_major_jit_and_pickle_change_nothing(layer):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@few_layers
+@one_layer
 @pytest.mark.parametrize(
     "how",
     [
@@ -241,7 +247,7 @@ def test_bfloat16_compute_keeps_float32_statistics(layer):
         np.testing.assert_allclose(a, b, atol=0.02)
 
 
-@few_layers
+@one_layer
 @pytest.mark.parametrize("shape", [(1, 1, F), (1, T, F), (B, 1, F)])
 def test_one_of_everything(layer, shape):
     """A batch of 1, one step: finite values and gradients in both modes."""

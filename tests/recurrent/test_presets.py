@@ -182,7 +182,7 @@ def test_presets_stacked_and_in_both_directions(x64, name):
     np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["bn_lstm", "ln_gru"])
+@pytest.mark.parametrize("name", ["bn_lstm", pytest.param("ln_gru", marks=pytest.mark.slow)])
 def test_layers_scanned_over_have_the_gradients_of_the_stack(x64, name):
     """Weights of equal layers stacked on a leading axis, one scan over them, with remat."""
     layer = {"bn_lstm": recurrent.bn_lstm(H, T), "ln_gru": recurrent.ln_gru(H)}[name]
@@ -215,7 +215,16 @@ def test_layers_scanned_over_have_the_gradients_of_the_stack(x64, name):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["bn_lstm", "bn_gru", "ln_lstm", "deep_speech_rnn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bn_lstm",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("bn_gru", "ln_lstm", "deep_speech_rnn")
+        ),
+    ],
+)
 def test_gradients_in_bfloat16_point_the_way_of_float32(name):
     """Statistics stay in float32, so half precision turns the gradient by a few degrees only."""
     layer = CASES[name][0]

@@ -219,8 +219,13 @@ def test_nan_under_the_padding_reaches_no_gradient():
         assert np.isfinite(a).all()
 
 
-@pytest.mark.parametrize("features", [8, 3, 1])  # of fewer than 6 the scan makes the term too
-@pytest.mark.parametrize("lengths", [None, np.array([6, 1, 4, 3, 6, 2])], ids=["full", "lengths"])
+# Of fewer features than 6 the scan makes the term too.
+@pytest.mark.parametrize("features", [8, pytest.param(3, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize(
+    "lengths",
+    [pytest.param(None, marks=pytest.mark.slow), np.array([6, 1, 4, 3, 6, 2])],
+    ids=["full", "lengths"],
+)
 def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, features, monkeypatch):
     """What one CPU does step by step, devices and accelerators do at once: same numbers."""
     norms = {
