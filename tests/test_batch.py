@@ -143,7 +143,11 @@ def test_same_as_torch():
 
 @pytest.mark.parametrize(
     "norm",
-    [nj.batch_norm(), nj.mean_only_batch_norm(), nj.decorrelated_batch_norm(group_size=2)],
+    [
+        nj.batch_norm(),
+        nj.mean_only_batch_norm(),
+        pytest.param(nj.decorrelated_batch_norm(group_size=2), marks=pytest.mark.slow),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("how", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])

@@ -165,7 +165,14 @@ RULES = {"*/kernel": nj.weight_norm()}
 
 
 @pytest.mark.standard_numerics
-@pytest.mark.parametrize("rule", [nj.weight_norm(), nj.spectral_norm(use_scale=True)], ids=repr)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        nj.weight_norm(),
+        pytest.param(nj.spectral_norm(use_scale=True), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_a_linen_model_trains_reparametrized(rule):
     model, x = CNN(), rand(0, 8, 6, 6, 2)
     labels = jnp.arange(8) % 3

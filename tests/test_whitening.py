@@ -235,7 +235,14 @@ def test_complex_derivative(x64):
     close(jnp.sum((jax.grad(f)(m) * v).real), want, 1e-6, 1e-7)
 
 
-@pytest.mark.parametrize("norm", [nj.decorrelated_batch_norm(), nj.iterative_norm()], ids=repr)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(nj.decorrelated_batch_norm(), marks=pytest.mark.slow),
+        nj.iterative_norm(),
+    ],
+    ids=repr,
+)
 def test_equal_eigenvalues_in_a_batch(norm):
     """Constant channels, and data whose covariance is a multiple of the identity exactly."""
     corners = np.array([[i, j, k] for i in (1, -1) for j in (1, -1) for k in (1, -1)], np.float32)

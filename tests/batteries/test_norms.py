@@ -10,20 +10,13 @@ from tests.batteries import check
 
 # Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")
-# Seconds each too: of several samples of one factory, `make test` runs those of the first.
-DEAR = ("transforms_batch", "gradients_batch", "sharded", "one_trace")
-# Interpreted; `make test` runs tests/kernels.
-KERNELS = "_kernel"
 
 
 def cases():
-    seen = set()
-    for sample in testing.SAMPLES:
-        again = sample.norm.factory in seen
-        seen.add(sample.norm.factory)
+    """Of several samples of one factory `make test` runs the first; kernels have own tests."""
+    for sample, again in check.with_repeats(testing.SAMPLES):
         for battery in check.ALL:
-            slow = battery in SLOW or (again and battery in DEAR) or sample.name.endswith(KERNELS)
-            marks = [pytest.mark.slow] if slow else []
+            marks = [pytest.mark.slow] if again or battery in SLOW else []
             yield pytest.param(sample, battery, id=f"{sample.name}-{battery}", marks=marks)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from tests.batteries.check import finite, same
+from tests.batteries.check import finite, same, with_repeats
 
 
 def started(sample, dtype=jnp.float32, seed=0):
@@ -235,10 +235,7 @@ ALL = {
 
 def cases():
     """Of several samples of one factory, `make test` runs what takes seconds with the first."""
-    seen = set()
-    for sample in testing.REPARAMS:
-        again = sample.reparam.factory in seen
-        seen.add(sample.reparam.factory)
+    for sample, again in with_repeats(testing.REPARAMS):
         for battery in ALL:
             slow = again and battery in ("transforms", "gradients")
             marks = [pytest.mark.slow] if slow else []

@@ -38,7 +38,7 @@ NORMS = {
     "instance": (functools.partial(nj.instance_norm), (6, 5, 3, 8)),
 }
 CASES = pytest.mark.parametrize(("make", "shape"), NORMS.values(), ids=NORMS)
-FEW = ("layer", "batch", "group")  # of what takes seconds each, `make test` runs these
+FEW = ("layer", "batch")  # of what takes seconds each, `make test` runs these
 MOST = pytest.mark.parametrize(
     ("make", "shape"),
     [

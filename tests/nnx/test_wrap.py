@@ -13,6 +13,7 @@ from flax import nnx as fnn
 import normjax as nj
 from normjax import nnx, recurrent
 from normjax.testing import SAMPLES
+from tests.batteries import check
 from tests.conftest import unchecked
 
 pytestmark = pytest.mark.standard_numerics
@@ -24,16 +25,13 @@ def tree(module, kind):
     return fnn.to_pure_dict(fnn.state(module, kind))
 
 
-def each_factory():
-    """A sample of each factory; the others, and the interpreted kernels, are slow."""
-    seen = set()
-    for sample in SAMPLES:
-        again = sample.norm.factory in seen
-        seen.add(sample.norm.factory)
-        yield pytest.param(sample, id=sample.name, marks=pytest.mark.slow if again else [])
-
-
-@pytest.mark.parametrize("sample", list(each_factory()))
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(sample, id=sample.name, marks=pytest.mark.slow if again else [])
+        for sample, again in check.with_repeats(SAMPLES)
+    ],
+)
 def test_any_norm_gives_the_numbers_of_the_pure_functions(sample):
     x = jax.random.normal(jax.random.key(0), sample.shape)
     layer = nnx.Normalize(sample.norm, sample.shape, rngs=fnn.Rngs(params=7))

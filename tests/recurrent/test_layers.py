@@ -88,7 +88,7 @@ one_layer = _fast("bn_lstm")
 
 @pytest.mark.standard_numerics
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
-@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_without_norms_it_is_flax_lstm(lengths, x64):
     with jax.enable_x64(x64):
         dtype = jnp.float64 if x64 else jnp.float32
