@@ -54,6 +54,7 @@ def told(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, 
                     for word, value in keywords.items()
                     if word not in known
                 ] or [_apart(who) for value in args if _are_variables(value)]
+                lines = lines or _placed(who, function, args, known)
                 if not lines:
                     raise
             raise TypeError("; ".join(lines))
@@ -61,6 +62,20 @@ def told(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, 
         return call
 
     return decorate
+
+
+def _placed(
+    who: str, function: Callable[..., Any], args: tuple[Any, ...], known: list[str]
+) -> list[str]:
+    """What to write for `layer_norm(64)`: a norm takes no size, and nothing without its name."""
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    if not args or not kinds <= set(named):
+        return []
+    say = "leave a size out: init sees it in the shape of x, init((1, features))"
+    if "groups" in known:
+        say = f"write groups={args[0]!r}" if isinstance(args[0], int) else "write groups=…"
+    return [f"{who} takes arguments by name and was given {_shown(args[0])}: {say}"]
 
 
 def no_variables(params: Any, who: str) -> None:
@@ -96,14 +111,18 @@ def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 
 def _answer(who: str, word: str, value: Any, known: Iterable[str]) -> str:
-    # An array would fill the screen.
-    shown = repr(value) if value is None or isinstance(value, bool | int | float | str) else "…"
+    shown = _shown(value)
     for needed, text in _ANSWERS.get(word, ()):
         if all(name in known for name in needed.split()):
             say = text(value) if callable(text) else text.format(value=shown, word=word)
             return f"{who} has no argument {word!r}: {say}"
     near = _checks.nearest(word, known)
     return f"{who} has no argument {word!r}{near}: it takes {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    # An array would fill the screen.
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else "…"
 
 
 def _momentum(value: Any) -> str:

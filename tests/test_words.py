@@ -204,6 +204,22 @@ def test_init_of_a_layer_with_an_input(layer):
             init(layer, jax.random.key(0), features)
 
 
+def test_a_size_or_anything_else_without_its_name():
+    for factory in (nj.layer_norm, nj.batch_norm, nj.rms_norm):
+        with pytest.raises(TypeError, match=r"takes arguments by name and was given 64: leave a"):
+            factory(64)
+    with pytest.raises(TypeError, match=r"group_norm\(\) .* was given 32: write groups=32$"):
+        nj.group_norm(32)
+    with pytest.raises(TypeError, match=r"was given …: leave a size out"):
+        nj.layer_norm((4, 5))
+
+
+def test_weight_normed_params_in_a_plain_layer():
+    params, _ = recurrent.wn_lstm(4).init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=r"w_x is a Scaled, .* apply the layer that made it"):
+        recurrent.lstm(4).apply(params, {}, jnp.ones((2, 5, 3)), stats="batch")
+
+
 @pytest.mark.parametrize("freeze", [dict, flax.core.freeze])
 def test_the_variables_of_a_flax_module_are_refused(freeze):
     x = jnp.ones((4, 3))

@@ -448,6 +448,13 @@ class Recurrent(Layer):
             raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
         norms = self.norms()
         check_made(self.factory, params, state, norms, ("w_x", "w_h"))
+        for name in ("w_x", "w_h"):
+            if not hasattr(params[name], "shape"):
+                raise ValueError(
+                    f"{name} is a {type(params[name]).__name__}, as a reparametrized layer keeps "
+                    f"it, and this {self.factory} takes an array: apply the layer that made it "
+                    "(wn_lstm(…), nj.reparam(layer, rules))"
+                )
         shape, width = params["w_h"].shape, self.gates * self.hidden
         if shape[0] != self.hidden:
             raise ValueError(
