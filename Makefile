@@ -25,10 +25,10 @@ demo: $(STAMP)
 	$(PY) -m experiments.demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -n auto --dist loadgroup -m 'not slow'
+	$(PY) -m pytest -n auto -m 'not slow'
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -n auto --dist loadgroup -m slow
+	$(PY) -m pytest -n auto -m slow
 
 # The libraries that some tests and the benchmarks compare with (torch, Haiku, Equinox). A CPU
 # needs no CUDA build of torch: make peers TORCH=torch==VERSION, from an index that has one.

@@ -11,9 +11,6 @@ from experiments.checkpoints import Checkpoints
 from tests.experiments import bucket
 from tests.experiments.processes import begin, command, until
 
-# Several processes each: two of these tests at a time would starve each other.
-pytestmark = pytest.mark.xdist_group("processes")
-
 RUN = "gs://bucket/runs/one"
 QUICK = {"steps": 40, "log_every": 5, "eval_every": 20, "checkpoint_every": 10}
 READ = """

@@ -12,9 +12,6 @@ import pytest
 from experiments import stops
 from tests.experiments.processes import begin, command, compare, killed, result, rows, until
 
-# Several processes each: two of these tests at a time would starve each other.
-pytestmark = pytest.mark.xdist_group("processes")
-
 KILLED = {"steps": 600, "log_every": 5, "eval_every": 25, "checkpoint_every": 5}
 
 

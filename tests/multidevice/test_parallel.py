@@ -18,9 +18,6 @@ import pytest
 
 from tests.multidevice.models import MODELS
 
-# Several processes each: two of these tests at a time would starve each other.
-pytestmark = pytest.mark.xdist_group("processes")
-
 MODES = ("jit", "shard_map", "pmap")
 # What is compared are two programs of one arithmetic: how well they are optimized is no matter.
 FLAGS = "--xla_backend_optimization_level=0"
