@@ -72,10 +72,14 @@ def _placed(
     named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
     if not args or not kinds <= set(named):
         return []
-    say = "leave a size out: init sees it in the shape of x, init((1, features))"
-    if "groups" in known:
-        say = f"write groups={args[0]!r}" if isinstance(args[0], int) else "write groups=…"
-    return [f"{who} takes arguments by name and was given {_shown(args[0])}: {say}"]
+    value = args[0]
+    count = isinstance(value, int) and not isinstance(value, bool)
+    say = f"it takes {', '.join(known)}"
+    if count and "groups" in known:
+        say = f"write groups={value}"
+    elif count or isinstance(value, tuple | list):
+        say = "leave a size out: init sees it in the shape of x, init((1, features))"
+    return [f"{who} takes arguments by name and was given {_shown(value)}: {say}"]
 
 
 def no_variables(params: Any, who: str) -> None:

@@ -212,11 +212,13 @@ def test_a_size_or_anything_else_without_its_name():
         nj.group_norm(32)
     with pytest.raises(TypeError, match=r"was given …: leave a size out"):
         nj.layer_norm((4, 5))
+    with pytest.raises(TypeError, match=r"was given 1e-06: it takes axes, .*eps"):
+        nj.layer_norm(1e-6)
 
 
 def test_weight_normed_params_in_a_plain_layer():
     params, _ = recurrent.wn_lstm(4).init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"w_x is a Scaled, .* apply the layer that made it"):
+    with pytest.raises(ValueError, match=r"w_x is a Scaled .* are applied by that layer"):
         recurrent.lstm(4).apply(params, {}, jnp.ones((2, 5, 3)), stats="batch")
 
 

@@ -26,7 +26,7 @@ from normjax.recurrent._contract import (
     Info,
     Layer,
     NormAt,
-    check_made,
+    check_call,
     hidden_of,
     hold,
     with_hidden,
@@ -245,7 +245,7 @@ class Recurrent(Layer):
         _checks.stats(stats)
         _checks.hyper(hyper, sorted(self.hypers), self.factory)
         x = _checks.floating(x, self.factory)
-        self._check_shapes(params, state, x)
+        check_call(self, params, state, x)
         nudge = None if nudge is None else jnp.asarray(nudge).astype(x.dtype)
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
@@ -441,51 +441,6 @@ class Recurrent(Layer):
             noise = _as(self.h0_noise, h.dtype) * jax.random.normal(key, h.shape, h.dtype)
             start = with_hidden(start, h + noise)
         return _sequences.vary_like(start, x)
-
-    def _check_shapes(self, params: PyTree, state: PyTree, x: jax.Array) -> None:
-        order = "[time, batch, features]" if self.time_major else "[batch, time, features]"
-        if x.ndim != 3:
-            raise ValueError(f"{self.factory} takes x as {order} and got shape {x.shape}")
-        norms = self.norms()
-        check_made(self.factory, params, state, norms, ("w_x", "w_h"))
-        for name in ("w_x", "w_h"):
-            if not hasattr(params[name], "shape"):
-                raise ValueError(
-                    f"{name} is a {type(params[name]).__name__}, as a reparametrized layer keeps "
-                    f"it, and this {self.factory} takes an array: apply the layer that made it "
-                    "(wn_lstm(…), nj.reparam(layer, rules))"
-                )
-        shape, width = params["w_h"].shape, self.gates * self.hidden
-        if shape[0] != self.hidden:
-            raise ValueError(
-                f"params are those of {shape[0]} units and this {self.factory} has {self.hidden}: "
-                "pass the (params, state) that init of this layer returned"
-            )
-        if shape[1:] != (width,):
-            # Without norms two cells' params may have the same names.
-            of = {1: "an rnn", 3: "a gru", 4: "an lstm"}.get(shape[-1] / shape[0], "another cell")
-            raise ValueError(
-                f"params look like those of {of}, with w_h of shape {shape}, and that of this "
-                f"{self.factory} is {(self.hidden, width)}: pass the (params, state) that init of "
-                "this layer returned"
-            )
-        biases = jax.eval_shape(lambda: self.start_bias(x.dtype))
-        weights = ("w_x", "w_h", *biases, *(("carry",) if self.learn_carry else ()))
-        check_made(self.factory, params, state, norms, weights)
-        for place, norm in norms.items():
-            if bool(jax.tree.leaves(state[place])) != norm.norm.stateful:
-                keeps = "keeps statistics" if norm.norm.stateful else "keeps none"
-                raise ValueError(
-                    f"{place}={norm!r} {keeps} and was given {type(state[place]).__name__}: pass "
-                    "the (params, state) that init of this layer returned"
-                )
-        if x.shape[-1] != params["w_x"].shape[0]:
-            raise ValueError(
-                f"x has {x.shape[-1]} features and the layer was made for "
-                f"{params['w_x'].shape[0]}: x is {order}, of shape {x.shape}"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"x of shape {x.shape} is empty: {order} need at least 1 each")
 
 
 def structure(kind: type[Recurrent], **fields: Any) -> Any:

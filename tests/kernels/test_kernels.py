@@ -131,17 +131,20 @@ def test_values_and_gradients_against_float64(make, shape):
 
 
 FAR = {
-    "layer": (nj.layer_norm, (64, 512), -1),
-    "batch": (nj.batch_norm, (700, 8), 0),
-    "instance": (nj.instance_norm, (3, 30, 20, 4), (1, 2)),
-    "group": (functools.partial(nj.group_norm, groups=1), (3, 30, 20, 4), (1, 2, 3)),
+    # Of a row the kernel has the centred values; a column's mean is rounded where it is handed on.
+    "layer": (nj.layer_norm, (64, 512), -1, 2e-6, 2e-6),
+    "batch": (nj.batch_norm, (700, 8), 0, 2e-3, 5e-4),
+    "instance": (nj.instance_norm, (3, 30, 20, 4), (1, 2), 2e-3, 5e-4),
+    "group": (functools.partial(nj.group_norm, groups=1), (3, 30, 20, 4), (1, 2, 3), 2e-3, 5e-4),
 }
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (100.0, 0.01)])
-@pytest.mark.parametrize(("make", "shape", "axes"), FAR.values(), ids=FAR)
-def test_a_mean_far_from_zero_costs_no_more_digits_than_it_must(make, shape, axes, mean, std):
-    """Bars of `benchmarks.hard_inputs`; the statistics are those of the numbers as they are."""
+@pytest.mark.parametrize(("make", "shape", "axes", "far", "far_back"), FAR.values(), ids=FAR)
+def test_a_mean_far_from_zero_costs_no_more_digits_than_it_must(
+    make, shape, axes, far, far_back, mean, std
+):
+    """At most the bars of `benchmarks.hard_inputs`, against the numbers as they are in float64."""
     norm = make(impl="kernel")
     params, state = norm.init(shape)
     x = jnp.asarray(RNG.normal(size=shape) * std + mean, jnp.float32)
@@ -152,12 +155,9 @@ def test_a_mean_far_from_zero_costs_no_more_digits_than_it_must(make, shape, axe
     y = d * inverse
     back = dy - dy.mean(axes, keepdims=True) - y * (dy * y).mean(axes, keepdims=True)
     got, pull = jax.vjp(lambda x: norm.apply(params, state, x, stats="batch")[0], x)
-    np.testing.assert_allclose(got, y, atol=2e-3)
-    np.testing.assert_allclose(
-        np.asarray(pull(jnp.asarray(dy, jnp.float32))[0]) / inverse,
-        back * np.ones(shape),
-        atol=2e-2,
-    )
+    np.testing.assert_allclose(got, y, atol=far, rtol=0)
+    slope = np.asarray(pull(jnp.asarray(dy, jnp.float32))[0]) / inverse
+    np.testing.assert_allclose(slope, back, atol=far_back, rtol=0)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -166,8 +166,8 @@ def test_the_second_pass_finds_what_the_first_rounded_away(axis):
     x = jnp.asarray(RNG.normal(size=(300, 500)) + 1e6, jnp.float32)
     exact = np.asarray(x, np.float64)
     mean, d = _measure.centred(x, axis, x.shape[axis])
-    np.testing.assert_allclose(mean, exact.mean(axis, keepdims=True), atol=0.04)
-    np.testing.assert_allclose(d, exact - exact.mean(axis, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(mean, exact.mean(axis, keepdims=True), rtol=4e-8)
+    np.testing.assert_allclose(d, exact - exact.mean(axis, keepdims=True), atol=2e-6)
 
 
 @CASES
