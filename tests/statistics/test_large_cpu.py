@@ -34,7 +34,7 @@ def large(monkeypatch):
     """A switch: on, arrays of any size take the path; off, none does."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(_large_cpu, "SIZE", 0 if on else 10**9)
+        monkeypatch.setattr(_large_cpu, "MIN_SIZE", 0 if on else 10**9)
 
     switch(True)
     return switch
