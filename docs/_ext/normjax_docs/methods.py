@@ -139,9 +139,9 @@ def depends_on(norm: Any) -> str:
 def table(group: str) -> str:
     """The rows of a group as a Markdown list-table, formulas included."""
     if group == "weights":
-        rows, heads = reparams(), ("method", "formula", "stored", "kept", "eps")
+        rows, heads = reparams(), ("method", "formula", "stored", "state", "eps")
     else:
-        rows, heads = norms(), ("method", "formula", "set", "learned", "kept", "eps", "mask")
+        rows, heads = norms(), ("method", "formula", "set", "learned", "state", "eps", "mask")
         rows = [r for r in rows if GROUPS[group](r)]
     lines = [":::{list-table}", ":header-rows: 1", ":class: methods", ""]
     lines += ["* - " + heads[0], *(f"  - {h}" for h in heads[1:])]
@@ -155,7 +155,7 @@ def table(group: str) -> str:
             "set": r.axes or "–",
             "learned": r.params or "–",
             "stored": r.params,
-            "kept": r.state or "–",
+            "state": r.state or "–",
             "eps": r.eps or "–",
             "mask": r.mask,
         }
