@@ -1,8 +1,10 @@
-"""Links: code in the text that is a public name, and types in signatures."""
+"""Links: public names in the text, types in signatures, and the links of included files."""
 
 from __future__ import annotations
 
 import builtins
+import os
+import pathlib
 import re
 from typing import Any
 
@@ -57,6 +59,38 @@ class Links(SphinxTransform):
         if len(found) == 1 or found[:1] == ["normjax"]:
             return f"{found[0]}.{name}"
         return None
+
+
+INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.M)
+RELATIVE = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def include(app: Any, docname: str, source: list[str]) -> None:
+    """Replace each include of a file of the repository by its text, with links that work here.
+
+    A file's links are relative to its folder. Pages of this site stay pages, pictures are copied,
+    and everything else links to the repository.
+    """
+    docs = pathlib.Path(app.srcdir)
+    site = app.config.html_theme_options["repository_url"].rstrip("/")
+
+    def text(match: re.Match) -> str:
+        path = (docs / match[1]).resolve()
+        app.env.note_dependency(str(path))
+
+        def link(found: re.Match) -> str:
+            target = (path.parent / found[2]).resolve()
+            inside = target.relative_to(docs.parent).as_posix()
+            if not target.exists():
+                raise FileNotFoundError(f"{path} links to {inside}, which does not exist")
+            if target.is_relative_to(docs) or found[1].startswith("!"):
+                return f"{found[1]}({os.path.relpath(target, docs)}{found[3] or ''})"
+            kind = "tree" if target.is_dir() else "blob"
+            return f"{found[1]}({site}/{kind}/main/{inside}{found[3] or ''})"
+
+        return RELATIVE.sub(link, path.read_text())
+
+    source[0] = INCLUDE.sub(text, source[0])
 
 
 def resolve(app: Any, env: Any, node: addnodes.pending_xref, content: Any) -> nodes.Node | None:
