@@ -21,9 +21,11 @@ import numpy as np
 from absl import app, flags
 
 from configs.recurrent_bn import digits
-from experiments import config as configs
-from experiments import data, parallel, report, tasks, train
-from experiments.step import compiled_step
+from experiments import tasks, train
+from experiments.config import validate
+from experiments.data import datasets
+from experiments.runtime import metrics, parallel, step
+from experiments.runtime.step import compiled_step
 
 LOG = 50
 
@@ -36,33 +38,33 @@ def settings(variant: str, calls: int, steps: int) -> dict[str, Any]:
     config.batch_size = 100
     config.steps, config.log_every, config.steps_per_call = steps, LOG, calls
     config.eval_every = config.checkpoint_every = steps
-    return configs.check(config)
+    return validate.check(config)
 
 
 def loop(config: dict[str, Any]) -> float:
     """Milliseconds of a step in the loop, from the run's first row to the last but one."""
     with tempfile.TemporaryDirectory() as folder:
         train.train(config, folder)
-        rows = [r for r in report.read_rows(f"{folder}/metrics.jsonl") if r["split"] == "train"]
+        rows = [r for r in metrics.read_rows(f"{folder}/metrics.jsonl") if r["split"] == "train"]
     first, last = rows[0], rows[-2]
     return 1e3 * (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def steps(config: dict[str, Any]) -> float:
     """Milliseconds of a step alone."""
-    spread = parallel.Spread(config["parallel"], config["devices"], config["batch_stats"])
-    dataset = data.of(config).on_device()
+    spread = parallel.DeviceLayout(config["parallel"], config["devices"], config["batch_stats"])
+    dataset = datasets.load_config_data(config).on_device()
     task, calls = tasks.build(config, dataset), config["steps_per_call"]
-    optim, rate = train.static(config["optim"])
-    now = train.start(task, train.optimizer(config["optim"]), config)["now"]
-    step = compiled_step(spread, task, optim, False, calls > 1)
+    optim, rate = step.static(config["optim"])
+    now = step.start(task, step.optimizer(config["optim"]), config)["now"]
+    run_step = compiled_step(spread, task, optim, False, calls > 1)
     index = np.arange(config["batch_size"], dtype=np.int32)
     index = np.broadcast_to(index, (calls, *index.shape)) if calls > 1 else index
     batch = spread.split(spread.pad(index))
     took = 0.0
     for call in range(config["steps"] // calls):
         began = time.perf_counter()
-        now = jax.block_until_ready(step(now, dataset.train, *batch, rate))
+        now = jax.block_until_ready(run_step(now, dataset.train, *batch, rate))
         took += time.perf_counter() - began
         if call == 0:
             took = 0.0  # compiled

@@ -61,10 +61,10 @@ class Normjax:
     def accumulate(self, parts, start):
         norm = nj.batch_norm(decay=DECAY)
         params, _ = norm.init(parts[0].shape)
-        state = nj.collecting(nj.Running(*start))
+        state = nj.accumulate_statistics(nj.Running(*start))
         for x in parts:
             _, state = norm.apply(params, state, x, stats="batch")
-        s = nj.settle(state, decay=DECAY)
+        s = nj.finalize_statistics(state, decay=DECAY)
         return s.mean, s.var
 
 

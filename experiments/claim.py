@@ -19,40 +19,42 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import claims, ledger, stops, sweep
-from experiments import config as configs
-from experiments.config import UsageError
-from experiments.workdir import hardware, versions, write_json
+from experiments import sweep
+from experiments.config import command_line, validate
+from experiments.ledger import records, rules, table
+from experiments.runtime import exits
+from experiments.runtime.workdir import hardware, versions, write_json
+from experiments.usage import UsageError
 
-_RECORDS = flags.DEFINE_string("records", str(claims.RESULTS), "Where records are kept.")
+_RECORDS = flags.DEFINE_string("records", str(records.RESULTS), "Where records are kept.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Remove record and runs.", allow_override=True)
 
 
 def run(
     number: int,
     workdir: pathlib.Path = pathlib.Path("runs/claims"),
-    results: pathlib.Path = claims.RESULTS,
+    results: pathlib.Path = records.RESULTS,
     *,
     fresh: bool = False,
 ) -> dict[str, Any]:
     """Run a claim, write its record and picture, and return the record."""
-    made = claims.module(number)
-    if not claims.runs(made):
+    made = records.module(number)
+    if not records.runs(made):
         raise UsageError(f"claim {number} is declared, but has no experiment yet.")
-    path = claims.record_path(number, results)
+    path = records.record_path(number, results)
     if fresh:
         path.unlink(missing_ok=True)
         for arm in made.CLAIM.arms if hasattr(made, "get_config") else ():
-            sweep.clear(workdir / claims.own_hash(configs.check(made.get_config(arm))))
-    if record := claims.read(number, results):
+            sweep.clear(workdir / records.own_hash(validate.check(made.get_config(arm))))
+    if record := records.read(number, results):
         return record
     began = time.perf_counter()
     measured = _measure(made) if hasattr(made, "measure") else _train(made, workdir)
     record = {
         "claim": number,
-        "config": claims.config_path(number),
-        "config_hash": claims.config_hash(made),
-        "rule_hash": claims.rule_hash(made.CLAIM),
+        "config": records.config_path(number),
+        "config_hash": records.config_hash(made),
+        "rule_hash": records.rule_hash(made.CLAIM),
         "command": f"python -m experiments.claim {number}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(sum(arm["seconds"] for arm in measured.values()), 1),
@@ -62,7 +64,7 @@ def run(
         "arms": measured,
     }
     results.mkdir(parents=True, exist_ok=True)
-    ledger.draw(made.CLAIM, record, path.with_suffix(".png"))
+    table.draw(made.CLAIM, record, path.with_suffix(".png"))
     write_json(path, record)
     return record
 
@@ -86,17 +88,17 @@ def _train(made: ModuleType, folder: pathlib.Path) -> dict[str, Any]:
     claim, arms = made.CLAIM, {}
     for arm in claim.arms:
         config = ml_collections.ConfigDict(made.get_config(arm))
-        config.name = claims.own_hash(configs.check(config))
+        config.name = records.own_hash(validate.check(config))
         place = folder / config.name
         tried, best, spent = _tune(claim, config, place)
         members, seeds = [], list(range(1, claim.seeds + 1))
         for seed in seeds:
-            changed = sweep.changed(config, {"seed": seed, "optim.learning_rate": best})
+            changed = sweep.with_changes(config, {"seed": seed, "optim.learning_rate": best})
             at = place / f"{best:g},{seed}"
-            told = sweep.member(changed, at)
+            told = sweep.run_member(changed, at)
             if hasattr(made, "extra") and not told["metrics"]["diverged"]:
                 began = time.perf_counter()
-                told["metrics"] |= made.extra(sweep.finished(changed, at))
+                told["metrics"] |= made.extra(sweep.load_finished(changed, at))
                 spent += time.perf_counter() - began
             spent += told["seconds"]
             members.append(told)
@@ -110,7 +112,7 @@ def _train(made: ModuleType, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _tune(
-    claim: claims.Claim, config: Any, place: pathlib.Path
+    claim: rules.Claim, config: Any, place: pathlib.Path
 ) -> tuple[dict[float, float | None], float, float]:
     """Seed 0's metric by learning rate, the best rate, and the seconds it took.
 
@@ -124,8 +126,9 @@ def _tune(
     waiting, best, spent, beyond = list(claim.rates), claim.rates[0], 0.0, 3
     while waiting:
         rate = waiting.pop(0)
-        told = sweep.member(
-            sweep.changed(config, {"seed": 0, "optim.learning_rate": rate}), place / f"{rate:g},0"
+        told = sweep.run_member(
+            sweep.with_changes(config, {"seed": 0, "optim.learning_rate": rate}),
+            place / f"{rate:g},0",
         )
         lost = told["metrics"]["diverged"]  # beats a net that learned nothing, but not here
         tried[rate] = None if lost else told["metrics"][claim.tune]
@@ -182,18 +185,18 @@ def _short(values: np.ndarray) -> list[float]:
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.claim``."""
     logging.set_verbosity(logging.WARNING)
-    with stops.statuses():
+    with exits.statuses():
         if len(argv) != 2 or not argv[1].isdigit():
             raise UsageError("write: python -m experiments.claim NUMBER, for instance 1.")
         workdir = epath.Path(flags.FLAGS["workdir"].value or "runs/claims")
         results, number = pathlib.Path(_RECORDS.value), int(argv[1])
-        path = claims.record_path(number, results)
+        path = records.record_path(number, results)
         there = path.exists() and not _FRESH.value
         record = run(number, workdir, results, fresh=_FRESH.value)
-        print(ledger.told(claims.module(number).CLAIM, record))
+        print(table.summary(records.module(number).CLAIM, record))
         again = f"; --fresh --records=runs/again runs it again beside this of {record['date']}"
         print(f"record: {path}{again if there else ''}")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

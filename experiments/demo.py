@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import config as configs
-from experiments import report, train
-from experiments.config import UsageError
+from experiments import report, train, usage
+from experiments.config import command_line
+from experiments.usage import UsageError
 
 VARIANTS = ("lstm", "bn_lstm")
 
@@ -44,8 +44,8 @@ def demo(workdir: epath.Path, *, fresh: bool = False) -> str:
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.demo``."""
     logging.set_verbosity(logging.WARNING)
-    with configs.usage():
-        configs.no_arguments(argv)
+    with usage.usage():
+        command_line.no_arguments(argv)
         workdir = flags.FLAGS["workdir"].value
         if not workdir:
             raise UsageError("write --workdir=DIR, for instance --workdir=runs/demo.")
@@ -63,4 +63,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -15,10 +15,12 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import config as configs
-from experiments import data, tasks, train
-from experiments.config import UsageError
-from experiments.workdir import Checkpoints
+from experiments import tasks, usage
+from experiments.config import command_line, defaults, validate
+from experiments.data import datasets
+from experiments.runtime import step
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.usage import UsageError
 
 STATS = ("population", "batch", "running")
 SPLITS = ("test", "valid", "train")
@@ -33,28 +35,29 @@ def evaluate(
     workdir: epath.PathLike, *, split: str, stats: str, how: str = "", data_dir: str = ""
 ) -> dict[str, Any]:
     """Scores of the best parameters in a workdir."""
-    configs.one_of("--split", split, SPLITS)
-    configs.one_of("--stats", stats, STATS)
+    usage.one_of("--split", split, SPLITS)
+    usage.one_of("--stats", stats, STATS)
     if how:
-        configs.one_of("--how", how, configs.POPULATION)
+        usage.one_of("--how", how, defaults.POPULATION)
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
-    config = configs.check(json.loads(path.read_text())["config"])
-    dataset = data.of({**config, "data_dir": data_dir or config["data_dir"]}).on_device()
+    config = validate.check(json.loads(path.read_text())["config"])
+    config = {**config, "data_dir": data_dir or config["data_dir"]}
+    dataset = datasets.load_config_data(config).on_device()
     task = tasks.build(config, dataset)
     checkpoints = Checkpoints(workdir)
     try:
         if checkpoints.latest() is None:
             raise UsageError(f"{workdir} has no checkpoint yet.")
-        like = train.start(task, train.optimizer(config["optim"]), config)
+        like = step.start(task, step.optimizer(config["optim"]), config)
         best = checkpoints.restore(like)[0]["best"]
     finally:
         checkpoints.close()
     norm = best["norm"]
     how = how or config["population"]["how"]
     if stats == "population":
-        norm = train.population(
+        norm = step.population(
             best["params"],
             norm,
             dataset.train,
@@ -62,7 +65,7 @@ def evaluate(
             how=how,
             batch_size=config["population"]["batch_size"],
         )
-    scores = train.evaluate(
+    scores = step.evaluate(
         best["params"],
         norm,
         getattr(dataset, split),
@@ -77,8 +80,8 @@ def evaluate(
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.evaluate``."""
     logging.set_verbosity(logging.WARNING)
-    with configs.usage():
-        configs.no_arguments(argv)
+    with usage.usage():
+        command_line.no_arguments(argv)
         workdir = flags.FLAGS["workdir"].value
         if not workdir:
             raise UsageError("write --workdir=DIR, the folder of a run.")
@@ -93,4 +96,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

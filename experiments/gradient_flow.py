@@ -21,10 +21,10 @@ import numpy as np
 from absl import app, flags, logging
 
 import normjax
-from experiments import data
-from experiments.config import UsageError, usage
+from experiments.data import datasets
+from experiments.runtime.workdir import hardware, versions, write_json
 from experiments.tasks import cross_entropy
-from experiments.workdir import hardware, versions, write_json
+from experiments.usage import UsageError, usage
 from normjax import analysis, recurrent
 
 GAMMAS = tuple(round(0.1 * k, 1) for k in range(1, 11))
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     with usage():
         if flags.FLAGS.batch < 2:
             raise UsageError("--batch must be at least 2: one example has no variance.")
-        dataset = data.load("mnist", data_dir=flags.FLAGS.data_dir)
+        dataset = datasets.load("mnist", data_dir=flags.FLAGS.data_dir)
     began = time.perf_counter()
     batch = slice(0, flags.FLAGS.batch)
     pixels = np.asarray(dataset.train.pixels[batch], np.float32) / dataset.white
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/gradient_flow", "Folder for the figure and its numbers.")
-    flags.DEFINE_string("data_dir", "", "A TFDS folder; empty: see experiments.data.data_dir.")
+    flags.DEFINE_string("data_dir", "", "A TFDS folder; empty: see experiments.data.locate.")
     flags.DEFINE_integer("batch", 100, "Examples in the batch.")
     flags.DEFINE_integer("seed", 0, "Seed of weights and noise.")
     app.run(main)

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from experiments.config import UsageError, usage
+from experiments.usage import UsageError, usage
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ("normjax", "experiments", "configs", "pyproject.toml", "README.md", "LICENSE")
@@ -33,7 +33,10 @@ IMAGES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 IMAGE = "tpu-ubuntu2204-base"  # of v2, v3 and v4
-RESTART = (3, 143)  # experiments.stops: something around the run broke, or it was told to stop
+RESTART = (
+    3,
+    143,
+)  # see experiments.runtime.exits: the surroundings broke, or a signal came
 LOST = 255  # the connection, while the run went on
 TRIES = 4  # of a call, before it counts: a new slice does not answer at once
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments import data
-from experiments.config import UsageError, nearest, usage
+from experiments.data import locate
+from experiments.usage import UsageError, nearest, usage
 
 SETS = {"mnist": "mnist", "pmnist": "mnist", "fashion_mnist": "fashion_mnist"}
 SETS["imdb_reviews"] = "imdb_reviews"
@@ -27,7 +27,7 @@ def prepare(name: str, folder: str = "") -> str:
             f"unknown data set {name!r}; known: {', '.join(known)}.{nearest(name, known)}"
         )
     try:
-        return str(data.find(SETS[name], folder))
+        return str(locate.find(SETS[name], folder))
     except UsageError:
         pass  # it is missing, which is why we are here
     for module in ("tensorflow", "importlib_resources"):
@@ -39,12 +39,12 @@ def prepare(name: str, folder: str = "") -> str:
             )
     import tensorflow_datasets as tfds
 
-    root = data.data_dir(folder)
+    root = locate.data_dir(folder)
     builder = tfds.builder(
-        data.SUBSETS.get(SETS[name], SETS[name]), data_dir=str(root), file_format="array_record"
+        locate.SUBSETS.get(SETS[name], SETS[name]), data_dir=str(root), file_format="array_record"
     )
     builder.download_and_prepare()
-    return str(data.find(SETS[name], folder))
+    return str(locate.find(SETS[name], folder))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -19,8 +19,10 @@ import matplotlib
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import config as configs
-from experiments.config import UsageError
+from experiments import usage
+from experiments.config import command_line, models
+from experiments.runtime.metrics import read_rows, steps_to
+from experiments.usage import UsageError
 
 _RESULTS = flags.DEFINE_bool(
     "results", False, "Write RESULTS.md and its pictures.", allow_override=True
@@ -50,26 +52,6 @@ class Run(NamedTuple):
             [r["seconds"] for r in rows],
             [r[value] for r in rows],
         )
-
-
-def read_rows(path: epath.PathLike, upto: float = float("inf")) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl up to a step; a torn last line is no row."""
-    path, rows = epath.Path(path), []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] <= upto:
-            rows.append(row)
-    return rows
-
-
-def steps_to(rows: Sequence[dict[str, Any]], accuracy: float) -> int | None:
-    """The first validated step at or above an accuracy."""
-    return next(
-        (r["step"] for r in rows if r["split"] == "valid" and r["accuracy"] >= accuracy), None
-    )
 
 
 def below(folder: epath.Path, name: str) -> Iterator[epath.Path]:
@@ -105,7 +87,7 @@ def find(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _normalized(config: dict[str, Any]) -> bool:
-    norms = [config["model"].get(place) for place in configs.PLACES]
+    norms = [config["model"].get(place) for place in models.PLACES]
     return any(n and n["name"] not in ("identity", "none") for n in norms)
 
 
@@ -247,11 +229,11 @@ def report(folders: Sequence[str | os.PathLike], out: str | os.PathLike = "") ->
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.report``."""
     logging.set_verbosity(logging.WARNING)
-    with configs.usage():
+    with usage.usage():
         if _RESULTS.value:
-            from experiments import ledger
+            from experiments.ledger import table
 
-            print(ledger.publish())
+            print(table.publish())
             return
         if len(argv) < 2:
             raise UsageError("write: python -m experiments.report DIR... [--out=DIR]")
@@ -259,4 +241,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -23,11 +23,13 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import config as configs
-from experiments import data, report, stops, tasks, train
-from experiments.checkpoints import Checkpoints
-from experiments.config import UsageError
-from experiments.workdir import write_json
+from experiments import report, tasks, train, usage
+from experiments.config import command_line, defaults, validate
+from experiments.data import datasets, splits
+from experiments.runtime import exits, metrics, step
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.workdir import write_json
+from experiments.usage import UsageError
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0 to N - 1 for every cell of the grid.")
 _GRID = flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,...; several make a product.")
@@ -39,22 +41,22 @@ class Finished(NamedTuple):
     task: tasks.Task
     params: Any
     norm: Any
-    dataset: data.Dataset
+    dataset: splits.Dataset
     config: dict[str, Any]
 
 
-def changed(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """A copy of a config with some keys, given by path, replaced."""
     config = ml_collections.ConfigDict(config)
-    known = configs.flatten(config.to_dict())
+    known = defaults.flatten(config.to_dict())
     for key in changes:
         if key not in known:
-            raise UsageError(f"config.{key} is no key.{configs.nearest(key, known)}")
+            raise UsageError(f"config.{key} is no key.{usage.nearest(key, known)}")
     config.update_from_flattened_dict(dict(changes))
     return config
 
 
-def member(config: Any, workdir: epath.Path) -> dict[str, Any]:
+def run_member(config: Any, workdir: epath.Path) -> dict[str, Any]:
     """Train one run, unless it is finished, and return its metrics; one that diverges has some too.
 
     A diverged run scores as a model that knows nothing would: 1 / classes right, log(classes);
@@ -63,11 +65,11 @@ def member(config: Any, workdir: epath.Path) -> dict[str, Any]:
     lost = workdir / "diverged.json"
     if not lost.exists():
         try:
-            return metrics(train.train(config, workdir), workdir)
+            return run_metrics(train.train(config, workdir), workdir)
         except train.Diverged as error:
             write_json(lost, {"message": str(error)})
-    plain = configs.check(config)
-    return _knows_nothing(plain, data.of(plain).classes)
+    plain = validate.check(config)
+    return _knows_nothing(plain, datasets.load_config_data(plain).classes)
 
 
 def _knows_nothing(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _knows_nothing(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
     return {"metrics": {**told, "steps_to_target": never}, "curves": {}, "seconds": 0.0}
 
 
-def metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
+def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
     """Numbers and curves of a finished run.
 
     `area.train` and `area.valid` are the means of the loss over the run's rows, `area.error` that
@@ -91,7 +93,7 @@ def metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
     loss by at the end. `steps_to_target` counts one evaluation more than
     there were for a run that never came there.
     """
-    rows = report.read_rows(workdir / "metrics.jsonl")
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
     by = {s: [r for r in rows if r["split"] == s] for s in ("train", "valid")}
     told = {
         f"{split}.{kind}.{name}": value
@@ -117,14 +119,14 @@ def metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
     return {"metrics": told, "curves": curves, "seconds": final["seconds"]}
 
 
-def finished(config: Any, workdir: epath.Path) -> Finished:
+def load_finished(config: Any, workdir: epath.Path) -> Finished:
     """The best parameters of a finished run, and what they were trained on."""
-    plain = configs.check(config)
-    dataset = data.of(plain).on_device()
+    plain = validate.check(config)
+    dataset = datasets.load_config_data(plain).on_device()
     task = tasks.build(plain, dataset)
     checkpoints = Checkpoints(workdir)
     try:
-        like = train.start(task, train.optimizer(plain["optim"]), plain)
+        like = step.start(task, step.optimizer(plain["optim"]), plain)
         best = checkpoints.restore(like)[0]["best"]
     finally:
         checkpoints.close()
@@ -162,7 +164,7 @@ def sweep(
         for seed in range(seeds):
             changes = {**cell, "seed": seed}
             name = ",".join(f"{k}={v}" for k, v in changes.items()).replace("/", "_")
-            told = member(changed(config, changes), workdir / name)
+            told = run_member(with_changes(config, changes), workdir / name)
             results.append({"cell": cell, "seed": seed, **told})
             write_json(workdir / "sweep.json", results)
     return results
@@ -193,8 +195,8 @@ def clear(workdir: epath.PathLike) -> None:
 def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.sweep``."""
     logging.set_verbosity(logging.WARNING)
-    with stops.statuses():
-        configs.no_arguments(argv)
+    with exits.statuses():
+        command_line.no_arguments(argv)
         if flags.FLAGS["distributed"].value:
             raise UsageError("a sweep is one process; --distributed is for experiments.train.")
         given, workdir = flags.FLAGS["config"].value, flags.FLAGS["workdir"].value
@@ -208,4 +210,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

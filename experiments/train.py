@@ -28,47 +28,24 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from experiments import config as configs
-from experiments import data, distributed, nonfinite, parallel, report, stops, tasks
-from experiments.config import UsageError
-from experiments.step import (
+from experiments import tasks
+from experiments.config import command_line, validate
+from experiments.data import batches, datasets, splits
+from experiments.runtime import distributed, exits, metrics, nonfinite, parallel
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.exits import Diverged, Interrupted, Stop
+from experiments.runtime.metrics import Metrics, Progress
+from experiments.runtime.step import (
     better,
     compiled_step,
     evaluate,
     final_scores,
     optimizer,
-    population,
-    score_all,
     start,
     static,
-    train_step,
-    update,
 )
-from experiments.stops import Diverged, Interrupted, Stop
-from experiments.workdir import (
-    Checkpoints,
-    Metrics,
-    Progress,
-    hardware,
-    open_workdir,
-    versions,
-    write_json,
-)
-
-__all__ = [
-    "Diverged",
-    "Interrupted",
-    "evaluate",
-    "final_scores",
-    "optimizer",
-    "population",
-    "score_all",
-    "start",
-    "static",
-    "train",
-    "train_step",
-    "update",
-]
+from experiments.runtime.workdir import hardware, open_workdir, versions, write_json
+from experiments.usage import UsageError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py:VARIANT")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", allow_override=True)
@@ -78,12 +55,12 @@ Tree = Any
 
 def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
     """Run a config in a workdir, from wherever it stands, and return what final.json says."""
-    config = configs.check(config)
+    config = validate.check(config)
     folder = epath.Path(workdir)
     if config["resume"] and not (epath.Path(config["resume"]) / "checkpoints").is_dir():
         raise UsageError(f"config.resume={config['resume']!r} holds no checkpoints folder.")
-    data.require(config)  # before the workdir is made
-    spread = parallel.Spread(config["parallel"], config["devices"], config["batch_stats"])
+    datasets.require(config)  # before the workdir is made
+    spread = parallel.DeviceLayout(config["parallel"], config["devices"], config["batch_stats"])
     if jax.process_index() == 0:
         open_workdir(folder, config, spread.count)
     if spread.processes > 1:
@@ -93,18 +70,18 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
         final = json.loads(done.read_text())
         if final["steps"] == config["steps"]:
             return final
-    with stops.around(f"the newest whole checkpoint in {folder}/checkpoints is kept."):
+    with exits.reraise_as_broken(f"the newest whole checkpoint in {folder}/checkpoints is kept."):
         return _Run(config, folder, spread).finish()
 
 
 class _Run:
     """A run in its workdir: where it stands, and the loop that ends it."""
 
-    def __init__(self, config: dict, workdir: epath.Path, spread: parallel.Spread):
+    def __init__(self, config: dict, workdir: epath.Path, spread: parallel.DeviceLayout):
         self.config, self.workdir, self.spread = config, workdir, spread
         self.waits = True  # for what is being written, when it ends
-        dataset = data.of(config).on_device()
-        self.size = data.size(dataset.train)
+        dataset = datasets.load_config_data(config).on_device()
+        self.size = splits.size(dataset.train)
         self.task = tasks.build(config, dataset)
         self.dataset = dataset.each(spread.replicate)
         self.optim, self.rate = static(config["optim"])
@@ -130,7 +107,7 @@ class _Run:
         config, task = self.config, self.task
         run = self.spread.replicate(start(task, optimizer(config["optim"]), config))
         shuffle = config["data"]["shuffle"]
-        iterator = data.batches(self.size, config["batch_size"], config["seed"], shuffle)
+        iterator = batches.batches(self.size, config["batch_size"], config["seed"], shuffle)
         if self.checkpoints.latest() is not None:
             run, place = self.checkpoints.restore(run)
             origin = f"step {int(run['now']['step'])} of {self.workdir}"
@@ -277,7 +254,7 @@ class _Run:
                 self.loop(stop)
             self.checkpoints.wait()
             self.show.close()
-            run, steps = self.run, report.steps_to(self.metrics.rows, config["target_accuracy"])
+            run, steps = self.run, metrics.steps_to(self.metrics.rows, config["target_accuracy"])
             final = {
                 "name": config["name"],
                 "dataset": config["dataset"],
@@ -326,18 +303,18 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of ``python -m experiments.train``."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells its life at level INFO
-    with stops.statuses():
-        configs.no_arguments(argv)
+    with exits.statuses():
+        command_line.no_arguments(argv)
         if _CONFIG.value is None:
             raise UsageError("write --config=configs/recurrent_bn/digits.py:bn_lstm, for instance.")
         if not _WORKDIR.value:
             raise UsageError("write --workdir=DIR, the folder that this run is to live in.")
         distributed.main()
-        with stops.around("nothing was changed."):
+        with exits.reraise_as_broken("nothing was changed."):
             final = train(_CONFIG.value, _WORKDIR.value)
         if jax.process_index() == 0:
             print(summary(final))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=configs.parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -10,68 +10,87 @@ A norm is a value with pure functions:
 Importing normjax imports no Flax.
 """
 
-from normjax._adaptive import adain, dynamic_tanh
-from normjax._batch import batch_norm
-from normjax._batch_variants import batch_renorm, mean_only_batch_norm, renorm_schedule
-from normjax._convert import decay_from_torch, decay_to_torch, from_torch, to_torch
-from normjax._cosine import cosine_dense
-from normjax._data_init import data_dependent_init, data_dependent_stack
-from normjax._evo import evo_norm_b0, evo_norm_s0, switchable_norm
-from normjax._fold import fold, fold_conv, fold_dense
-from normjax._ghost import ghost_batch_norm
-from normjax._group import group_norm, instance_norm
-from normjax._layer import identity, layer_norm
-from normjax._moments import ema, mean_square, merge, moments, normalize, second_moments
-from normjax._population import collecting, population, settle
-from normjax._response import filter_response_norm, global_response_norm, local_response_norm
-from normjax._rms import l2_norm, rms_norm, scale_norm
-from normjax._spectral import spectral_norm
-from normjax._state import freeze, is_norm_param, population_update, reset
-from normjax._surgery import materialize, reparam, reparametrize
 from normjax._version import __version__
-from normjax._weights import weight_norm, weight_standardization
-from normjax._whitening import (
-    Whitening,
-    decorrelated_batch_norm,
-    iterative_norm,
-    pca_whitening,
-    whiten,
-    zca_whitening,
+from normjax.base import Affine, DirectionAndGain, Norm, Reparam
+from normjax.norms._adain import adain
+from normjax.norms._batch import batch_norm
+from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
+from normjax.norms._evo import EvoNormParams, evo_norm_b0, evo_norm_s0
+from normjax.norms._filter_response import FilterResponseParams, filter_response_norm
+from normjax.norms._ghost import GhostMoments, ghost_batch_norm
+from normjax.norms._global_response import global_response_norm
+from normjax.norms._group import group_norm
+from normjax.norms._identity import identity
+from normjax.norms._instance import instance_norm
+from normjax.norms._layer import layer_norm
+from normjax.norms._local_response import local_response_norm
+from normjax.norms._mean_only import mean_only_batch_norm
+from normjax.norms._renorm import batch_renorm, renorm_schedule
+from normjax.norms._rms import rms_norm
+from normjax.norms._switchable import SwitchableNormParams, switchable_norm
+from normjax.norms._unit_length import l2_norm, scale_norm
+from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
+from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
+from normjax.state._fold import fold, fold_conv, fold_dense
+from normjax.state._population import (
+    accumulate_statistics,
+    finalize_statistics,
+    population_statistics,
 )
-from normjax.base import (
-    Affine,
+from normjax.state._torch import (
+    decay_from_torch,
+    decay_to_torch,
+    running_from_torch,
+    running_to_torch,
+)
+from normjax.state._whole_model import is_norm_param, reset_statistics, restore_statistics
+from normjax.statistics._kinds import merge
+from normjax.statistics._measure import mean_square, moments, second_moments
+from normjax.statistics._normalize import normalize
+from normjax.statistics._running import ema
+from normjax.statistics._types import (
+    Accumulator,
     BatchMeans,
-    Collect,
     Means,
     Moments,
-    Norm,
-    Reparam,
     Running,
     RunningCov,
     RunningMean,
-    Scaled,
     SecondMoments,
 )
+from normjax.weights._cosine_dense import cosine_dense
+from normjax.weights._data_init import data_dependent_init, data_dependent_stack
+from normjax.weights._reparametrize import ReparamState, materialize, reparam, reparametrize
+from normjax.weights._spectral_norm import SingularVectors, spectral_norm
+from normjax.weights._weight_norm import weight_norm
+from normjax.weights._weight_standardization import weight_standardization
 
 __all__ = [
+    "Accumulator",
     "Affine",
     "BatchMeans",
-    "Collect",
+    "DirectionAndGain",
+    "DynamicTanhParams",
+    "EvoNormParams",
+    "FilterResponseParams",
+    "GhostMoments",
     "Means",
     "Moments",
     "Norm",
     "Reparam",
+    "ReparamState",
     "Running",
     "RunningCov",
     "RunningMean",
-    "Scaled",
     "SecondMoments",
+    "SingularVectors",
+    "SwitchableNormParams",
     "Whitening",
     "__version__",
+    "accumulate_statistics",
     "adain",
     "batch_norm",
     "batch_renorm",
-    "collecting",
     "cosine_dense",
     "data_dependent_init",
     "data_dependent_stack",
@@ -83,11 +102,10 @@ __all__ = [
     "evo_norm_b0",
     "evo_norm_s0",
     "filter_response_norm",
+    "finalize_statistics",
     "fold",
     "fold_conv",
     "fold_dense",
-    "freeze",
-    "from_torch",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
@@ -105,19 +123,19 @@ __all__ = [
     "moments",
     "normalize",
     "pca_whitening",
-    "population",
-    "population_update",
+    "population_statistics",
     "renorm_schedule",
     "reparam",
     "reparametrize",
-    "reset",
+    "reset_statistics",
+    "restore_statistics",
     "rms_norm",
+    "running_from_torch",
+    "running_to_torch",
     "scale_norm",
     "second_moments",
-    "settle",
     "spectral_norm",
     "switchable_norm",
-    "to_torch",
     "weight_norm",
     "weight_standardization",
     "whiten",

@@ -1,7 +1,7 @@
 """The contracts, written once: what a norm is, what it returns, what it keeps.
 
 A `Norm` is a value: a frozen, hashable dataclass of static hyperparameters with pure
-functions. Nothing here touches data; every average is taken in `_moments.py`.
+functions. Nothing here touches data; every average is taken in `normjax.statistics`.
 
 A method of the library answers four questions and nothing else:
 **which set** the statistics run over, **where they come from**, **what they do**, and
@@ -22,101 +22,46 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Inexact, Num
 
-from normjax import _checks, _words
+from normjax._internal import _checks, _hints
+from normjax.statistics._types import (
+    Accumulator,
+    Array,
+    AxisName,
+    BatchMeans,
+    Means,
+    Moments,
+    PyTree,
+    Running,
+    RunningCov,
+    RunningMean,
+    SecondMoments,
+    is_accumulator,
+)
 
-Array = jax.Array | np.ndarray
-PyTree = Any
+__all__ = [
+    "Accumulator",
+    "Affine",
+    "Array",
+    "AxisName",
+    "BatchMeans",
+    "DirectionAndGain",
+    "Hyper",
+    "Means",
+    "Moments",
+    "Norm",
+    "PyTree",
+    "Reparam",
+    "Running",
+    "RunningCov",
+    "RunningMean",
+    "SecondMoments",
+    "Stats",
+]
+
 Stats = Literal["batch", "running"]
-AxisName = str | tuple[str, ...] | None
 Hyper = Mapping[str, Any] | None
-
-
-class Moments(NamedTuple):
-    """Mean, biased variance and weight of one set of values.
-
-    Attributes:
-        mean: average; shape of the features (the axes that were not averaged), at least float32.
-        var: biased variance, same shape, real even for complex values.
-        count: how many values each statistic was taken over, same shape; 0 where all were masked.
-    """
-
-    mean: Inexact[Array, "*features"]
-    var: Inexact[Array, "*features"]
-    count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
-
-
-class Running(NamedTuple):
-    """The state of a norm that keeps statistics: Flax's layout, starting at 0 and 1."""
-
-    mean: Inexact[Array, "*features"]
-    var: Inexact[Array, "*features"]
-
-
-class Means(NamedTuple):
-    """Mean and weight of one set of values, where no spread is asked for; fields as `Moments`."""
-
-    mean: Inexact[Array, "*features"]
-    count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
-
-
-class RunningMean(NamedTuple):
-    """The state of a norm that keeps means alone, starting at 0."""
-
-    mean: Inexact[Array, "*features"]
-
-
-class SecondMoments(NamedTuple):
-    """Mean, biased covariance and weight of one set of vectors.
-
-    Attributes:
-        mean: `[*sets, features]`, at least float32.
-        cov: `[*sets, features, features]`, E[d_i conj(d_j)] of the centred vectors d.
-        count: `[*sets]`, how many vectors; 0 where all were masked.
-    """
-
-    mean: Inexact[Array, "*sets features"]
-    cov: Inexact[Array, "*sets features features"]
-    count: Inexact[Array, "*sets"]  # type: ignore[assignment]  # shadows tuple.count
-
-
-class RunningCov(NamedTuple):
-    """The state of a norm that keeps covariances, starting at 0 and the identity."""
-
-    mean: Inexact[Array, "*sets features"]
-    cov: Inexact[Array, "*sets features features"]
-
-
-class BatchMeans(NamedTuple):
-    """Plain averages of per-batch statistics, and how many batches entered each of them.
-
-    Attributes:
-        biased: average over batches of the batch's statistics, in the form that a state keeps
-            them (`Running`, ...).
-        unbiased: the same with m / (m - 1) times the spread of each batch of m values; a batch
-            of one value, which has no such spread, counts for the mean alone.
-        batches: number of batches with at least one value.
-        pairs: number of batches with at least two.
-    """
-
-    biased: PyTree
-    unbiased: PyTree
-    batches: Inexact[Array, "*features"]
-    pairs: Inexact[Array, "*features"]
-
-
-class Collect(NamedTuple):
-    """A state that gathers statistics exactly instead of averaging them exponentially.
-
-    Put in the place of a `Running` anywhere in a state pytree, it makes `apply` add each
-    batch to `seen`, in either mode; `running` is what `stats="running"` normalizes with.
-    `population` and exact gradient accumulation are built on it.
-    """
-
-    running: PyTree
-    seen: PyTree
 
 
 class Affine(NamedTuple):
@@ -137,18 +82,18 @@ class Norm(abc.ABC):
     Class attributes:
         factory: name of the public function that makes it, for `repr` and messages.
         stateful: whether it keeps statistics between calls.
-        hypers: names that `hyper=` may carry, numbers that may vary during training.
+        hyper_names: names that `hyper=` may carry, numbers that may vary during training.
     """
 
     factory: ClassVar[str] = "norm"
     stateful: ClassVar[bool] = False
-    hypers: ClassVar[tuple[str, ...]] = ()
+    hyper_names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Let `init` of every norm, a user's too, say what to write for what is no shape."""
         super().__init_subclass__(**keywords)
         if "init" in vars(cls):
-            cls.init = _words.told()(_of_a_shape(cls.init))  # type: ignore[method-assign]
+            cls.init = _hints.with_hints()(_of_a_shape(cls.init))  # type: ignore[method-assign]
 
     @abc.abstractmethod
     def init(
@@ -191,7 +136,7 @@ class Norm(abc.ABC):
         self,
         params: PyTree,
         state: PyTree,
-        seen: Any,
+        measured: Any,
         x: Inexact[Array, "*shape"],
         *,
         stats: Stats,
@@ -203,7 +148,7 @@ class Norm(abc.ABC):
         Args:
             params: what `init` returned.
             state: what `init` or `update` returned.
-            seen: what `moments` returned; `None` where the batch was not measured.
+            measured: what `moments` returned; `None` where the batch was not measured.
             x: input.
             stats: `"batch"` or `"running"`.
             mask: as in `moments`.
@@ -213,22 +158,22 @@ class Norm(abc.ABC):
             Output of the shape and dtype of `x`.
         """
 
-    def update(self, state: PyTree, seen: Any, *, stats: Stats, hyper: Hyper = None) -> PyTree:
-        """Return the next state after `seen`; a norm that keeps nothing returns `state`.
+    def update(self, state: PyTree, measured: Any, *, stats: Stats, hyper: Hyper = None) -> PyTree:
+        """Return the next state after `measured`; a norm that keeps nothing returns `state`.
 
         Args:
             state: the present state.
-            seen: what `moments` returned.
+            measured: what `moments` returned.
             stats: mode of the call; statistics move in mode `"batch"` only.
             hyper: numbers that override static ones in this call.
 
         Returns:
             The next state, of the structure of `state`.
         """
-        del seen, stats, hyper
+        del measured, stats, hyper
         return state
 
-    @_words.told()
+    @_hints.with_hints()
     def apply(
         self,
         params: PyTree,
@@ -264,22 +209,22 @@ class Norm(abc.ABC):
             ValueError: unknown `stats` or `hyper`, shapes that do not fit.
         """
         _checks.stats(stats)
-        _checks.hyper(hyper, self.hypers, self.factory)
+        _checks.hyper(hyper, self.hyper_names, self.factory)
         x = _checks.floating(x, self.factory)
         mask = _checks.mask(mask, x.shape)
-        _words.no_variables(params, self.factory)
-        kept = isinstance(params, Running | RunningMean | RunningCov | Collect)
+        _hints.refuse_flax_variables(params, self.factory)
+        kept = isinstance(params, Running | RunningMean | RunningCov | Accumulator)
         if kept or (not self.stateful and jax.tree.leaves(state)):
             raise TypeError(
                 f"{self.factory} was given {type(params).__name__} for its params and "
                 f"{type(state).__name__} for its state: apply takes (params, state, x), in this "
                 "order"
             )
-        seen = None
-        if stats == "batch" or not self.stateful or gathers(state):
-            seen = self.moments(params, x, mask=mask, axis_name=axis_name)
-        y = self.transform(params, state, seen, x, stats=stats, mask=mask, hyper=hyper)
-        return y, self.update(state, seen, stats=stats, hyper=hyper)
+        measured = None
+        if stats == "batch" or not self.stateful or is_accumulator(state):
+            measured = self.moments(params, x, mask=mask, axis_name=axis_name)
+        y = self.transform(params, state, measured, x, stats=stats, mask=mask, hyper=hyper)
+        return y, self.update(state, measured, stats=stats, hyper=hyper)
 
     def __repr__(self) -> str:
         """Show the call that makes it: `batch_norm(scale_init=0.1)`."""
@@ -291,7 +236,7 @@ class Norm(abc.ABC):
         return f"{self.factory}({', '.join(changed)})"
 
 
-class Scaled(NamedTuple):
+class DirectionAndGain(NamedTuple):
     """What a `Reparam` of this library stores in the place of a weight, w = g * f(v).
 
     Attributes:
@@ -359,8 +304,3 @@ def _of_a_shape(init: Callable[..., Any]) -> Callable[..., Any]:
         return init(self, *args, **keywords)
 
     return checked
-
-
-def gathers(state: PyTree) -> bool:
-    """Whether `state` wants the batch measured even when running statistics normalize."""
-    return isinstance(state, Collect)

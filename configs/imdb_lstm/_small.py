@@ -6,7 +6,7 @@ layer norm. Here: one optimizer (Adam), 5,000 reviews, their last 100 words, 10,
 embeddings of 32 learned from scratch, 32 units, 10 epochs, and the whole test set of 25,000.
 """
 
-from experiments.config import default
+from experiments.config.defaults import default
 
 RATES = (1e-3, 3e-3, 1e-2)
 

@@ -14,7 +14,7 @@ Command:   python -m experiments.claim 25
 """
 
 from configs.imdb_lstm import _small
-from experiments.claims import Claim, less, same
+from experiments.ledger.rules import Claim, less, same
 
 CLAIM = Claim(
     number=25,

@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data
+from experiments.data import datasets, splits
 
 
 @functools.cache
-def digits(side: int = 14) -> data.Dataset:
+def digits(side: int = 14) -> splits.Dataset:
     """MNIST, blocks of pixels averaged down to side x side, flat and in [0, 1]."""
     options = {"side": side, "layout": "pixels", "train_size": 10_000}
-    dataset = data.load("mnist", options=options)
+    dataset = datasets.load("mnist", options=options)
     return dataset.each(lambda s: s._replace(pixels=np.float32(s.pixels) / dataset.white))
 
 
 def batch(seed: int, size: int, side: int = 14) -> tuple[np.ndarray, np.ndarray]:
     """Training images and labels, others for each seed."""
-    pixels, labels = data.take(digits(side).train, slice(seed * size, (seed + 1) * size))
+    pixels, labels = splits.take(digits(side).train, slice(seed * size, (seed + 1) * size))
     return pixels, labels
 
 

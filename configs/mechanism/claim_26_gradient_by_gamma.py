@@ -17,7 +17,7 @@ import numpy as np
 
 from configs.mechanism import _nets
 from experiments import gradient_flow
-from experiments.claims import Claim, contrast, more
+from experiments.ledger.rules import Claim, contrast, more
 
 CLAIM = Claim(
     number=26,

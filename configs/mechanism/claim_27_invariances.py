@@ -23,7 +23,7 @@ import jax
 
 import normjax
 from configs.mechanism import _nets
-from experiments.claims import Claim, contrast
+from experiments.ledger.rules import Claim, contrast
 from normjax import analysis
 
 ARMS = ("bn", "wn", "ln", "cosine")

@@ -27,7 +27,7 @@ import numpy as np
 
 import normjax
 from configs.mechanism import _nets
-from experiments.claims import Claim, contrast, less
+from experiments.ledger.rules import Claim, contrast, less
 from normjax import analysis
 
 CLAIM = Claim(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.claims import Claim, contrast, less
+from experiments.ledger.rules import Claim, contrast, less
 
 CLAIM = Claim(
     number=29,

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.mechanism import _nets
-from experiments.claims import Claim, contrast, more, same
+from experiments.ledger.rules import Claim, contrast, more, same
 
 CLAIM = Claim(
     number=35,

@@ -22,7 +22,7 @@ import numpy as np
 
 import normjax
 from configs.mechanism import _nets
-from experiments.claims import Claim, contrast
+from experiments.ledger.rules import Claim, contrast
 
 CLAIM = Claim(
     number=36,

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config import default
+from experiments.config.defaults import default
 
 NORMS: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},

@@ -16,7 +16,7 @@ All three arms took 0.3, the largest rate of the grid: the best of each may lie 
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 CLAIM = Claim(
     number=13,

@@ -11,7 +11,7 @@ Command:   python -m experiments.claim 14
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, less, more
+from experiments.ledger.rules import Claim, less, more
 
 CLAIM = Claim(
     number=14,

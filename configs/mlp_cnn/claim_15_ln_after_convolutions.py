@@ -12,7 +12,7 @@ Command:   python -m experiments.claim 15
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 WHOLE = {"name": "layer_norm", "axes": [-3, -2, -1], "feature_axes": [-1]}
 NORMS = {"none": {"name": "none"}, "ln": WHOLE, "ln_channels": {"name": "layer_norm"}}

@@ -10,7 +10,7 @@ Command:   python -m experiments.claim 16
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 CLAIM = Claim(
     number=16,

@@ -17,7 +17,7 @@ averages of what small batches saw.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, contrast, more, same
+from experiments.ledger.rules import Claim, contrast, more, same
 
 NORMS = {
     "bn": {"name": "batch_norm", "decay": 0.9},

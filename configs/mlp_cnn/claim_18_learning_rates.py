@@ -13,7 +13,7 @@ The permutation-invariant MLP; the rate is the question, so none is tuned.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 CLAIM = Claim(
     number=18,

@@ -14,7 +14,7 @@ scale would hide what is asked.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, contrast
+from experiments.ledger.rules import Claim, contrast
 
 ACCURACY = "test.population.accuracy"
 

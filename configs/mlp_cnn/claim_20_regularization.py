@@ -19,7 +19,7 @@ not overfit there.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, contrast
+from experiments.ledger.rules import Claim, contrast
 
 ACCURACY = "test.population.accuracy"
 CHANGES = {

@@ -14,7 +14,7 @@ Test accuracy is with running statistics.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, contrast
+from experiments.ledger.rules import Claim, contrast
 
 ACCURACY = "test.running.accuracy"
 

@@ -10,7 +10,7 @@ Command:   python -m experiments.claim 22
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, same
+from experiments.ledger.rules import Claim, same
 
 CLAIM = Claim(
     number=22,

@@ -10,7 +10,7 @@ Command:   python -m experiments.claim 23
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, more, same
+from experiments.ledger.rules import Claim, more, same
 
 ORDERS = {"before": ("norm", "act"), "before_bias": ("norm", "act"), "after": ("act", "norm")}
 

@@ -16,7 +16,7 @@ the others 1, the largest: their best may lie outside.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 WN = {"weight": {"name": "weight_norm"}}
 ARMS = {

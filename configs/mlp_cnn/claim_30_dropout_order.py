@@ -14,7 +14,7 @@ dropout, which mends the shift: they are in the record beside.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 ORDERS = {"after": ("norm", "act", "dropout"), "before": ("dropout", "norm", "act")}
 

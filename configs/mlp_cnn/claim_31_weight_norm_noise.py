@@ -15,7 +15,7 @@ At rate 3 both were found near chance, so that rule says only that weight norm d
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 ARMS = {
     "none_rate_3": (128, 3.0, {}),

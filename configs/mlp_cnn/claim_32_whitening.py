@@ -24,9 +24,10 @@ import jax
 import numpy as np
 
 from configs.mlp_cnn import _protocol
-from experiments import config as configs
-from experiments import step, tasks
-from experiments.claims import Claim, less, more, same
+from experiments import tasks
+from experiments.config import validate
+from experiments.ledger.rules import Claim, less, more, same
+from experiments.runtime import step
 
 WHOLE = {"decay": 0.9, "use_scale": True, "use_bias": True}
 NORMS = {
@@ -87,7 +88,7 @@ def clock(task, config, dataset):
 
 def extra(run):
     """Time of a step over that of batch norm's."""
-    usual = configs.check(get_config("bn"))
+    usual = validate.check(get_config("bn"))
     own = clock(run.task, run.config, run.dataset)
     other = clock(tasks.build(usual, run.dataset), usual, run.dataset)
     return {"step_time": float(np.median([own() / other() for _ in range(TURNS)]))}

@@ -29,9 +29,11 @@ import jax
 import numpy as np
 
 from configs.mlp_cnn import _protocol
-from experiments import config as configs
-from experiments import data, step, tasks
-from experiments.claims import Claim, contrast, more
+from experiments import tasks
+from experiments.config import defaults, validate
+from experiments.data import batches, datasets, splits
+from experiments.ledger.rules import Claim, contrast, more
+from experiments.runtime import step
 
 ACCURACY = "test.running.accuracy"
 
@@ -69,13 +71,13 @@ def config_of(dataset, steps, size, images, **model):
     config.batch_size = size
     config.data.train_size = images
     config.data.valid_size = 2000
-    return configs.check(config)
+    return validate.check(config)
 
 
 @functools.cache
 def images_of(dataset, images):
     """The splits on the device."""
-    return data.of(config_of(dataset, STEPS, 1, images)).on_device()
+    return datasets.load_config_data(config_of(dataset, STEPS, 1, images)).on_device()
 
 
 @functools.partial(jax.jit, static_argnames=("task", "optim"))
@@ -95,8 +97,8 @@ def train(config, seed, rate, dataset, params=None, norm=None):
     now = step.start(task, step.optimizer(config["optim"]), config)["now"]
     if params is not None:
         now |= {"params": {**params, "head": now["params"]["head"]}, "norm": norm}
-    batches = data.batches(data.size(dataset.train), config["batch_size"], seed)
-    index = np.stack(list(itertools.islice(batches, config["steps"]))).astype(np.int32)
+    indices = batches.batches(splits.size(dataset.train), config["batch_size"], seed)
+    index = np.stack(list(itertools.islice(indices, config["steps"]))).astype(np.int32)
     optim, _ = step.static(config["optim"])
     return task, take_steps(now, dataset.train, index, np.float32(rate), task, optim)
 
@@ -117,7 +119,7 @@ def fine_tuned(arm, seed, rate):
     dataset = images_of("mnist", 2000)
     task, now = train(config, seed, rate, dataset, *pretrained(seed))
     told = step.final_scores(now, dataset, task, config)
-    return configs.flatten(told)
+    return defaults.flatten(told)
 
 
 @functools.cache

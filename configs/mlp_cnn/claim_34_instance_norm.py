@@ -18,7 +18,7 @@ which instance norm takes away, is part of what is to be kept.
 """
 
 from configs.mlp_cnn import _protocol
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 NORMS = {"bn": _protocol.NORMS["bn"], "in": {"name": "instance_norm"}}
 LOSS = "test.population.loss"

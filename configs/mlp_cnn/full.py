@@ -10,18 +10,19 @@ the arm. The learning rate is the arm's; the sources' grids are in each claim's 
 Cost:      minutes on one GPU, hours on two CPU cores.
 """
 
-from experiments import claims
-from experiments.config import TRAIN_SIZE, UsageError
+from experiments.config.defaults import TRAIN_SIZE
+from experiments.ledger import records
+from experiments.usage import UsageError
 
 PASSES = 20
 
 
 def get_config(variant: str = "13.bn"):
     number, _, arm = variant.partition(".")
-    known = [n for n, (path, _) in claims.files().items() if path.parent.name == "mlp_cnn"]
+    known = [n for n, (path, _) in records.files().items() if path.parent.name == "mlp_cnn"]
     if not number.isdigit() or int(number) not in known:
         raise UsageError(f"{variant!r} is no CLAIM.ARM; claims: {', '.join(map(str, known))}.")
-    made = claims.module(int(number))
+    made = records.module(int(number))
     if arm not in made.CLAIM.arms or not hasattr(made, "get_config"):
         raise UsageError(f"claim {number} trains no arm {arm!r}; {', '.join(made.CLAIM.arms)}.")
     config = made.get_config(arm)

@@ -26,7 +26,7 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config import default, timesteps
+from experiments.config.defaults import default, timesteps
 
 # Variant: its norms by place, and gamma's start (None: there is no scale to set).
 # "per_step", "shared" and "once" are one batch or layer norm each, written out by `norm`.

@@ -7,7 +7,7 @@ keep 0.95. Segments overlap here by 90 characters where the authors draw a new o
 """
 
 from configs.recurrent_bn import _protocol
-from experiments.config import default
+from experiments.config.defaults import default
 
 
 def ptb(variant: str, length: int = 100):

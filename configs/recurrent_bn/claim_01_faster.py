@@ -12,7 +12,7 @@ Command:   python -m experiments.claim 1
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, less, more
+from experiments.ledger.rules import Claim, less, more
 
 CLAIM = Claim(
     number=1,

@@ -13,7 +13,7 @@ Command:   python -m experiments.claim 2
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, less, more
+from experiments.ledger.rules import Claim, less, more
 
 CLAIM = Claim(
     number=2,

@@ -14,7 +14,7 @@ Command:   python -m experiments.claim 3
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 CLAIM = Claim(
     number=3,

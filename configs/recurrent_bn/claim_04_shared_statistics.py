@@ -13,7 +13,7 @@ Command:   python -m experiments.claim 4
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 CLAIM = Claim(
     number=4,

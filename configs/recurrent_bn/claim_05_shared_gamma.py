@@ -12,7 +12,7 @@ Command:   python -m experiments.claim 5
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, same
+from experiments.ledger.rules import Claim, same
 
 CLAIM = Claim(
     number=5,

@@ -13,7 +13,7 @@ Command:   python -m experiments.claim 6
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 CLAIM = Claim(
     number=6,

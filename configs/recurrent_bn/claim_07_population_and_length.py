@@ -14,8 +14,9 @@ Command:   python -m experiments.claim 7
 """
 
 from configs.recurrent_bn import _text
-from experiments import data, step
-from experiments.claims import Claim, less
+from experiments.data import datasets, splits
+from experiments.ledger.rules import Claim, less
+from experiments.runtime import step
 
 CLAIM = Claim(
     number=7,
@@ -69,8 +70,8 @@ def extra(run):
             **config,
             "data": {**config["data"], "length": length, "train_size": 0, "test_size": 0},
         }
-        split = data.of(longer).test
-        split = data.take(split, slice(0, 40_000 // length))
+        split = datasets.load_config_data(longer).test
+        split = splits.take(split, slice(0, 40_000 // length))
         for name, norm, stats in (("population", exact, "running"), ("batch", run.norm, "batch")):
             scores = step.evaluate(
                 run.params, norm, split, task=run.task, stats=stats, batch_size=100

@@ -19,7 +19,7 @@ black pixels as well. Arms, rules and margins are those of the first set.
 """
 
 from configs.recurrent_bn import _small
-from experiments.claims import Claim, less
+from experiments.ledger.rules import Claim, less
 
 CLAIM = Claim(
     number=8,

@@ -7,7 +7,7 @@ recurrent layers whatever the depth; the last layer's last h read out; Adam, cli
 of 48, 400 updates (8 epochs). Norms have gamma 1, as published there, running averages keep 0.95.
 """
 
-from experiments.config import default
+from experiments.config.defaults import default
 
 RATES = (1e-3, 3e-3, 1e-2)
 FEATURES, STEPS, WEIGHTS = 20, 40, 12_000

@@ -15,7 +15,7 @@ Command:   python -m experiments.claim 9
 """
 
 from configs.vertical_bn import _small
-from experiments.claims import Claim, contrast, more
+from experiments.ledger.rules import Claim, contrast, more
 
 CLAIM = Claim(
     number=9,

@@ -17,7 +17,7 @@ Command:   python -m experiments.claim 11
 """
 
 from configs.vertical_bn import _small
-from experiments.claims import Claim, contrast, more
+from experiments.ledger.rules import Claim, contrast, more
 
 CLAIM = Claim(
     number=11,

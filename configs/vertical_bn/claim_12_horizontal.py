@@ -14,7 +14,7 @@ Command:   python -m experiments.claim 12
 """
 
 from configs.vertical_bn import _small
-from experiments.claims import Claim, less, more
+from experiments.ledger.rules import Claim, less, more
 
 CLAIM = Claim(
     number=12,

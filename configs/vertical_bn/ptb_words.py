@@ -16,7 +16,7 @@ with clipping at 5. Unlike the published networks a segment starts from the init
 rate does not fall.
 """
 
-from experiments.config import default
+from experiments.config.defaults import default
 
 
 def get_config(variant: str = "bn"):

@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.config import one_of
 from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.usage import one_of
 
 TASKS = ("sequence", "language", "image", "generate")
 

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import normjax
-from experiments import config as configs
-from experiments.config import SIDE, NormConfig, UsageError, one_of
+from experiments import usage
+from experiments.config.defaults import SIDE
+from experiments.config.models import NormConfig
 from experiments.tasks.base import Scores, Task
+from experiments.usage import UsageError, one_of
 
 GOALS = ("copy", "style")
 DEFAULTS: dict[str, Any] = {
@@ -177,7 +179,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Compare the model with its keys, and its norm with its factory."""
     for key in config["model"]:
         if key not in DEFAULTS:
-            raise UsageError(f"config.model.{key} is no key.{configs.nearest(key, DEFAULTS)}")
+            raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
     model = {**DEFAULTS, **config["model"]}
     one_of("config.dataset", config["dataset"], tuple(SIDE))
     one_of("config.data.layout", config["data"]["layout"], ("images",))

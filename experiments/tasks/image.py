@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import normjax
-from experiments import config as configs
-from experiments.config import SIDE, NormConfig, UsageError, one_of
+from experiments import usage
+from experiments.config.defaults import SIDE
+from experiments.config.models import NormConfig
 from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.usage import UsageError, one_of
 
 ARCHITECTURES = ("mlp", "lenet")
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
@@ -257,7 +259,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Compare the model with its keys, and its norms with their factories."""
     for key in config["model"]:
         if key not in DEFAULTS:
-            raise UsageError(f"config.model.{key} is no key.{configs.nearest(key, DEFAULTS)}")
+            raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
     model = _model(config)
     one_of("config.dataset", config["dataset"], tuple(SIDE))
     one_of("config.data.layout", config["data"]["layout"], ("images",))

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import HEADS, UsageError, build_layer, check_steps, one_of
+from experiments.config.defaults import HEADS
+from experiments.config.models import build_layer, check_steps
 from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.usage import UsageError, one_of
 
 OWN = ("head_init", "embed")
 
@@ -32,7 +34,7 @@ class LanguageModel(Task):
         key_layer, key_head, key_embed = jax.random.split(key, 3)
         layer, norm = self.layer.init(key_layer, self.embed or self.vocabulary)
         head_init = getattr(jax.nn.initializers, self.head_init)()
-        kernel = head_init(key_head, (self.layer.width, self.vocabulary), jnp.float32)
+        kernel = head_init(key_head, (self.layer.features_out, self.vocabulary), jnp.float32)
         params = {
             "layer": layer,
             "head": {"kernel": kernel, "bias": jnp.zeros((self.vocabulary,))},
@@ -59,7 +61,7 @@ class LanguageModel(Task):
         x = params["embed"][before] if self.embed else one_hot
         lengths = None if weight is None else jnp.where(weight > 0, before.shape[1], 0)
         how: dict[str, Any] = {"lengths": lengths, "axis_name": axis_name}
-        how["key"] = key if train or self.layer.noisy else None
+        how["key"] = key if train or self.layer.needs_key else None
         (y, _), norm = self.layer.apply(params["layer"], norm, x, stats=stats, **how)
         logits = y @ params["head"]["kernel"] + params["head"]["bias"]
         each = None if weight is None else jnp.broadcast_to(weight[:, None], after.shape)

@@ -1,6 +1,6 @@
 """Classify a sequence: a recurrent layer, or a stack, read out after its last step by a softmax.
 
-A batch is `data.Split`, images as bytes `[batch, steps(, rows)]`, or `corpora.Sequences` with
+A batch is `splits.Split`, images as bytes `[batch, steps(, rows)]`, or `sequences.Sequences` with
 lengths: frames as they are, words through an embedding of `config.model.embed` numbers, which
 starts from `config.data.vectors` where these are given.
 """
@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.config import HEADS, UsageError, build_layer, check_steps, one_of
+from experiments.config.defaults import HEADS
+from experiments.config.models import build_layer, check_steps
 from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.usage import UsageError, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class SequenceClassifier(Task):
         params, state = self.layer.init(key_layer, self.features)
         head_init = getattr(jax.nn.initializers, self.head_init)()
         head = {
-            "kernel": head_init(key_head, (self.layer.width, self.classes), jnp.float32),
+            "kernel": head_init(key_head, (self.layer.features_out, self.classes), jnp.float32),
             "bias": jnp.zeros((self.classes,)),
         }
         made = {"layer": params, "head": head}
@@ -70,7 +72,7 @@ class SequenceClassifier(Task):
     ) -> tuple[Scores, Any]:
         """Cross-entropy of the last step's readout."""
         # The protocol's noise on h0 is part of the evaluation graph too.
-        key = key if train or self.layer.noisy else None
+        key = key if train or self.layer.needs_key else None
         x, lengths = self.inputs(params, batch, weight)
         how: dict[str, Any] = {"lengths": lengths, "key": key, "axis_name": axis_name}
         (_, carry), norm = self.layer.apply(params["layer"], norm, x=x, stats=stats, **how)

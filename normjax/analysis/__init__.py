@@ -19,14 +19,14 @@ from normjax.analysis._identities import (
 from normjax.analysis._invariance import Change, Invariance, invariance
 from normjax.analysis._lanczos import HessianSpectrum, hessian_spectrum
 from normjax.analysis._landscape import GradientPredictiveness, gradient_predictiveness
-from normjax.analysis._settling import Settling, settling
 from normjax.analysis._shift import (
     CovariateShift,
     GradientShift,
     covariate_shift,
     gradient_shift,
 )
-from normjax.analysis._time import (
+from normjax.analysis._stationarity import Stationarity, stationarity
+from normjax.analysis._through_time import (
     GradientThroughTime,
     JacobianThroughTime,
     gradient_through_time,
@@ -45,7 +45,7 @@ __all__ = [
     "Invariance",
     "JacobianThroughTime",
     "NormIdentities",
-    "Settling",
+    "Stationarity",
     "WeightIdentities",
     "activation_histogram",
     "covariate_shift",
@@ -57,6 +57,6 @@ __all__ = [
     "invariance",
     "jacobian_through_time",
     "norm_identities",
-    "settling",
+    "stationarity",
     "weight_identities",
 ]

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact, Integer
 
-from normjax import _checks
-from normjax._moments import stat_dtype
-from normjax.base import Array, PyTree, Stats
+from normjax._internal import _checks
+from normjax.base import Stats
 from normjax.recurrent import Recurrent, _sequences
-from normjax.recurrent._contract import check_single
+from normjax.recurrent._checks import check_single
+from normjax.statistics._shapes import stat_dtype
+from normjax.statistics._types import Array, PyTree
 
 
 class GateSaturation(NamedTuple):

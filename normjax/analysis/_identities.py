@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
-from normjax import _checks, _moments
-from normjax.analysis._vectors import length, minus, probe, ratio
-from normjax.base import Array, Norm, PyTree, Reparam, Scaled
+from normjax._internal import _checks
+from normjax.analysis._tree_math import length, minus, probe, ratio
+from normjax.base import DirectionAndGain, Norm, Reparam
+from normjax.statistics import _formulas, _measure, _shapes
+from normjax.statistics._types import Array, PyTree
 
 
 class NormIdentities(NamedTuple):
@@ -98,25 +100,25 @@ def norm_identities(
     _, back = jax.vjp(apply, x)
     (dx,) = back(jnp.asarray(cotangent).astype(x.dtype))
     scale = getattr(params, "scale", None)
-    g = _moments.affine(jnp.asarray(cotangent).astype(_moments.stat_dtype(x.dtype)), scale, None)
+    g = _formulas.affine(jnp.asarray(cotangent).astype(_shapes.stat_dtype(x.dtype)), scale, None)
 
     # From here on [..., groups, features of a group].
     resolved = _checks.resolve_axes(axes, x.ndim)
     over = tuple(a + 1 if a == x.ndim - 1 and groups > 1 else a for a in resolved)
 
     def cut(v: jax.Array) -> jax.Array:
-        v = v.astype(_moments.stat_dtype(v.dtype))
+        v = v.astype(_shapes.stat_dtype(v.dtype))
         return v if groups == 1 else v.reshape(*v.shape[:-1], groups, v.shape[-1] // groups)
 
     x, dx, g = cut(x), cut(dx), cut(g)
     kept = [a for a in range(x.ndim) if a not in over]
-    m = _moments.moments(x, over)
+    m = _measure.moments(x, over)
 
     def mean(v: jax.Array) -> Array:
-        return _moments.means(v, over).mean
+        return _measure.means(v, over).mean
 
     def spread(v: Array) -> jax.Array:
-        return _moments.expand(v, kept, x.ndim)
+        return _shapes.expand(v, kept, x.ndim)
 
     deviation = jnp.sqrt(m.var + jnp.asarray(eps, m.var.dtype))
     centred = x - spread(m.mean)
@@ -169,7 +171,7 @@ def weight_identities(
     for another method is what is measured.
 
     Args:
-        method: a `Reparam` that stores `Scaled(v, g)`.
+        method: a `Reparam` that stores `DirectionAndGain(v, g)`.
         w: the weight at the start.
         loss: function of the weight to one number.
         learning_rate: of the one step that is taken on v.
@@ -197,7 +199,7 @@ def weight_identities(
     w = _checks.floating(w, "weight_identities")
     over = _checks.resolve_axes(axes, w.ndim)
     stored, state = method.init(w)
-    if not isinstance(stored, Scaled):
+    if not isinstance(stored, DirectionAndGain):
         raise TypeError(f"{method!r} stores no v: its identities are not those of weight norm")
 
     def make(v: jax.Array) -> jax.Array:
@@ -206,7 +208,7 @@ def weight_identities(
     made, back = jax.vjp(make, stored.v)
     at_w = jax.grad(loss)(made)
     (dv,) = back(at_w)
-    wide = _moments.stat_dtype(w.dtype)
+    wide = _shapes.stat_dtype(w.dtype)
     v, dv, at_w, made = (jnp.asarray(a).astype(wide) for a in (stored.v, dv, at_w, made))
 
     def total(a: jax.Array) -> jax.Array:
@@ -231,4 +233,4 @@ def weight_identities(
 
 
 def _rms(v: Any, axes: Sequence[int]) -> jax.Array:
-    return jnp.sqrt(_moments.mean_square(v, axes).var)
+    return jnp.sqrt(_measure.mean_square(v, axes).var)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
-from normjax import _checks
-from normjax._moments import stat_dtype
-from normjax.analysis._vectors import length, minus, probe, ratio
-from normjax.base import Array, Norm, PyTree, Reparam, Scaled, Stats
+from normjax._internal import _checks
+from normjax.analysis._tree_math import length, minus, probe, ratio
+from normjax.base import DirectionAndGain, Norm, Reparam, Stats
+from normjax.statistics._shapes import stat_dtype
+from normjax.statistics._types import Array, PyTree
 
 Method = Norm | Reparam | Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -206,7 +207,7 @@ def _as_function(
         if w is None:
             raise ValueError(f"{method!r} normalizes a weight: write invariance(method, x, w)")
         stored, kept = method.init(w)
-        if not isinstance(stored, Scaled):
+        if not isinstance(stored, DirectionAndGain):
             raise TypeError(
                 f"{method!r} stores no v: give invariance a function f(x, w) -> y instead"
             )

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from normjax import _checks
-from normjax.analysis._vectors import common_dtype
-from normjax.base import Array, PyTree
+from normjax._internal import _checks
+from normjax.analysis._tree_math import common_dtype
+from normjax.statistics._types import Array, PyTree
 
 
 class HessianSpectrum(NamedTuple):

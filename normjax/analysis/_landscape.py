@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from normjax.analysis._vectors import cosine, length, minus, moved, ratio
-from normjax.base import Array, PyTree
+from normjax.analysis._tree_math import cosine, length, minus, moved, ratio
+from normjax.statistics._types import Array, PyTree
 
 
 class GradientPredictiveness(NamedTuple):

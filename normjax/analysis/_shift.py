@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Inexact
 
-from normjax import _checks, _moments
-from normjax.analysis._vectors import cosine, length, minus, ratio
-from normjax.base import Array, PyTree
+from normjax._internal import _checks
+from normjax.analysis._tree_math import cosine, length, minus, ratio
+from normjax.statistics import _measure
+from normjax.statistics._types import Array, PyTree
 
 
 class CovariateShift(NamedTuple):
@@ -78,11 +79,11 @@ def covariate_shift(
                 f"layer {i} had inputs of shape {jnp.shape(old)} and has {jnp.shape(new)}: "
                 "features are last"
             )
-        m, n = _moments.moments(old, None), _moments.moments(new, None)
+        m, n = _measure.moments(old, None), _measure.moments(new, None)
         moved = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
         wider = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
-        means.append(jnp.sqrt(_moments.mean_square(moved, 0).var))
-        spreads.append(jnp.sqrt(_moments.mean_square(wider, 0).var))
+        means.append(jnp.sqrt(_measure.mean_square(moved, 0).var))
+        spreads.append(jnp.sqrt(_measure.mean_square(wider, 0).var))
     return CovariateShift(jnp.stack(means), jnp.stack(spreads))
 
 

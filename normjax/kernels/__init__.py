@@ -15,5 +15,5 @@ no compiler cuts a kernel.
 `_call`        blocks, backends, interpret mode
 =============  ===============================================================================
 
-Forward mode, `vmap` and second derivatives come from the twin: `normjax._derive`.
+Forward mode, `vmap` and second derivatives come from the twin: `normjax._internal._paired`.
 """

@@ -20,16 +20,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from normjax._derive import Arrays, pair
-from normjax.kernels import _call
-from normjax.kernels._measure import centred
+from normjax._internal._paired import Arrays, with_fast_vjp
+from normjax.kernels import _pallas
+from normjax.kernels._block_moments import centred
 
 ON_CHIP = 12 * 2**20  # bytes; a core has 16 MiB or more for the blocks of a program
 
 
 def fits(batch: int, hidden: int) -> bool:
     """Whether weights, their gradient and two steps of everything else stay on the chip."""
-    if _call.backend() == "gpu":  # its grid is not walked in order
+    if _pallas.backend() == "gpu":  # its grid is not walked in order
         return False
     # The pipeline has two of each block. Of a backward step there are 15, and 12 in between.
     weights, step = 4 * hidden * hidden, batch * hidden
@@ -56,7 +56,7 @@ def run(
     term = term.reshape(steps, batch, 4, hidden).swapaxes(1, 2)
     w_h = w_h.reshape(hidden, 4, hidden).swapaxes(0, 1)
     affine = scale_h.reshape(4, 1, hidden), scale_c[None], bias_c[None]
-    built = _built(*eps, _call.backend())
+    built = _built(*eps, _pallas.backend())
     hs, cs, mean_h, var_h, mean_c, var_c = built(term, w_h, *affine, c, h)
     wide = mean_h.reshape(steps, width), var_h.reshape(steps, width)
     return hs, cs, wide, (mean_c.reshape(steps, hidden), var_c.reshape(steps, hidden))
@@ -152,7 +152,7 @@ def _built(eps_h: float, eps_c: float, backend: str) -> Any:
         wide = (steps, 4, 1, hidden), jnp.float32, *_at((1, 4, 1, hidden), steps)
         narrow = (steps, 1, hidden), jnp.float32, *_at((1, 1, hidden), steps)
         each = (steps, batch, hidden), jnp.float32, *row
-        found = _call.call(
+        found = _pallas.pallas_call(
             kernel,
             term,
             w,
@@ -220,7 +220,7 @@ def _built(eps_h: float, eps_c: float, backend: str) -> Any:
         wide, narrow = (1, 4, 1, hidden), (1, 1, hidden)
         sums = w, scale_h, scale_c, bias_c, c, h
         back_at = functools.partial(_at, steps=steps, reverse=True)
-        dterm, *rest = _call.call(
+        dterm, *rest = _pallas.pallas_call(
             kernel,
             term,
             *before,
@@ -243,7 +243,7 @@ def _built(eps_h: float, eps_c: float, backend: str) -> Any:
         )
         return (dterm, *rest)
 
-    return pair(plain, forward, backward, _call.runs)
+    return with_fast_vjp(plain, forward, backward, _pallas.applicable)
 
 
 def _at(block: tuple[int, ...], steps: int, reverse: bool = False) -> Any:

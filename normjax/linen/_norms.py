@@ -13,9 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _flaxlike, _padding, _trees
-from normjax.base import Array, Collect, Running
+from normjax._flax import _padding, _semantics
+from normjax._internal import _checks
 from normjax.linen._wrap import COLLECTION, check_handed
+from normjax.state import _names
+from normjax.statistics._types import Accumulator, Array, Running
 
 
 class BatchNorm(nn.BatchNorm):
@@ -65,25 +67,25 @@ class BatchNorm(nn.BatchNorm):
             "use_running_average", self.use_running_average, use_running_average
         )
         x = jnp.asarray(x)
-        features = _flaxlike.axes_of(x.ndim, self.axis)
-        axes = _flaxlike.others(x.ndim, features)
+        features = _semantics.axes_of(x.ndim, self.axis)
+        axes = _semantics.others(x.ndim, features)
         shape = [x.shape[a] for a in features]
         stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        gathers = self.has_variable(COLLECTION, "seen")  # in `population_update`
-        check_handed(self, "seen" if gathers else "mean")
+        gathers = self.has_variable(COLLECTION, "measured")  # in `population_update`
+        check_handed(self, "measured" if gathers else "mean")
         start = {"mean": jnp.zeros, "var": jnp.ones}
-        names = Collect._fields if gathers else Running._fields
+        names = Accumulator._fields if gathers else Running._fields
         values = {
             name: self.variable(COLLECTION, name, lambda n=name: start[n](shape, stored))
             for name in names
         }
-        kept: Any = _trees.read_statistics({name: v.value for name, v in values.items()})
+        kept: Any = _names.read_statistics({name: v.value for name, v in values.items()})
 
-        found = _padding.mask(_flaxlike.mask_of(mask, x.ndim), x.shape, "BatchNorm")
+        found = _padding.mask(_semantics.mask_of(mask, x.ndim), x.shape, "BatchNorm")
         m: Any = kept.running if gathers else kept
         _checks.same_features(m, tuple(shape), "BatchNorm")
         if gathers or not running:
-            seen = _flaxlike.measure(
+            measured = _semantics.measure(
                 x,
                 axes,
                 dtype=self.dtype,
@@ -92,19 +94,19 @@ class BatchNorm(nn.BatchNorm):
                 axis_index_groups=self.axis_index_groups,
             )
             if not self.is_initializing():
-                moved = _flaxlike.follow(
+                moved = _semantics.follow(
                     kept,
-                    seen,
+                    measured,
                     x,
                     momentum=self.momentum,
                     correction=self.correction,
                     dtype=self.dtype,
                 )
-                for name, value in _trees.to_dict(moved).items():
+                for name, value in _names.to_dict(moved).items():
                     values[name].value = value
-            m = m if running else seen
+            m = m if running else measured
         scale, bias = _affine(self, x, features)
-        return _flaxlike.apply(
+        return _semantics.apply(
             x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
         )
 
@@ -180,10 +182,10 @@ class GroupNorm(nn.GroupNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x = jnp.asarray(x)
-        axes = _flaxlike.group_axes(x.ndim, self.reduction_axes)
-        groups = _flaxlike.group_count(x.shape[-1], self.num_groups, self.group_size)
+        axes = _semantics.group_axes(x.ndim, self.reduction_axes)
+        groups = _semantics.group_count(x.shape[-1], self.num_groups, self.group_size)
         scale, bias = _affine(self, x, (x.ndim - 1,))
-        return _flaxlike.group_norm(x, axes, groups, scale, bias, mask=mask, **_options(self))
+        return _semantics.group_norm(x, axes, groups, scale, bias, mask=mask, **_options(self))
 
 
 class InstanceNorm(nn.InstanceNorm):
@@ -208,18 +210,18 @@ class InstanceNorm(nn.InstanceNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x = jnp.asarray(x)
-        axes, features = _flaxlike.instance_axes(x.ndim, self.feature_axes)
+        axes, features = _semantics.instance_axes(x.ndim, self.feature_axes)
         return _one_sample(self, x, axes, features, mask)
 
 
 def _one_sample(
     module: Any, x: Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
 ) -> jax.Array:
-    features = _flaxlike.axes_of(x.ndim, features)
+    features = _semantics.axes_of(x.ndim, features)
     scale, bias = _affine(module, x, features)
-    return _flaxlike.one_sample(
+    return _semantics.one_sample(
         x,
-        _flaxlike.axes_of(x.ndim, axes),
+        _semantics.axes_of(x.ndim, axes),
         features,
         scale,
         bias,

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax.core.scope import in_filter
 from flax.linen.recurrent import flip_sequences
 
-from normjax import _checks, _flaxlike, _padding
-from normjax.base import Array, PyTree
+from normjax._flax import _padding, _semantics
+from normjax._internal import _checks
 from normjax.linen._wrap import COLLECTION
-from normjax.recurrent import _lifts
+from normjax.recurrent import _per_step
+from normjax.statistics._types import Array, PyTree
 
 
 class RNN(nn.RNN):
@@ -170,13 +171,13 @@ class RNN(nn.RNN):
         def unroll(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
             kept.update(variables)
             self._check(kept, steps)
-            return _lifts.resize(variables, steps)
+            return _per_step.resize(variables, steps)
 
         def commit(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
             shape: Any = jax.tree.structure(kept)
             if jax.tree.structure(dict(variables)) == shape:
                 return jax.tree.map(_overwrite, kept, dict(variables))
-            return _lifts.resize(variables, self.max_steps or steps)
+            return _per_step.resize(variables, self.max_steps or steps)
 
         lifted = nn.map_variables(run, COLLECTION, unroll, commit, mutable=True)
         carry, outputs = lifted(self.cell, initial_carry, inputs, valid)
@@ -198,13 +199,13 @@ class RNN(nn.RNN):
                     f"the variables have statistics of {own} steps and this RNN keeps "
                     f"{self.max_steps}: write max_steps={own}"
                 )
-            _checks.steps(steps, own, self.beyond)
+            _checks.max_steps(steps, own, self.beyond)
 
 
 def _overwrite(kept: Array, moved: Array) -> jax.Array:
     """`kept` with those of its steps that ran replaced; those past its end change nothing."""
     n = min(kept.shape[0], moved.shape[0])
-    wide = _flaxlike.promoted(kept, moved)  # Flax lets a float64 batch widen what is kept
+    wide = _semantics.promoted(kept, moved)  # Flax lets a float64 batch widen what is kept
     return jnp.concatenate([jnp.asarray(moved[:n], wide), jnp.asarray(kept[n:], wide)])
 
 
@@ -212,4 +213,4 @@ def _last(carries: Array, first: Array, lengths: Array) -> jax.Array:
     """The carry after the last step of each sequence, `carries` being `[time, *batch, ...]`."""
     beyond = (1,) * (carries.ndim - 1 - lengths.ndim)
     at = jnp.maximum(lengths - 1, 0).reshape((1, *lengths.shape, *beyond))
-    return _padding.ended(lengths, jnp.take_along_axis(carries, at, axis=0)[0], first)
+    return _padding.final_carry(lengths, jnp.take_along_axis(carries, at, axis=0)[0], first)

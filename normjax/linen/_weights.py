@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _flaxlike
-from normjax.base import Array
+from normjax._flax import _semantics
+from normjax._internal import _checks
+from normjax.statistics._types import Array
 
 
 class WeightNorm(nn.WeightNorm):
@@ -62,12 +63,12 @@ class WeightNorm(nn.WeightNorm):
         g = None
         if self.use_scale:
             g = self.param(f"{name}/scale", self._first(v), _scale_shape(v, self.feature_axes))
-        return _flaxlike.weight_norm(v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype)
+        return _semantics.weight_norm(v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype)
 
     def _first(self, v: jax.Array) -> Any:
         def init(key: jax.Array, shape: Any) -> jax.Array:
             if self.start == "norm":
-                length = jnp.sqrt(_flaxlike.norms(v, self.feature_axes).var)
+                length = jnp.sqrt(_semantics.norms(v, self.feature_axes).var)
                 return length.astype(self.param_dtype)
             return self.scale_init(key, shape, self.param_dtype)
 
@@ -142,7 +143,7 @@ class SpectralNorm(nn.SpectralNorm):
             self.param_dtype,
         )
         sigma = self.variable(self.collection_name, f"{name}/sigma", jnp.ones, (), self.param_dtype)
-        bar, *new = _flaxlike.spectral_norm(
+        bar, *new = _semantics.spectral_norm(
             w, u.value, steps=self.n_steps, eps=self.epsilon, dtype=self.dtype
         )
         if update_stats:
@@ -156,5 +157,5 @@ def _path(layer: Any, path: Any) -> str:
 
 
 def _scale_shape(v: jax.Array, feature_axes: Any) -> list[int]:
-    axes = _flaxlike.axes_of(v.ndim, () if feature_axes is None else feature_axes)
+    axes = _semantics.axes_of(v.ndim, () if feature_axes is None else feature_axes)
     return [v.shape[a] for a in axes]

@@ -12,9 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks, _padding, _trees
-from normjax.base import Array, AxisName, Collect, Hyper, Norm, PyTree, Stats, gathers
-from normjax.recurrent._contract import check_layer
+from normjax._flax import _padding
+from normjax._internal import _checks
+from normjax.base import Hyper, Norm, Stats
+from normjax.recurrent._checks import check_layer
+from normjax.state import _names
+from normjax.statistics._types import Accumulator, Array, AxisName, PyTree, is_accumulator
 
 COLLECTION = "batch_stats"
 
@@ -50,7 +53,7 @@ class Normalize(nn.Module):
 
     def __post_init__(self) -> None:
         """Refuse what is no norm."""
-        _checks.made("norm", self.norm, Norm, "Normalize")
+        _checks.require_instance("norm", self.norm, Norm, "Normalize")
         super().__post_init__()
 
     @nn.compact
@@ -103,7 +106,7 @@ class Recurrent(nn.Module):
     After few updates the running averages still hold some of the mean 0 and variance 1 that they
     start from, which is far more than the variances of the first steps: with `stats="running"` a
     BN-LSTM may then be near chance, however well it trains. Exact statistics from one pass over
-    training data cure it, `normjax.population_update`; or a decay that grows,
+    training data cure it, `linen.population_update`; or a decay that grows,
     `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}` with n updates done, so that the first
     update forgets the start.
 
@@ -163,9 +166,9 @@ class Recurrent(nn.Module):
             ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without
                 `rngs={"noise": key}`.
         """
-        mode = _mode(self, stats, self.layer.stateful or self.layer.drops)
+        mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
         given = self.has_rng("noise")
-        if self.layer.drops and mode == "batch" and not (given or self.is_initializing()):
+        if self.layer.has_dropout and mode == "batch" and not (given or self.is_initializing()):
             raise ValueError(
                 'Recurrent has zoneout or dropout, which draw in mode "batch": write apply(..., '
                 'rngs={"noise": key})'
@@ -180,7 +183,7 @@ class Recurrent(nn.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.make_rng("noise") if self.layer.noisy or given else None,
+            key=self.make_rng("noise") if self.layer.needs_key or given else None,
             axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )
@@ -206,26 +209,26 @@ def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
 def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyTree, PyTree]:
     """Declare one parameter and one variable for each top-level name, and read them back."""
     shapes = jax.eval_shape(init, jax.random.key(0))
-    names = _stored(module, _trees.to_dict(shapes[1]))
+    names = _stored(module, _names.to_dict(shapes[1]))
     for name in names:
         check_handed(module, name)
     made = init(module.make_rng("params")) if module.is_initializing() else shapes
     params = {
         name: module.param(name, lambda _key, v=value: _zeros_if_shapes(v))
-        for name, value in _trees.to_dict(made[0]).items()
+        for name, value in _names.to_dict(made[0]).items()
     }
     state = {
         name: module.variable(COLLECTION, name, lambda v=value: _zeros_if_shapes(v)).value
-        for name, value in _stored(module, _trees.to_dict(made[1])).items()
+        for name, value in _stored(module, _names.to_dict(made[1])).items()
         if module.is_initializing() or _there(module, name)
     }
-    return _trees.from_dict(shapes[0], params), _trees.from_dict(shapes[1], state)
+    return _names.from_dict(shapes[0], params), _names.from_dict(shapes[1], state)
 
 
 def _stored(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
-    """Names of a norm's statistics; while they gather, those of `Collect`."""
-    gathering = dict.fromkeys(Collect._fields)
-    return gathering if values and module.has_variable(COLLECTION, "seen") else values
+    """Names of a norm's statistics; while they gather, those of `Accumulator`."""
+    gathering = dict.fromkeys(Accumulator._fields)
+    return gathering if values and module.has_variable(COLLECTION, "measured") else values
 
 
 def check_handed(module: nn.Module, name: str) -> None:
@@ -256,8 +259,10 @@ def _there(module: nn.Module, name: str) -> bool:
 
 
 def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
-    values = _trees.to_dict(state)
-    moves = mode == "batch" or any(map(gathers, jax.tree.leaves(state, is_leaf=gathers)))
+    values = _names.to_dict(state)
+    moves = mode == "batch" or any(
+        map(is_accumulator, jax.tree.leaves(state, is_leaf=is_accumulator))
+    )
     if module.is_initializing() or not moves or not values:
         return
     if not module.is_mutable_collection(COLLECTION):

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
-from normjax import _checks, _flaxlike, _padding
-from normjax.base import Array, Collect
+from normjax._flax import _padding, _semantics
+from normjax._internal import _checks
 from normjax.nnx._wrap import statistics, write
+from normjax.statistics._types import Accumulator, Array
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -30,7 +31,7 @@ def _init(flax_class: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in ("reduction_axes", "feature_axes", "axis_index_groups"):
             if name in kwargs:
-                kwargs[name] = _flaxlike.static(kwargs[name])
+                kwargs[name] = _semantics.static(kwargs[name])
         flax_class.__init__(self, *args, **kwargs)
 
     return __init__
@@ -91,7 +92,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(
             num_features,
             use_running_average=use_running_average,
-            axis=_flaxlike.static(axis),
+            axis=_semantics.static(axis),
             momentum=momentum,
             epsilon=epsilon,
             dtype=dtype,
@@ -101,7 +102,7 @@ class BatchNorm(nnx.BatchNorm):
             bias_init=bias_init,
             scale_init=scale_init,
             axis_name=axis_name,
-            axis_index_groups=_flaxlike.static(axis_index_groups),
+            axis_index_groups=_semantics.static(axis_index_groups),
             use_fast_variance=use_fast_variance,
             promote_dtype=promote_dtype,
             rngs=rngs,
@@ -134,16 +135,16 @@ class BatchNorm(nnx.BatchNorm):
                 "or layer.eval(), or give it at the call"
             )
         state = statistics(self)
-        gathers = isinstance(state, Collect)  # in `population_update`
+        gathers = isinstance(state, Accumulator)  # in `population_update`
         kept = state.running if gathers else state
         x, _, _, scale, bias = _promoted(self, x, *kept, _value(self.scale), _value(self.bias))
-        features = _flaxlike.axes_of(x.ndim, self.axis)
-        axes = _flaxlike.others(x.ndim, features)
-        found = _padding.mask(_flaxlike.mask_of(mask, x.ndim), x.shape, "BatchNorm")
+        features = _semantics.axes_of(x.ndim, self.axis)
+        axes = _semantics.others(x.ndim, features)
+        found = _padding.mask(_semantics.mask_of(mask, x.ndim), x.shape, "BatchNorm")
         _checks.same_features(kept, tuple(x.shape[a] for a in features), "BatchNorm")
         m: Any = kept
         if gathers or not running:
-            seen = _flaxlike.measure(
+            measured = _semantics.measure(
                 x,
                 axes,
                 dtype=self.dtype,
@@ -151,12 +152,17 @@ class BatchNorm(nnx.BatchNorm):
                 axis_name=self.axis_name,
                 axis_index_groups=self.axis_index_groups,
             )
-            moved = _flaxlike.follow(
-                state, seen, x, momentum=self.momentum, correction=self.correction, dtype=self.dtype
+            moved = _semantics.follow(
+                state,
+                measured,
+                x,
+                momentum=self.momentum,
+                correction=self.correction,
+                dtype=self.dtype,
             )
             write(self, moved)
-            m = m if running else seen
-        return _flaxlike.apply(
+            m = m if running else measured
+        return _semantics.apply(
             x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
         )
 
@@ -208,10 +214,10 @@ class RMSNorm(nnx.RMSNorm):
     def __call__(self, x: Array, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x, scale = _promoted(self, x, _value(self.scale))
-        return _flaxlike.one_sample(
+        return _semantics.one_sample(
             x,
-            _flaxlike.axes_of(x.ndim, self.reduction_axes),
-            _flaxlike.axes_of(x.ndim, self.feature_axes),
+            _semantics.axes_of(x.ndim, self.reduction_axes),
+            _semantics.axes_of(x.ndim, self.feature_axes),
             scale,
             None,
             mask=mask,
@@ -244,8 +250,8 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
-        axes = _flaxlike.group_axes(x.ndim, self.reduction_axes)
-        return _flaxlike.group_norm(
+        axes = _semantics.group_axes(x.ndim, self.reduction_axes)
+        return _semantics.group_norm(
             x, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
         )
 
@@ -272,16 +278,16 @@ class InstanceNorm(nnx.InstanceNorm):
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        axes, features = _flaxlike.instance_axes(jnp.ndim(x), self.feature_axes)
+        axes, features = _semantics.instance_axes(jnp.ndim(x), self.feature_axes)
         return _one_sample(self, x, axes, features, mask)
 
 
 def _one_sample(module: Any, x: Array, axes: Any, features: Any, mask: Array | None) -> jax.Array:
     x, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
-    return _flaxlike.one_sample(
+    return _semantics.one_sample(
         x,
-        _flaxlike.axes_of(x.ndim, axes),
-        _flaxlike.axes_of(x.ndim, features),
+        _semantics.axes_of(x.ndim, axes),
+        _semantics.axes_of(x.ndim, features),
         scale,
         bias,
         mask=mask,

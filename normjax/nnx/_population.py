@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from normjax import _checks, _moments, _population
+from normjax._internal import _checks
 from normjax.nnx._norms import BatchNorm
 from normjax.nnx._wrap import Gathered, Normalize, Recurrent, statistics, write
+from normjax.state import _population
+from normjax.statistics import _running
 
 OURS = (BatchNorm, Normalize, Recurrent)
 
@@ -25,8 +27,8 @@ def population_update(
 ) -> None:
     r"""Estimate the statistics of an NNX model in one pass over data, in place.
 
-    The formulas are those of `normjax.population`; `"pooled"` gives the moments of the whole
-    data set. The mode is the model's, and is that of the norms upstream meanwhile: after
+    The formulas are those of `normjax.population_statistics`; `"pooled"` gives the moments of the
+    whole data set. The mode is the model's, and is that of the norms upstream meanwhile: after
     `train()` they normalize with each batch's own statistics, after `eval()` with the kept.
 
     Args:
@@ -50,13 +52,13 @@ def population_update(
         [5.0]
 
     Reference:
-        As `normjax.population`.
+        As `normjax.population_statistics`.
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
     _checks.one_of("correction", correction, (0, 1))
     layers: list[Any] = []
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, OURS) and any(map(_moments.is_stats, _nodes(statistics(node)))):
+        if isinstance(node, OURS) and any(map(_running.is_stats, _nodes(statistics(node)))):
             layers.append(node)
         elif isinstance(node, nnx.BatchNorm) and not isinstance(node, OURS):
             raise ValueError(
@@ -64,7 +66,7 @@ def population_update(
                 f"{type(node).__name__} at {'.'.join(map(str, path)) or 'the top'}: make it a "
                 "normjax.nnx.Normalize(norm, …) or normjax.nnx.BatchNorm"
             )
-    gathered = {id(m): _population.collecting(statistics(m), how) for m in layers}
+    gathered = {id(m): _population.accumulate_statistics(statistics(m), how) for m in layers}
     if not layers:
         raise ValueError(
             "population_update() found no statistics in the model: pass one with norms of "
@@ -81,12 +83,13 @@ def population_update(
     try:
         for m in layers:
             m.gathered = Gathered(gathered[id(m)])
-        for batch in _population.each(batches, "population_update"):
+        for batch in _population.validated_batches(batches, "population_update"):
             for m in layers:
-                _population.computed(m.gathered.get_value())
+                _population.block_on_cpu_devices(m.gathered.get_value())
             one(model, batch)
         settled = [
-            _population.settle(m.gathered.get_value(), how, correction=correction) for m in layers
+            _population.finalize_statistics(m.gathered.get_value(), how, correction=correction)
+            for m in layers
         ]
     finally:
         # What is kept was never written to: after an error the model is as it was.
@@ -97,4 +100,4 @@ def population_update(
 
 
 def _nodes(state: Any) -> list[Any]:
-    return jax.tree.leaves(state, is_leaf=_moments.is_stats)
+    return jax.tree.leaves(state, is_leaf=_running.is_stats)

@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from normjax import _checks, _padding
-from normjax.base import Array, PyTree
+from normjax._flax import _padding
+from normjax._internal import _checks
+from normjax.statistics._types import Array, PyTree
 
 
 class StepCarry(NamedTuple):
@@ -296,7 +297,7 @@ class RNN(nnx.RNN):
         batch = shape[: len(shape) - features]
         if self.beyond == "error":
             before = _seen(initial_carry) if isinstance(initial_carry, StepCarry) else 0
-            _checks.steps(before + inputs.shape[time], self.cell.max_steps, self.beyond)
+            _checks.max_steps(before + inputs.shape[time], self.cell.max_steps, self.beyond)
         if seq_lengths is not None:
             seq_lengths = _checks.lengths("seq_lengths", seq_lengths, inputs.shape[time], batch)
             seq_lengths = seq_lengths.astype(jnp.result_type(int))
@@ -326,7 +327,7 @@ class RNN(nnx.RNN):
             return found
         last, outputs = found
         if seq_lengths is not None:
-            last = jax.tree.map(functools.partial(_padding.ended, seq_lengths), last, start)
+            last = jax.tree.map(functools.partial(_padding.final_carry, seq_lengths), last, start)
         if isinstance(initial_carry, StepCarry):
             return last._replace(
                 lengths=initial_carry.lengths

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
-from normjax import _checks, _flaxlike
-from normjax.base import Array
+from normjax._flax import _semantics
+from normjax._internal import _checks
+from normjax.statistics._types import Array
 
 
 class WeightNorm(nnx.WeightNorm):
@@ -59,7 +60,7 @@ class WeightNorm(nnx.WeightNorm):
     ):
         _checks.one_of("start", start, ("scale_init", "norm"))
         self.layer_instance = layer_instance
-        self.feature_axes = () if feature_axes is None else _flaxlike.static(feature_axes)
+        self.feature_axes = () if feature_axes is None else _semantics.static(feature_axes)
         self.use_scale = use_scale
         self.epsilon = epsilon
         self.dtype = dtype
@@ -71,10 +72,10 @@ class WeightNorm(nnx.WeightNorm):
         for path, v in _weights(layer_instance):
             if use_scale and self.variable_filter(path, v):
                 if start == "norm":
-                    g = jnp.sqrt(_flaxlike.norms(v[...], self.feature_axes).var)
+                    g = jnp.sqrt(_semantics.norms(v[...], self.feature_axes).var)
                     g = g.astype(param_dtype)
                 else:
-                    axes = _flaxlike.axes_of(v.ndim, self.feature_axes)
+                    axes = _semantics.axes_of(v.ndim, self.feature_axes)
                     g = scale_init(rngs["params"](), tuple(v.shape[a] for a in axes), param_dtype)
                 scales[path] = nnx.Param(g)
         self.scales = nnx.data(scales if use_scale else None)
@@ -91,7 +92,7 @@ class WeightNorm(nnx.WeightNorm):
             if self.use_scale:
                 # What Flax 0.12.8 stored is an array, and a checkpoint may put one here.
                 g = jnp.asarray(_stored(self.scales, path)[...])
-            return _flaxlike.weight_norm(
+            return _semantics.weight_norm(
                 v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype
             )
 
@@ -149,7 +150,7 @@ class SpectralNorm(nnx.SpectralNorm):
                     f"Layer instance parameter is {w.ndim}D but error_on_non_matrix is True"
                 )
             u, sigma = (_stored(self.batch_stats, (*path, name)) for name in ("u", "sigma"))
-            bar, new_u, new_sigma = _flaxlike.spectral_norm(
+            bar, new_u, new_sigma = _semantics.spectral_norm(
                 w, u[...], steps=self.n_steps, eps=self.epsilon, dtype=self.dtype
             )
             if update:

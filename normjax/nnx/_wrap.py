@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax import _checks, _padding, _trees
-from normjax.base import Array, AxisName, Hyper, Norm, PyTree, Running, Stats
-from normjax.recurrent._contract import check_layer
+from normjax._flax import _padding
+from normjax._internal import _checks
+from normjax.base import Hyper, Norm, Stats
+from normjax.recurrent._checks import check_layer
+from normjax.state import _names
+from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
 class Gathered(nnx.BatchStat):
-    """A module's whole state while `population_update` gathers; a pytree with `Collect` nodes."""
+    """A module's whole state during `population_update`: a pytree with `Accumulator` nodes."""
 
 
 class Normalize(nnx.Module):
@@ -57,7 +60,7 @@ class Normalize(nnx.Module):
         axis_name: AxisName = None,
         param_dtype: Any = jnp.float32,
     ):
-        _checks.made("norm", norm, Norm, "Normalize")
+        _checks.require_instance("norm", norm, Norm, "Normalize")
         self.norm = norm
         self.shape = (1, shape) if isinstance(shape, int) else tuple(shape)
         self.axis_name = axis_name
@@ -153,7 +156,7 @@ class Recurrent(nnx.Module):
         self.param_dtype = param_dtype
         self.use_running_average = _flag(stats)
         # A stream of its own, so that a step does not change the keys of other modules.
-        draws = layer.noisy or (layer.drops and "default" in rngs)
+        draws = layer.needs_key or (layer.has_dropout and "default" in rngs)
         self.noise = rngs.noise.fork() if draws or "noise" in rngs else None
         _declare(self, *layer.init(rngs.params(), features, param_dtype))
 
@@ -184,15 +187,15 @@ class Recurrent(nnx.Module):
         Raises:
             ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without random keys.
         """
-        mode = _mode(self, stats, self.layer.stateful or self.layer.drops)
-        if self.layer.drops and mode == "batch" and self.noise is None:
+        mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
+        if self.layer.has_dropout and mode == "batch" and self.noise is None:
             raise ValueError(
                 'Recurrent has zoneout or dropout, which draw in mode "batch": make it with '
                 "rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)"
             )
         shapes = _shapes(self)
         params, state = _read(self, shapes[0]), statistics(self, shapes[1])
-        draws = self.layer.noisy or mode == "batch"
+        draws = self.layer.needs_key or mode == "batch"
         (y, last), state = self.layer.apply(
             params,
             state,
@@ -232,7 +235,7 @@ def _declare(module: Any, params: PyTree, state: PyTree) -> None:
     """Make variables of the names of the trees; a place of a layer has both kinds in it."""
     tree: dict[str, Any] = {}
     for kind, values in ((nnx.Param, params), (nnx.BatchStat, state)):
-        for path, value in _flat(_trees.to_dict(values)):
+        for path, value in _flat(_names.to_dict(values)):
             at = tree
             for name in path[:-1]:
                 at = at.setdefault(name, {})
@@ -257,7 +260,7 @@ def write(module: Any, state: PyTree) -> None:
     if isinstance(gathered, Gathered):
         gathered.set_value(state)
         return
-    for path, value in _flat(_trees.to_dict(state)):
+    for path, value in _flat(_names.to_dict(state)):
         _find(module, path)[...] = value
 
 
@@ -276,12 +279,12 @@ def _shapes(module: Any) -> tuple[PyTree, PyTree]:
 
 def _read(module: Any, template: PyTree) -> PyTree:
     values: dict[str, Any] = {}
-    for path, _ in _flat(_trees.to_dict(template)):
+    for path, _ in _flat(_names.to_dict(template)):
         at = values
         for name in path[:-1]:
             at = at.setdefault(name, {})
         at[path[-1]] = _find(module, path)[...]
-    return _trees.from_dict(template, values)
+    return _names.from_dict(template, values)
 
 
 def _find(module: Any, path: tuple[str, ...]) -> Any:

@@ -3,12 +3,12 @@
 Lifts say what a norm's statistics do over time: `per_step`, `shared`, `sequence_wise`.
 """
 
-from normjax.recurrent._cells import LSTMCarry, gru, lstm, rnn
-from normjax.recurrent._compose import bidirectional, stack
-from normjax.recurrent._contract import Info, Layer
+from normjax.recurrent._base import Info, Layer
+from normjax.recurrent._bidirectional import bidirectional
 from normjax.recurrent._convert import from_flax, from_torch, to_flax, to_torch
-from normjax.recurrent._layer import Recurrent
-from normjax.recurrent._lifts import SeqNorm, per_step, sequence_wise, shared
+from normjax.recurrent._gru import gru
+from normjax.recurrent._lstm import LSTMCarry, lstm
+from normjax.recurrent._per_step import per_step
 from normjax.recurrent._presets import (
     bn_gru,
     bn_lstm,
@@ -20,6 +20,12 @@ from normjax.recurrent._presets import (
     vertical_bn_lstm,
     wn_lstm,
 )
+from normjax.recurrent._recurrent import Recurrent
+from normjax.recurrent._rnn import rnn
+from normjax.recurrent._seq_norm import SeqNorm
+from normjax.recurrent._sequence_wise import sequence_wise
+from normjax.recurrent._shared import shared
+from normjax.recurrent._stack import stack
 
 __all__ = [
     "Info",

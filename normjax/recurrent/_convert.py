@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.base import Array
-from normjax.recurrent._layer import Recurrent
+from normjax.recurrent._recurrent import Recurrent
+from normjax.statistics._types import Array
 
 Params = dict[str, Any]
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from normjax import _checks, _moments
+from normjax._internal import _checks
+from normjax.statistics import _shapes
 
 Initializer = str | Callable[..., jax.Array]
 
@@ -72,6 +73,6 @@ def make(
     if callable(init):
         return init(key, (rows, gates * hidden), dtype)
     # LAPACK has no half precision, and a rounded orthogonal matrix is as good.
-    wide = _moments.stat_dtype(dtype)
+    wide = _shapes.stat_dtype(dtype)
     w = _NAMED[init](key, (rows, gates, hidden), wide)
     return w.reshape(rows, gates * hidden).astype(dtype)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from normjax import _words
-from normjax._batch import batch_norm
-from normjax._layer import layer_norm
-from normjax._rms import rms_norm
-from normjax._surgery import reparam
-from normjax._weights import weight_norm
+from normjax._internal import _hints
 from normjax.base import Norm
-from normjax.recurrent._cells import gru, lstm, rnn
-from normjax.recurrent._layer import Recurrent
-from normjax.recurrent._lifts import SeqNorm, per_step, sequence_wise, shared
+from normjax.norms._batch import batch_norm
+from normjax.norms._layer import layer_norm
+from normjax.norms._rms import rms_norm
+from normjax.recurrent._gru import gru
+from normjax.recurrent._lstm import lstm
+from normjax.recurrent._per_step import per_step
+from normjax.recurrent._recurrent import Recurrent
+from normjax.recurrent._rnn import rnn
+from normjax.recurrent._seq_norm import SeqNorm
+from normjax.recurrent._sequence_wise import sequence_wise
+from normjax.recurrent._shared import shared
+from normjax.weights._reparametrize import reparam
+from normjax.weights._weight_norm import weight_norm
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def bn_lstm(
     hidden: int,
     max_steps: int,
@@ -71,7 +76,7 @@ def bn_lstm(
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def bn_lstm_ablations(
     hidden: int, max_steps: int, *, scale_init: float = 0.1, **options: Any
 ) -> dict[str, Recurrent]:
@@ -122,7 +127,7 @@ def bn_lstm_ablations(
     }
 
 
-@_words.told(gru)
+@_hints.with_hints(gru)
 def bn_gru(
     hidden: int,
     max_steps: int,
@@ -164,7 +169,7 @@ def bn_gru(
     return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def vertical_bn_lstm(
     hidden: int,
     max_steps: int | None = None,
@@ -204,7 +209,7 @@ def vertical_bn_lstm(
     return lstm(hidden, norm_x=_vertical(max_steps, eps, decay), **options)
 
 
-@_words.told(rnn)
+@_hints.with_hints(rnn)
 def deep_speech_rnn(
     hidden: int,
     max_steps: int | None = None,
@@ -245,7 +250,7 @@ def deep_speech_rnn(
     )
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def ln_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""Layer-normalized LSTM of Ba et al.
 
@@ -278,7 +283,7 @@ def ln_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
 
 
-@_words.told(gru)
+@_hints.with_hints(gru)
 def ln_gru(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""Layer-normalized GRU of Ba et al.: four norms, the reset gate after `LN(U h)`.
 
@@ -308,7 +313,7 @@ def ln_gru(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return gru(hidden, norm_x=norm, norm_h=norm, norm_xn=norm, norm_hn=norm, **options)
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     r"""LSTM with RMS norm in the places of the layer-normalized one.
 
@@ -338,7 +343,7 @@ def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
     return lstm(hidden, norm_x=norm, norm_h=norm, norm_c=norm, **options)
 
 
-@_words.told(lstm)
+@_hints.with_hints(lstm)
 def wn_lstm(hidden: int, **options: Any) -> Any:
     r"""LSTM with weight norm on both weights, each made once a call and outside the scan.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from normjax.base import PyTree
+from normjax.statistics._types import PyTree
 
 
 def makes_ahead() -> bool:
@@ -91,12 +91,12 @@ def walk(
     return carry, ys
 
 
-def apart(seen: PyTree) -> tuple[PyTree, list[jax.Array]]:
+def apart(measured: PyTree) -> tuple[PyTree, list[jax.Array]]:
     """What is the same in every step, and what is not; a step is traced once, so NumPy's is.
 
     The first need not be written down once a step.
     """
-    leaves, tree = jax.tree.flatten(seen)
+    leaves, tree = jax.tree.flatten(measured)
     fixed = [leaf if isinstance(leaf, np.ndarray) else None for leaf in leaves]
     return (tree, fixed), [leaf for leaf in leaves if not isinstance(leaf, np.ndarray)]
 

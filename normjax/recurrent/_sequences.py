@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from normjax import _checks
-from normjax._varying import vary, varying
-from normjax.base import Array, PyTree
+from normjax._internal import _checks
+from normjax._internal._manual_axes import vary, varying
+from normjax.statistics._types import Array, PyTree
 
 
 def padding(lengths: Array | None, steps: int, batch: int) -> jax.Array | None:

@@ -53,8 +53,15 @@ def test_lstm_total_derivative_is_that_of_finite_differences(x64):
 
     @jax.jit
     def last(u, sign):
-        nudge = jnp.zeros((B, T, H), x.dtype).at[b, t, u].set(sign * eps)
-        (y, carry), _ = layer.apply(params, state, x, stats="running", lengths=lengths, nudge=nudge)
+        hidden_perturbation = jnp.zeros((B, T, H), x.dtype).at[b, t, u].set(sign * eps)
+        (y, carry), _ = layer.apply(
+            params,
+            state,
+            x,
+            stats="running",
+            lengths=lengths,
+            hidden_perturbation=hidden_perturbation,
+        )
         return y[b, t + 1], carry.h[b]
 
     pairs = [(last(u, 1), last(u, -1)) for u in range(H)]

@@ -45,7 +45,7 @@ def _result(name):
         "invariance": lambda: analysis.invariance(nj.batch_norm(), flat, w),
         "jacobian_through_time": lambda: analysis.jacobian_through_time(layer, params, state, x),
         "norm_identities": lambda: analysis.norm_identities(nj.batch_norm(), flat),
-        "settling": lambda: analysis.settling(
+        "stationarity": lambda: analysis.stationarity(
             layer.info(params, state, x, stats="batch").moments["norm_h"]
         ),
         "weight_identities": lambda: analysis.weight_identities(

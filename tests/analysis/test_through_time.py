@@ -1,4 +1,4 @@
-"""Gates, histograms and settling, against NumPy."""
+"""Gates, histograms and stationarity, against NumPy."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_settling_of_a_known_decay(x64):
     mean = 3 + np.exp(-np.arange(steps) / 4)[:, None] * np.array([[2.0, 0.1]])
     var = np.full((steps, 2), 4.0)
     state = nj.Running(jnp.asarray(mean), jnp.asarray(var))
-    out = jax.jit(lambda s: analysis.settling(s, tolerance=0.05, tail=0.25, eps=1e-12))(state)
+    out = jax.jit(lambda s: analysis.stationarity(s, tolerance=0.05, tail=0.25, eps=1e-12))(state)
     late_mean = mean[-10:].mean(0)
     late_std = np.sqrt(var[-10:].mean(0) + mean[-10:].var(0))
     moved = np.abs(mean - late_mean) / late_std
@@ -101,12 +101,12 @@ def test_settling_of_a_known_decay(x64):
 
 def test_settling_ends():
     flat = nj.Running(jnp.ones((6, 2)), jnp.ones((6, 2)))
-    assert int(analysis.settling(flat).steps) == 0
+    assert int(analysis.stationarity(flat).steps) == 0
     rising = nj.Running(jnp.arange(6.0)[:, None], jnp.ones((6, 1)))
-    assert int(analysis.settling(rising, tail=0.0).steps) == 5
-    assert int(analysis.settling(rising, tail=0.5).steps) == 6
+    assert int(analysis.stationarity(rising, tail=0.0).steps) == 5
+    assert int(analysis.stationarity(rising, tail=0.5).steps) == 6
     constant = nj.Running(jnp.zeros((6, 2)), jnp.zeros((6, 2)))
-    assert int(analysis.settling(constant).steps) == 0
+    assert int(analysis.stationarity(constant).steps) == 0
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_settling_reads_states_and_moments_of_a_layer():
         state["norm_h"],
         layer.info(params, state, x, stats="batch").moments["norm_h"],
     ):
-        out = analysis.settling(statistics)
+        out = analysis.stationarity(statistics)
         assert out.mean.shape == (6,) and out.feature_steps.shape == (16,)
 
 
@@ -130,28 +130,28 @@ def test_steps_that_no_sequence_reached_are_not_what_statistics_settle_to(counte
     params, state = norm.init((1, 2))
     drift = 5 + np.exp(-np.arange(6))[:, None, None]
     x = jnp.asarray(drift + RNG.normal(size=(6, 32, 2)), jnp.float32)
-    state = nj.population(norm, params, state, [x])
+    state = nj.population_statistics(norm, params, state, [x])
     whole = jax.tree.map(lambda v: v[:6], state)
     if counted:
         count = jnp.asarray(np.repeat([32.0, 0.0], [12, 6]).reshape(9, 2), jnp.float32)
         state = nj.Moments(state.mean, state.var, count)
     with pytest.raises(ValueError, match=r"reached 6 of 9 steps.*write max_steps=6"):
-        analysis.settling(state)
-    want, got = analysis.settling(whole), analysis.settling(state, max_steps=6)
+        analysis.stationarity(state)
+    want, got = analysis.stationarity(whole), analysis.stationarity(state, max_steps=6)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     # Where nothing can be seen, what is asked for is done all the same.
-    traced = jax.jit(lambda s: analysis.settling(s, max_steps=6))(state)
+    traced = jax.jit(lambda s: analysis.stationarity(s, max_steps=6))(state)
     np.testing.assert_allclose(traced.mean, want.mean, rtol=1e-5)
 
 
 def test_settling_refusals():
     with pytest.raises(ValueError, match="run batches or population first"):
-        analysis.settling(recurrent.per_step(nj.batch_norm(), 3).init((1, 2))[1])
+        analysis.stationarity(recurrent.per_step(nj.batch_norm(), 3).init((1, 2))[1])
     with pytest.raises(ValueError, match="max_steps=0"):
-        analysis.settling(nj.Running(jnp.ones((3, 2)), jnp.ones((3, 2))), max_steps=0)
+        analysis.stationarity(nj.Running(jnp.ones((3, 2)), jnp.ones((3, 2))), max_steps=0)
     with pytest.raises(ValueError, match="no axis of time"):
-        analysis.settling(nj.Running(jnp.zeros(3), jnp.ones(3)))
+        analysis.stationarity(nj.Running(jnp.zeros(3), jnp.ones(3)))
     with pytest.raises(TypeError, match="norm_h"):
-        analysis.settling(jnp.zeros((3, 2)))
+        analysis.stationarity(jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="tail"):
-        unchecked(analysis.settling)(nj.Running(jnp.zeros((3, 1)), jnp.ones((3, 1))), tail=2.0)
+        unchecked(analysis.stationarity)(nj.Running(jnp.zeros((3, 1)), jnp.ones((3, 1))), tail=2.0)

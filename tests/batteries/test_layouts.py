@@ -14,7 +14,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from normjax import _trees, recurrent, testing
+from normjax import recurrent, testing
+from normjax.state import _names
 
 FILE = pathlib.Path(__file__).parent / "layouts.json"
 
@@ -31,7 +32,7 @@ LAYERS = {
 def _flat(tree, at=""):
     """Paths of a nested dictionary, in the names that Flax's collections and Orbax show."""
     flat = {}
-    for name, value in _trees.to_dict(tree).items():
+    for name, value in _names.to_dict(tree).items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{at}{name}/")
         else:

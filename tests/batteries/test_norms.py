@@ -6,7 +6,7 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from tests.batteries import check
+from tests._support import check
 
 # Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")

@@ -14,7 +14,7 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from tests.batteries.check import finite, same, with_repeats
+from tests._support.check import finite, same, with_repeats
 
 
 def started(sample, dtype=jnp.float32, seed=0):
@@ -146,7 +146,7 @@ def free_scale(sample):
         return
     with jax.enable_x64(True):
         params, state = started(sample, jnp.float64)
-        if isinstance(params, nj.Scaled):
+        if isinstance(params, nj.DirectionAndGain):
             factor = jnp.exp(jax.random.normal(jax.random.key(1), sample.free, jnp.float64))
             factor = jnp.broadcast_to(factor, sample.shape)
             want = sample.reparam.apply(params, state, stats="running")[0]

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs.recurrent_bn import digits
-from experiments import parallel
+from experiments.runtime import parallel
 
 
 @pytest.fixture(autouse=True)

@@ -7,23 +7,24 @@ import sys
 
 import pytest
 
-from experiments.checkpoints import Checkpoints
-from tests.experiments import bucket
-from tests.experiments.processes import begin, command, until
+from experiments.runtime.checkpoints import Checkpoints
+from tests._support import bucket
+from tests._support.processes import begin, command, until
 
 RUN = "gs://bucket/runs/one"
 QUICK = {"steps": 40, "log_every": 5, "eval_every": 20, "checkpoint_every": 10}
 READ = """
 import sys
-from experiments import corpora, data, evaluate, report
-from tests.experiments.processes import result, rows
+from experiments import evaluate, report
+from experiments.data import locate, sequences
+from tests._support.processes import result, rows
 run, out, whole = sys.argv[1:]
 assert rows(run) == rows(whole) and result(run) == result(whole)
 told = evaluate.evaluate(run, split="test", stats="batch")
 assert told["loss"] == result(whole)["test"]["batch"]["loss"]
 assert "bn_lstm" in report.report(["gs://bucket/runs"], out)
-assert list(corpora.find_text("gs://bucket/text/one")) == ["all"]
-print(data.near(data.find("mnist", "gs://bucket/tfds")))
+assert list(sequences.find_text("gs://bucket/text/one")) == ["all"]
+print(locate.cache_locally(locate.find("mnist", "gs://bucket/tfds")))
 """
 
 

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from configs.mlp_cnn import full
-from experiments import claim, claims, ledger
-from experiments import config as configs
-from experiments.claims import Claim, contrast, less, more, same
-from experiments.config import UsageError
+from experiments import claim
+from experiments.config import validate
+from experiments.ledger import records, rules, table
+from experiments.ledger.rules import Claim, contrast, less, more, same
+from experiments.usage import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
 
 def judged(rule, **arms):
-    return claims.decide(rule, {arm: {"m": values} for arm, values in arms.items()})
+    return rules.decide(rule, {arm: {"m": values} for arm, values in arms.items()})
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -65,12 +66,12 @@ def test_what_is_not_finite_or_alone_decides_nothing():
     assert judged(rule, a=[1.0, None, 1.0], b=[0.0, 0.0, 0.0]).verdict == "undecided"
     assert judged(rule, a=[1.0], b=[0.0]).verdict == "undecided"
     with pytest.raises(UsageError, match="no metric 'm'; it has other"):
-        claims.decide(rule, {"a": {"other": [1.0]}, "b": {"m": [1.0]}})
+        rules.decide(rule, {"a": {"other": [1.0]}, "b": {"m": [1.0]}})
 
 
 def test_a_claim_holds_if_all_rules_do_and_fails_if_one_does():
     def of(*kinds):
-        return claims.verdict([claims.Result(more("a", "b", "m"), 0, 0, k) for k in kinds])
+        return rules.verdict([rules.Result(more("a", "b", "m"), 0, 0, k) for k in kinds])
 
     assert of("holds", "holds") == "holds"
     assert of("holds", "undecided") == "undecided"
@@ -79,26 +80,26 @@ def test_a_claim_holds_if_all_rules_do_and_fails_if_one_does():
 
 
 def test_every_claim_is_declared_once_with_what_a_reader_needs():
-    numbers = claims.files()
+    numbers = records.files()
     assert sorted(numbers) == list(range(1, 37))
     for number, (path, _) in numbers.items():
-        declared = claims.module(number).CLAIM
+        declared = records.module(number).CLAIM
         text = path.read_text()
         assert declared.statement and declared.source and declared.expect, path
-        if claims.runs(claims.module(number)):
+        if records.runs(records.module(number)):
             assert declared.rules and declared.seeds >= 5 and declared.minutes <= 40, path
             assert f"python -m experiments.claim {number}\n" in text, path
             for word in ("Paper:", "Claim:", "Expected:", "Cost:", "Command:"):
                 assert word in text, (path, word)
 
 
-@pytest.mark.parametrize("number", sorted(claims.files()))
+@pytest.mark.parametrize("number", sorted(records.files()))
 def test_every_arm_is_a_valid_config(number):
-    made = claims.module(number)
+    made = records.module(number)
     for arm in made.CLAIM.arms if hasattr(made, "get_config") else ():
-        configs.check(made.get_config(arm))
+        validate.check(made.get_config(arm))
         if "configs/mlp_cnn/full.py" in made.__doc__:
-            whole = configs.check(full.get_config(f"{number}.{arm}"))
+            whole = validate.check(full.get_config(f"{number}.{arm}"))
             assert (whole["data"]["side"], whole["data"]["train_size"]) == (28, 0)
 
 
@@ -113,27 +114,27 @@ def test_the_ledger_says_how_many_runs_diverged():
     sound = {"m": [1.0, 0.0], "diverged": [0.0, 0.0]}
     made = Claim(1, "s", "s", "e", ("a", "b"), (more("a", "b", "m"),))
     record = {"arms": {"a": {"metrics": told}, "b": {"metrics": sound}}}
-    assert ledger.arms(made, record).endswith("; diverged: a 1 of 2")
+    assert table.arms(made, record).endswith("; diverged: a 1 of 2")
     record["arms"]["a"]["metrics"] = sound
-    assert "diverged" not in ledger.arms(made, record)
+    assert "diverged" not in table.arms(made, record)
     record["arms"]["a"]["metrics"] = {"m": [1.0, 0.0]}  # computed, not trained
-    assert "diverged" not in ledger.arms(made, record)
+    assert "diverged" not in table.arms(made, record)
 
 
 def test_the_ledger_agrees_with_the_records():
     results = ROOT / "results" / "claims"
-    assert (ROOT / "RESULTS.md").read_text() == ledger.write(results), (
+    assert (ROOT / "RESULTS.md").read_text() == table.write(results), (
         "run: python -m experiments.report --results"
     )
-    named = {claims.record_path(n, results).name for n in claims.files()}
+    named = {records.record_path(n, results).name for n in records.files()}
     assert {p.name for p in results.glob("*.json")} <= named
-    for number in claims.files():
-        if claims.read(number, results):
-            assert claims.record_path(number, results).with_suffix(".png").exists()
+    for number in records.files():
+        if records.read(number, results):
+            assert records.record_path(number, results).with_suffix(".png").exists()
 
 
 OWN = '''"""A claim 1 of our own, that is computed."""
-from experiments.claims import Claim, more
+from experiments.ledger.rules import Claim, more
 
 CLAIM = Claim(1, "a is more", "nobody", "so it is", ("a", "b"), (more("a", "b", "m"),))
 BASE = {"a": 1.0, "b": 0.0}
@@ -160,19 +161,19 @@ def own(folder, source=OWN):
 @pytest.fixture
 def counted(monkeypatch, tmp_path):
     made = own(tmp_path)
-    monkeypatch.setattr(claims, "module", lambda number: made)
+    monkeypatch.setattr(records, "module", lambda number: made)
     return made, tmp_path / "results"
 
 
 def test_the_hash_of_a_measured_claim_is_of_its_code_and_its_helpers(tmp_path):
-    name = f"{claims.folder.__name__}.helper"
+    name = f"{records.folder.__name__}.helper"
     helper = own(tmp_path, "FACTOR = 1\n")
     helper.__name__ = name
 
     def told(source, beside=helper):
         made = own(tmp_path, source)
         made.helper = beside
-        return claims.config_hash(made)
+        return records.config_hash(made)
 
     usual = told(OWN)
     said = OWN.replace("Count.", "Count anew.\n\n    At length.").replace("BASE =", "# so\nBASE =")
@@ -188,8 +189,8 @@ def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
     made, results = counted
     record = claim.run(1, tmp_path, results)
     assert made.calls == [(arm, seed) for arm in "ab" for seed in range(1, 6)]
-    path = claims.record_path(1, results)
-    assert json.loads(path.read_text()) == record == claims.read(1, results)
+    path = records.record_path(1, results)
+    assert json.loads(path.read_text()) == record == records.read(1, results)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert record["arms"]["a"]["metrics"]["odd"] == [None] * 5
     assert record["command"] == "python -m experiments.claim 1"
@@ -198,20 +199,20 @@ def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
     assert len(made.calls) == 10  # a record is shown, not made again
     claim.run(1, tmp_path, results, fresh=True)
     assert len(made.calls) == 20
-    cells = ledger.row(1, results)
-    assert cells[ledger.COLUMNS.index("verdict")] == "holds" and len(cells) == len(ledger.COLUMNS)
+    cells = table.row(1, results)
+    assert cells[table.COLUMNS.index("verdict")] == "holds" and len(cells) == len(table.COLUMNS)
 
 
 def test_a_rule_changed_after_its_runs_is_refused(counted, tmp_path):
     made, results = counted
     claim.run(1, tmp_path, results)
     made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m", by=0.5),))
-    for act in (lambda: claims.read(1, results), lambda: claim.run(1, tmp_path, results)):
+    for act in (lambda: records.read(1, results), lambda: claim.run(1, tmp_path, results)):
         with pytest.raises(UsageError, match=r"the rule of claim 1 .* was changed after its runs"):
             act()
     made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m"),), seeds=6)
     with pytest.raises(UsageError, match=r"the config of claim 1 .* was changed after its runs"):
-        claims.read(1, results)
+        records.read(1, results)
 
 
 def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
@@ -219,7 +220,7 @@ def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
     made.CLAIM = Claim(1, "a", "b", "c")
     with pytest.raises(UsageError, match="declared, but has no experiment yet"):
         claim.run(1, tmp_path, results)
-    assert ledger.row(1, results)[ledger.COLUMNS.index("verdict")] == "not run"
+    assert table.row(1, results)[table.COLUMNS.index("verdict")] == "not run"
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_pat
         return config
 
     def extra(run):
-        return {"width": float(run.task.layer.width), "digits": float(run.dataset.classes)}
+        return {"width": float(run.task.layer.features_out), "digits": float(run.dataset.classes)}
 
     declared = Claim(
         1,
@@ -248,8 +249,8 @@ def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_pat
         tune="area.valid",
     )
     made = types.SimpleNamespace(CLAIM=declared, get_config=get_config, extra=extra)
-    monkeypatch.setattr(claims, "module", lambda number: made)
-    monkeypatch.setattr(claims.inspect, "getsource", lambda function: "source")
+    monkeypatch.setattr(records, "module", lambda number: made)
+    monkeypatch.setattr(records.inspect, "getsource", lambda function: "source")
     record = claim.run(1, tmp_path / "runs", tmp_path / "results")
     for arm in declared.arms:
         told = record["arms"][arm]
@@ -270,8 +271,8 @@ def test_a_grid_goes_on_where_its_best_rate_is_an_end(monkeypatch, tmp_path):
             lost = float(tried[-1] > 5)
             return {"metrics": {"m": score(tried[-1]), "diverged": lost}, "seconds": 1.0}
 
-        monkeypatch.setattr(claim.sweep, "changed", lambda config, changes: changes)
-        monkeypatch.setattr(claim.sweep, "member", member)
+        monkeypatch.setattr(claim.sweep, "with_changes", lambda config, changes: changes)
+        monkeypatch.setattr(claim.sweep, "run_member", member)
         declared = Claim(1, "s", "p", "e", ("a",), rates=rates, tune="m")
         known, best, seconds = claim._tune(declared, None, tmp_path)
         assert seconds == len(tried) == len(known)

@@ -10,8 +10,9 @@ from ml_collections import config_flags
 
 import normjax as nj
 from configs.recurrent_bn import _protocol, digits, mnist, pmnist
-from experiments import config as configs
-from experiments.config import NormConfig, UsageError
+from experiments.config import command_line, models, validate
+from experiments.config.models import NormConfig
+from experiments.usage import UsageError
 from normjax import recurrent
 
 
@@ -52,12 +53,12 @@ def test_norm_config_says_what_is_wrong(given, message):
 @pytest.mark.parametrize("variant", _protocol.VARIANTS)
 @pytest.mark.parametrize("study", [digits, mnist, pmnist])
 def test_every_variant_is_a_valid_config(study, variant):
-    plain = configs.check(study.get_config(variant))
+    plain = validate.check(study.get_config(variant))
     assert plain["name"] == variant
 
 
 def test_the_bn_lstm_variant_is_the_preset():
-    plain = configs.check(mnist.get_config("bn_lstm"))
+    plain = validate.check(mnist.get_config("bn_lstm"))
     preset = recurrent.bn_lstm(
         100,
         784,
@@ -66,13 +67,13 @@ def test_the_bn_lstm_variant_is_the_preset():
         learn_carry=True,
         h0_noise=0.1,
     )
-    assert configs.build_layer(plain["model"]) == preset
+    assert models.build_layer(plain["model"]) == preset
 
 
 def test_gamma_is_one_key_for_all_norms():
     config = digits.get_config("bn_lstm")
     config.gamma = 0.7
-    plain = configs.check(config)
+    plain = validate.check(config)
     assert {plain["model"][place]["scale_init"] for place in ("norm_x", "norm_h", "norm_c")} == {
         0.7
     }
@@ -102,7 +103,7 @@ def test_check_says_what_to_write_instead(key, value, message):
     config = digits.get_config("bn_lstm")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UsageError) as told:
-        configs.check(config)
+        validate.check(config)
     assert message in str(told.value)
 
 
@@ -111,12 +112,12 @@ def test_check_knows_keys_that_a_config_file_invents():
     with config.unlocked():
         config.model.forget_bais = 1.0
     with pytest.raises(UsageError, match=r"no argument 'forget_bais'.*'forget_bias'"):
-        configs.check(config)
+        validate.check(config)
     with config.unlocked():
         del config.model.forget_bais
         config.evaluate_every = 3
     with pytest.raises(UsageError, match="Did you mean 'eval_every'"):
-        configs.check(config)
+        validate.check(config)
 
 
 def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
@@ -161,4 +162,4 @@ def test_a_value_of_another_type_is_told(word, told, monkeypatch):
     config_flags.DEFINE_config_dict("c", config, flag_values=values)
     with pytest.raises(flags.Error) as error:
         values(sys.argv)
-    assert configs._unread(str(error.value)) == told
+    assert command_line._unread(str(error.value)) == told

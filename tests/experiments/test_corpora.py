@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import normjax as nj
-from experiments import config as configs
-from experiments import corpora, data
-from experiments.config import UsageError
+from experiments.config import defaults, validate
+from experiments.data import datasets, sequences, splits
+from experiments.runtime import step
 from experiments.tasks import sequence
 from experiments.tasks.language import LanguageModel
 from experiments.tasks.sequence import SequenceClassifier
+from experiments.usage import UsageError
 
 OPTIONS = {"text": "", "unit": "chars", "vocabulary": 100, "length": 4, "stride": 0}
 
@@ -27,20 +28,20 @@ def write(folder, **files):
 
 def test_a_folder_of_text_becomes_segments_that_overlap_by_one(tmp_path):
     folder = write(tmp_path / "a", train="abcabcabcabca", valid="abcabz", test="cbacba")
-    sets = data.load("text", options={**OPTIONS, "text": folder})
+    sets = datasets.load("text", options={**OPTIONS, "text": folder})
     assert sets.vocabulary == sets.classes == 4  # a, b, c and the unknown
-    names = {0: "?", **{i: u for u, i in corpora.vocabulary("abcabcabcabca", 100).items() if i}}
+    names = {0: "?", **{i: u for u, i in sequences.vocabulary("abcabcabcabca", 100).items() if i}}
     read = ["".join(names[int(i)] for i in row) for row in sets.train.tokens]
     assert read == ["abcab", "bcabc", "cabca"]
     assert "".join(names[int(i)] for i in sets.valid.tokens[0]) == "abcab"
-    near = data.load("text", options={**OPTIONS, "text": folder, "stride": 3})
+    near = datasets.load("text", options={**OPTIONS, "text": folder, "stride": 3})
     assert near.train.tokens.shape == (3, 5) and near.valid.tokens.shape == (1, 5)
 
 
 def test_words_end_lines_and_the_rare_are_unknown(tmp_path):
     body = "the cat sat\nthe dog\n" * 40
     options = {**OPTIONS, "text": write(tmp_path / "b", book=body), "unit": "words"}
-    sets = data.load("text", options={**options, "vocabulary": 3})
+    sets = datasets.load("text", options={**options, "vocabulary": 3})
     # the and <eos> are the most frequent; cat, dog and sat are as frequent as each other
     assert sets.vocabulary == 3 and set(np.unique(sets.train.tokens)) == {0, 1, 2}
     # 90 %, 5 % and 5 % of the characters
@@ -49,38 +50,38 @@ def test_words_end_lines_and_the_rare_are_unknown(tmp_path):
 
 def test_what_a_text_lacks_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"no folder with \*\.txt files.*NORMJAX_DATA_DIR"):
-        data.load("text", options={**OPTIONS, "text": str(tmp_path / "none")})
+        datasets.load("text", options={**OPTIONS, "text": str(tmp_path / "none")})
     folder = write(tmp_path / "c", train="abc" * 10)
     with pytest.raises(UsageError, match="has files for train alone"):
-        data.load("text", options={**OPTIONS, "text": folder})
+        datasets.load("text", options={**OPTIONS, "text": folder})
     folder = write(tmp_path / "d", book="abcdef" * 10)
     with pytest.raises(
         UsageError, match=r"valid split .* has 3 chars; write --config.data.length=2"
     ):
-        data.load("text", options={**OPTIONS, "text": folder})
+        datasets.load("text", options={**OPTIONS, "text": folder})
 
 
 def test_mel_bands_are_triangles_over_all_frequencies():
-    filters = corpora.mel_filters(201)
-    assert filters.shape == (201, corpora.MELS) and filters.min() == 0 and filters.max() <= 1
+    filters = sequences.mel_filters(201)
+    assert filters.shape == (201, sequences.MELS) and filters.min() == 0 and filters.max() <= 1
     centres = filters.argmax(0)
     assert (np.diff(centres) > 0).all() and np.diff(centres)[-1] > np.diff(centres)[0]
 
 
 def test_a_tone_is_loudest_in_its_band():
-    time = np.arange(4000) / corpora.RATE
-    frames = corpora.log_mel((8000 * np.sin(2 * np.pi * 1000 * time)).astype(np.int16), 40)
-    assert frames.shape == (23, corpora.MELS)
-    expected = corpora.mel_filters(201)[50].argmax()  # bin 50 of 201 is 1000 Hz
+    time = np.arange(4000) / sequences.RATE
+    frames = sequences.log_mel((8000 * np.sin(2 * np.pi * 1000 * time)).astype(np.int16), 40)
+    assert frames.shape == (23, sequences.MELS)
+    expected = sequences.mel_filters(201)[50].argmax()  # bin 50 of 201 is 1000 Hz
     assert set(frames.argmax(1)) == {expected}
-    assert corpora.log_mel(np.zeros(10, np.int16), 40).shape == (1, corpora.MELS)
+    assert sequences.log_mel(np.zeros(10, np.int16), 40).shape == (1, sequences.MELS)
 
 
 def test_spoken_digits_have_their_lengths(data_dir):
     if not list(data_dir.glob("**/fsdd/*/dataset_info.json")):
         pytest.skip(f"fsdd is not in {data_dir}")
-    sets = data.load("fsdd", options={"length": 40})
-    assert [data.size(s) for s in sets[:3]] == [2400, 300, 300]
+    sets = datasets.load("fsdd", options={"length": 40})
+    assert [splits.size(s) for s in sets[:3]] == [2400, 300, 300]
     for split in sets[:3]:
         assert split.lengths.min() >= 1 and split.lengths.max() == 40
         past = np.arange(40) >= split.lengths[:, None]
@@ -95,8 +96,8 @@ def test_spoken_digits_have_their_lengths(data_dir):
 def test_reviews_keep_their_last_words(data_dir):
     if not list(data_dir.glob("**/imdb_reviews/*/*/dataset_info.json")):
         pytest.skip(f"imdb_reviews is not in {data_dir}")
-    sets = data.load("imdb_reviews", options={"length": 50, "vocabulary": 1000})
-    assert [data.size(s) for s in sets[:3]] == [22_500, 2500, 25_000]
+    sets = datasets.load("imdb_reviews", options={"length": 50, "vocabulary": 1000})
+    assert [splits.size(s) for s in sets[:3]] == [22_500, 2500, 25_000]
     assert sets.train.x.max() == 999 and sets.vocabulary == 1000 and sets.classes == 2
     assert abs(sets.test.labels.mean() - 0.5) < 1e-6
 
@@ -104,12 +105,12 @@ def test_reviews_keep_their_last_words(data_dir):
 def test_embeddings_start_from_vectors_where_a_file_has_them(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("the 1.0 2.0 3.0\nfilm 4.0 5.0 6.0\nunseen 7.0 8.0 9.0\n")
-    found = corpora.vectors(path, {corpora.UNKNOWN: 0, "film": 1, "dull": 2}, 4)
+    found = sequences.vectors(path, {sequences.UNKNOWN: 0, "film": 1, "dull": 2}, 4)
     np.testing.assert_array_equal(np.isnan(found).all(1), [True, False, True, True])
     np.testing.assert_array_equal(found[1], [4, 5, 6])
-    x = corpora.Sequences(np.zeros((2, 6), np.int32), np.array([6, 3]), np.array([0, 1]))
-    dataset = data.Dataset(x, x, x, 1.0, 2, 4, found)
-    config = configs.default()
+    x = sequences.Sequences(np.zeros((2, 6), np.int32), np.array([6, 3]), np.array([0, 1]))
+    dataset = splits.Dataset(x, x, x, 1.0, 2, 4, found)
+    config = defaults.default()
     config.dataset = "imdb_reviews"
     config.model.update(hidden=4, embed=3)
     plain = config.to_dict()
@@ -123,10 +124,10 @@ def test_embeddings_start_from_vectors_where_a_file_has_them(tmp_path):
         sequence.build(plain, dataset)
     path.write_text("the 1.0 2.0\nfilm 4.0\n")
     with pytest.raises(UsageError, match=r"line 2 of .* has 1 numbers and the first has 2"):
-        corpora.vectors(path, {"film": 1}, 2)
+        sequences.vectors(path, {"film": 1}, 2)
     config.data.vectors = str(tmp_path / "none.txt")
     with pytest.raises(UsageError, match=r"is no file; write the path of one"):
-        data.require({**config.to_dict(), "dataset": "digits"})
+        datasets.require({**config.to_dict(), "dataset": "digits"})
 
 
 def batch_norm(steps):
@@ -139,7 +140,7 @@ def padded(task, batch, weight):
     kept = int((weight > 0).sum())
     scores = jax.jit(functools.partial(task.scores, stats="batch", train=False))
     some, moved = scores(params, norm, batch, weight=weight)
-    whole, expected = scores(params, norm, data.take(batch, slice(0, kept)))
+    whole, expected = scores(params, norm, splits.take(batch, slice(0, kept)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), some, whole)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-8)  # means cancel
     jax.tree.map(close, moved, expected)
@@ -151,7 +152,7 @@ def test_a_language_model_counts_tokens_and_leaves_padding_out():
     tokens = jax.random.randint(jax.random.key(1), (5, 7), 0, 9)
     weight = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])
     for embed in (0, 3):
-        scores = padded(LanguageModel(layer, 9, embed), corpora.Segments(tokens), weight)
+        scores = padded(LanguageModel(layer, 9, embed), sequences.Segments(tokens), weight)
         assert scores.count == 18 and 1.5 < scores.loss / 18 < 3.5
 
 
@@ -163,21 +164,21 @@ def test_a_classifier_of_words_and_frames_leaves_padding_out():
     words = jax.random.randint(jax.random.key(1), (5, 6), 0, 9)
     for x, vocabulary in ((frames, 0), (words, 9)):
         task = SequenceClassifier(layer, 2, 3, vocabulary=vocabulary)
-        assert padded(task, corpora.Sequences(x, lengths, labels), weight).count == 3
+        assert padded(task, sequences.Sequences(x, lengths, labels), weight).count == 3
 
 
 def test_images_come_as_pixels_rows_or_pictures():
     shapes = {"pixels": (1437, 64), "rows": (1437, 8, 8), "images": (1437, 8, 8, 1)}
-    whole = data.load("digits").train.pixels.reshape(-1, 8, 8)
+    whole = datasets.load("digits").train.pixels.reshape(-1, 8, 8)
     for layout, shape in shapes.items():
-        pixels = data.load("digits", options={"layout": layout}).train.pixels
+        pixels = datasets.load("digits", options={"layout": layout}).train.pixels
         assert pixels.shape == shape
         np.testing.assert_array_equal(pixels.reshape(whole.shape), whole)
-    small = data.load("digits", options={"side": 4, "train_size": 10}).train.pixels
+    small = datasets.load("digits", options={"side": 4, "train_size": 10}).train.pixels
     assert small.shape == (10, 16)
     np.testing.assert_allclose(small[0, 0], whole[0, :2, :2].mean(), atol=0.5)
     with pytest.raises(UsageError, match="the train split of digits has 1437"):
-        data.load("digits", options={"train_size": 2000})
+        datasets.load("digits", options={"train_size": 2000})
 
 
 @pytest.mark.parametrize(
@@ -197,17 +198,16 @@ def test_check_says_what_data_and_task_need(tiny, changes, message):
     config = tiny("lstm")
     config.update_from_flattened_dict(changes)
     with pytest.raises(UsageError) as told:
-        configs.check(config)
+        validate.check(config)
     assert message in str(told.value)
 
 
 def test_penalties_leave_biases_and_norms_alone():
-    from experiments import train
 
     base = {"learning_rate": 1.0, "decay": 0.9, "momentum": 0.0, "eps": 1e-8, "name": "sgd"}
     params = {"kernel": jnp.array([[2.0, -3.0]]), "bias": jnp.array([5.0])}
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = train.optimizer({**base, "clip_norm": 0.0, "l2": 0.1, "l1": 0.01})
+    tx = step.optimizer({**base, "clip_norm": 0.0, "l2": 0.1, "l1": 0.01})
     updates, _ = tx.update(zero, tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [[-0.21, 0.31]], rtol=1e-6)
     assert updates["bias"] == 0

@@ -5,12 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from experiments import data, prepare
-from experiments.config import TRAIN_SIZE, UsageError
+from experiments import prepare
+from experiments.config.defaults import TRAIN_SIZE
+from experiments.data import batches, datasets, images, locate
+from experiments.usage import UsageError
 
 
 def test_digits_are_split_once_and_for_all():
-    sets = data.load("digits")
+    sets = datasets.load("digits")
     sizes = [split.pixels.shape for split in (sets.train, sets.valid, sets.test)]
     assert sizes == [(1437, 64), (180, 64), (180, 64)]
     assert sets.train.pixels.max() == sets.white == 16.0
@@ -24,41 +26,41 @@ GOLDEN = [8, 6, 1, 7, 4, 1, 4, 7, 0, 1, 5, 6]
 
 
 def test_permute_is_a_permutation_and_sample_is_not():
-    permuted, sampled = data.order("permute", 0, 784), data.order("sample", 0, 784)
+    permuted, sampled = images.pixel_order("permute", 0, 784), images.permutation("sample", 0, 784)
     assert sorted(permuted) == list(range(784))
     assert 450 < len(set(sampled)) < 540  # 784 (1 - 1/e) = 496 on average
-    assert (data.order("permute", 1, 784) != permuted).any()
-    np.testing.assert_array_equal(data.order("permute", 0, 784), permuted)
+    assert (images.pixel_order("permute", 1, 784) != permuted).any()
+    np.testing.assert_array_equal(images.pixel_order("permute", 0, 784), permuted)
 
 
 def test_every_epoch_has_all_examples_in_a_new_order():
-    batches = data.batches(12, 4, seed=0)
-    first, second = (np.concatenate([next(batches) for _ in range(3)]) for _ in range(2))
+    found = batches.batches(12, 4, seed=0)
+    first, second = (np.concatenate([next(found) for _ in range(3)]) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12))
     assert (first != second).any()
 
 
 def test_batches_dealt_once_come_again_in_a_new_order():
-    batches = data.batches(50, 4, 0, "once")
-    epochs = [np.stack([next(batches) for _ in range(12)]) for _ in range(2)]
+    found = batches.batches(50, 4, 0, "once")
+    epochs = [np.stack([next(found) for _ in range(12)]) for _ in range(2)]
     first, second = ([tuple(rows) for rows in epoch.tolist()] for epoch in epochs)
     assert sorted(first) == sorted(second) and first != second
     assert len(set(epochs[0].ravel())) == 48  # two examples fill no batch
-    assert tuple(next(data.batches(50, 4, 1, "once"))) not in first
+    assert tuple(next(batches.batches(50, 4, 1, "once"))) not in first
 
 
 @pytest.mark.parametrize("shuffle", ["epoch", "once"])
 def test_the_iterator_goes_on_where_it_was(shuffle):
-    batches, again = (data.batches(10, 4, 1, shuffle) for _ in range(2))
+    found, again = (batches.batches(10, 4, 1, shuffle) for _ in range(2))
     for _ in range(5):
-        next(batches)
-    again.set_state(batches.get_state())
-    np.testing.assert_array_equal(next(batches), next(again))
+        next(found)
+    again.set_state(found.get_state())
+    np.testing.assert_array_equal(next(found), next(again))
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(180, 100), (1437, 100), (10, 20), (7, 1)])
 def test_evaluation_counts_every_example_once_in_even_batches(size, batch_size):
-    index, weight = data.evaluation_batches(size, batch_size)
+    index, weight = batches.evaluation_batches(size, batch_size)
     assert sorted(index[weight > 0]) == list(range(size))
     assert weight.sum() == size and index.shape[1] <= batch_size
     assert (weight.sum(axis=1) > index.shape[1] / 2).all()
@@ -67,7 +69,7 @@ def test_evaluation_counts_every_example_once_in_even_batches(size, batch_size):
 def test_a_missing_set_is_told_at_once(tmp_path):
     began = time.perf_counter()
     with pytest.raises(UsageError) as told:
-        data.load("pmnist", data_dir=str(tmp_path))
+        datasets.load("pmnist", data_dir=str(tmp_path))
     assert time.perf_counter() - began < 1.0
     assert str(tmp_path) in str(told.value)
     assert f"python -m experiments.prepare mnist --data_dir={tmp_path}" in str(told.value)
@@ -77,21 +79,21 @@ def test_a_set_in_another_format_is_told(tmp_path):
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
     (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
     with pytest.raises(UsageError, match="stored as tfrecord, which needs TensorFlow to read"):
-        data.find("mnist", str(tmp_path))
+        locate.find("mnist", str(tmp_path))
 
 
 def test_the_folder_is_looked_for_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/tfds")
     monkeypatch.delenv("NORMJAX_DATA_DIR", raising=False)
-    assert str(data.data_dir()) == "/tfds"
+    assert str(locate.data_dir()) == "/tfds"
     monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path))
-    assert data.data_dir() == tmp_path
+    assert locate.data_dir() == tmp_path
     (tmp_path / "tensorflow_datasets").mkdir()
-    assert data.data_dir() == tmp_path / "tensorflow_datasets"
-    assert str(data.data_dir("/asked")) == "/asked"
+    assert locate.data_dir() == tmp_path / "tensorflow_datasets"
+    assert str(locate.data_dir("/asked")) == "/asked"
     monkeypatch.delenv("NORMJAX_DATA_DIR")
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert str(data.data_dir()).endswith("tensorflow_datasets")
+    assert str(locate.data_dir()).endswith("tensorflow_datasets")
 
 
 def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
@@ -108,7 +110,7 @@ def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
 def test_mnist_and_its_permutation(data_dir):
     if not list(data_dir.glob("**/mnist/*/dataset_info.json")):
         pytest.skip(f"mnist is not in {data_dir}")
-    plain = data.load("mnist")
+    plain = datasets.load("mnist")
     sizes = [split.pixels.shape for split in plain[:3]]
     assert sizes == [(50_000, 784), (10_000, 784), (10_000, 784)]
     assert plain.train.pixels.max() == 255
@@ -126,9 +128,9 @@ def test_records_that_were_cut_short_are_told(tmp_path):
     for i in range(300):
         writer.write(bytes([i % 256]) * 1000)
     writer.close()
-    data._whole(tmp_path, "test")
+    images._whole(tmp_path, "test")
     whole = file.read_bytes()
     for left in (len(whole) // 2, 100, 0):
         file.write_bytes(whole[:left])
         with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
-            data._whole(tmp_path, "test")
+            images._whole(tmp_path, "test")

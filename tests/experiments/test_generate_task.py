@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs.mlp_cnn import _protocol
-from experiments import config as configs
-from experiments import data, tasks
-from experiments.config import NormConfig, UsageError
+from experiments import tasks
+from experiments.config import validate
+from experiments.config.models import NormConfig
+from experiments.data import splits
 from experiments.tasks import generate
+from experiments.usage import UsageError
 
 BN = {"name": "batch_norm"}
 
@@ -19,7 +21,7 @@ BN = {"name": "batch_norm"}
 def make_split(examples=6):
     draw = np.random.RandomState(0)
     pixels = draw.randint(0, 256, (examples, 8, 8, 1)).astype(np.float32)
-    return data.Split(jnp.asarray(pixels), jnp.zeros(examples, jnp.int32))
+    return splits.Split(jnp.asarray(pixels), jnp.zeros(examples, jnp.int32))
 
 
 def make_task(goal, norm):
@@ -43,7 +45,7 @@ def test_padding_enters_no_sum_no_statistic_and_no_gradient(goal, norm):
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, jnp.array([1.0, 1, 1, 1, 0, 0]))
-    close(padded, grad(params, data.take(split, slice(0, 4)), None))
+    close(padded, grad(params, splits.take(split, slice(0, 4)), None))
     assert padded[1][0].count == 4 and padded[1][0].correct == 0
     if goal == "copy":
         assert not np.allclose(padded[1][1]["down"].mean, state["down"].mean)
@@ -110,8 +112,8 @@ def config_of(**changes):
 
 def test_a_config_builds_a_task_that_can_be_a_static_argument():
     split = make_split(2)
-    dataset = data.Dataset(split, split, split, 255.0, 10)
-    task, again = (tasks.build(configs.check(config_of()), dataset) for _ in range(2))
+    dataset = splits.Dataset(split, split, split, 255.0, 10)
+    task, again = (tasks.build(validate.check(config_of()), dataset) for _ in range(2))
     assert task == again and hash(task) is not None and task.side == 8
 
 
@@ -129,5 +131,5 @@ def test_a_config_builds_a_task_that_can_be_a_static_argument():
 )
 def test_check_says_what_to_write_instead(key, value, message):
     with pytest.raises(UsageError) as told:
-        configs.check(config_of(**{key: value}))
+        validate.check(config_of(**{key: value}))
     assert message in str(told.value)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments import data, gradient_flow
+from experiments import gradient_flow
+from experiments.data import datasets
 
 
 @pytest.mark.slow
 def test_gradients_reach_the_first_step_only_with_a_small_gamma(data_dir):
-    dataset = data.load("mnist", data_dir=str(data_dir / "tensorflow_datasets"))
+    dataset = datasets.load("mnist", data_dir=str(data_dir / "tensorflow_datasets"))
     pixels = np.asarray(dataset.train.pixels[:100], np.float32) / dataset.white
     labels = np.asarray(dataset.train.labels[:100])
     assert pixels.shape == (100, 784)

@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 
 from configs.mlp_cnn import _protocol
-from experiments import claims, data, step, tasks
-from experiments import config as configs
-from experiments.config import UsageError
+from experiments import tasks
+from experiments.config import validate
+from experiments.data import splits
+from experiments.ledger import records
+from experiments.runtime import step
 from experiments.tasks import image
+from experiments.usage import UsageError
 
 MINE = [
-    n for n, (path, _) in claims.files().items() if path.parent.name in ("mlp_cnn", "mechanism")
+    n for n, (path, _) in records.files().items() if path.parent.name in ("mlp_cnn", "mechanism")
 ]
-TRAINED = [n for n in MINE if hasattr(claims.module(n), "get_config")]
+TRAINED = [n for n in MINE if hasattr(records.module(n), "get_config")]
 BN = {"name": "batch_norm"}
 
 
 def make_split(examples=6, side=8, seed=0):
     draw = np.random.RandomState(seed)
     pixels = draw.randint(0, 256, (examples, side, side, 1)).astype(np.float32)
-    return data.Split(jnp.asarray(pixels), jnp.asarray(draw.randint(0, 10, examples)))
+    return splits.Split(jnp.asarray(pixels), jnp.asarray(draw.randint(0, 10, examples)))
 
 
 def make_task(arch="lenet", **model):
@@ -45,11 +48,11 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 
 @pytest.mark.parametrize("number", TRAINED)
 def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
-    made = claims.module(number)
+    made = records.module(number)
     split = make_split(4, side=14)
-    dataset = data.Dataset(split, split, split, 255.0, 10)
+    dataset = splits.Dataset(split, split, split, 255.0, 10)
     for arm in made.CLAIM.arms:
-        config = configs.check(made.get_config(arm))
+        config = validate.check(made.get_config(arm))
         assert config["name"] == arm
         task = tasks.build(config, dataset)
         assert task == tasks.build(config, dataset) and hash(task) is not None
@@ -57,12 +60,12 @@ def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
 
 @pytest.mark.parametrize("number", MINE)
 def test_every_config_opens_with_what_a_reader_needs(number):
-    text = claims.files()[number][0].read_text()
+    text = records.files()[number][0].read_text()
     places = [
         text.index(f"\n{word}:") for word in ("Paper", "Claim", "Expected", "Cost", "Command")
     ]
     assert places == sorted(places)
-    if claims.runs(claims.module(number)):
+    if records.runs(records.module(number)):
         assert f"python -m experiments.claim {number}\n" in text
 
 
@@ -99,7 +102,7 @@ def test_padding_enters_no_sum_and_no_statistic(model):
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, weight)
-    whole = grad(params, data.take(split, slice(0, 4)), None)
+    whole = grad(params, splits.take(split, slice(0, 4)), None)
     close(padded, whole)
     assert padded[1][0].count == 4
     if jax.tree.leaves(norm):
@@ -124,7 +127,7 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
 def test_members_trained_side_by_side_are_those_trained_alone():
     """`update` under vmap over seeds and learning rates."""
     task = make_task("mlp", norm_dense=BN, dropout=0.2)
-    config = configs.check(_protocol.lenet("bn", steps=20))
+    config = validate.check(_protocol.lenet("bn", steps=20))
     optim, _ = step.static(config["optim"])
     tx, split = step.optimizer(config["optim"]), make_split(12)
     runs = [step.start(task, tx, {**config, "seed": seed})["now"] for seed in (1, 2)]
@@ -202,5 +205,5 @@ def test_check_says_what_to_write_instead(key, value, message):
     with config.unlocked():
         place[last] = value
     with pytest.raises(UsageError) as told:
-        configs.check(config)
+        validate.check(config)
     assert message in str(told.value)

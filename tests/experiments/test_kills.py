@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from experiments import stops
-from tests.experiments.processes import begin, command, compare, killed, result, rows, until
+from experiments.runtime import exits
+from tests._support.processes import begin, command, compare, killed, result, rows, until
 
 KILLED = {"steps": 600, "log_every": 5, "eval_every": 25, "checkpoint_every": 5}
 
@@ -94,7 +94,7 @@ def test_losing_one_of_two_processes_ends_the_other_and_leaves_no_trace(tmp_path
             began = time.monotonic()
             _, errors = both[1 - victim].communicate(timeout=120)
             assert time.monotonic() - began < 60
-            assert both[1 - victim].returncode == stops.BROKEN
+            assert both[1 - victim].returncode == exits.BROKEN
             assert "another process of this run ended" in errors or "lost the others" in errors
         finally:
             for child in both:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import nonfinite, parallel, step, train
-from tests.multidevice import models
+from experiments import train
+from experiments.runtime import nonfinite, parallel, step
+from tests._support import models
 
 
 def poisoned():
@@ -28,7 +29,7 @@ def test_skipping_leaves_everything_as_it_was(mode, monkeypatch):
     task, split = models.MODELS["cnn"], poisoned()
     optim, rate = step.static(OPTIM)
     config = {"seed": 0, "log_every": 3, "optim": OPTIM}
-    spread = parallel.Spread(mode, 2)
+    spread = parallel.DeviceLayout(mode, 2)
     take = step.compiled_step(spread, task, optim, True, False)
     now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
     split = spread.replicate(split)

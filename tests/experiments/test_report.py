@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments import config as configs
 from experiments import report
-from experiments.config import UsageError
+from experiments.config import validate
+from experiments.usage import UsageError
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def two_runs(tmp_path, tiny):
     for variant, finished in (("bn_lstm", True), ("lstm", False)):
         folder = tmp_path / variant
         folder.mkdir()
-        config = configs.check(tiny(variant))
+        config = validate.check(tiny(variant))
         (folder / "config.json").write_text(json.dumps({"config": config}))
         rows = [
             {"step": s, "split": k, "loss": 2.0 / s, "accuracy": s / 50, "seconds": 0.1 * s}

@@ -11,10 +11,12 @@ import subprocess
 import jax
 import pytest
 
-from experiments import parallel, step, stops, train, workdir
-from experiments.checkpoints import Checkpoints
-from experiments.config import UsageError, check
-from tests.experiments.processes import begin, command, result, rows, until
+from experiments import train
+from experiments.config.validate import check
+from experiments.runtime import exits, parallel, step, workdir
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.usage import UsageError
+from tests._support.processes import begin, command, result, rows, until
 
 # ------------------------------------------------------------------------------------- checkpoints
 
@@ -82,10 +84,13 @@ def test_the_newest_few_are_kept_and_the_best_is_in_each(tiny, tmp_path):
     config = tiny(keep_checkpoints=1, checkpoint_every=5)
     final = train.train(config, folder)
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["24"]
-    from experiments import data, tasks
+    from experiments import tasks
+    from experiments.data import datasets
 
     plain = check(config)
-    like = step.start(tasks.build(plain, data.of(plain)), step.optimizer(plain["optim"]), plain)
+    like = step.start(
+        tasks.build(plain, datasets.load_config_data(plain)), step.optimizer(plain["optim"]), plain
+    )
     checkpoints = Checkpoints(folder)
     best = checkpoints.restore(like)[0]["best"]
     checkpoints.close()
@@ -235,9 +240,9 @@ def test_a_full_disk_is_told_from_other_errors():
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (ValueError("RESOURCE_EXHAUSTED: write failed [No space left on device]"), "disk is full"),
     ):
-        with pytest.raises(stops.Broken, match=told), stops.around("step 3 is kept."):
+        with pytest.raises(exits.Broken, match=told), exits.reraise_as_broken("step 3 is kept."):
             raise error
-    with pytest.raises(KeyError), stops.around("nothing"):
+    with pytest.raises(KeyError), exits.reraise_as_broken("nothing"):
         raise KeyError("a mistake in the program")
 
 
@@ -266,7 +271,7 @@ def test_a_term_saves_and_a_second_one_does_not_wait(tmp_path):
 
 
 def test_a_second_signal_is_final():
-    with pytest.raises(KeyboardInterrupt), stops.Stop() as stop:
+    with pytest.raises(KeyboardInterrupt), exits.Stop() as stop:
         stop._note(signal.SIGTERM, None)
         stop._note(signal.SIGTERM, None)  # a scheduler that tells every process: the same one
         assert stop.number == signal.SIGTERM

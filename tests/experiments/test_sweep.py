@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import sweep, train
-from experiments.config import UsageError
+from experiments.usage import UsageError
 
 
 def test_a_grid_is_a_product():
@@ -20,7 +20,7 @@ def test_a_grid_is_a_product():
 
 def test_a_misspelt_key_is_told(tiny):
     with pytest.raises(UsageError, match=r"optim\.learning_rat is no key.*optim\.learning_rate"):
-        sweep.changed(tiny(), {"optim.learning_rat": 1.0})
+        sweep.with_changes(tiny(), {"optim.learning_rat": 1.0})
 
 
 def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
@@ -53,9 +53,9 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
 def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", checkpoint_every=24)
     config.optim.update(name="sgd", learning_rate=1e38, clip_norm=0.0)
-    told = sweep.member(config, tmp_path / "run")
+    told = sweep.run_member(config, tmp_path / "run")
     assert told["metrics"]["diverged"] == 1 and told["metrics"]["test.population.accuracy"] == 0.1
     np.testing.assert_allclose(told["metrics"]["area.valid"], np.log(10))
     assert np.isnan([told["metrics"][name] for name in ("rough.valid", "gap.end")]).all()
     monkeypatch.setattr(train, "train", None)  # and is not tried again
-    assert sweep.member(config, tmp_path / "run") == told
+    assert sweep.run_member(config, tmp_path / "run") == told

@@ -16,9 +16,11 @@ import optax
 import pytest
 
 import normjax as nj
-from experiments import data, evaluate, report, tasks, train
-from experiments.config import UsageError
+from experiments import evaluate, report, tasks, train
+from experiments.data import batches, splits
+from experiments.runtime import step
 from experiments.tasks.sequence import SequenceClassifier
+from experiments.usage import UsageError
 
 
 def rows(workdir):
@@ -64,7 +66,7 @@ def test_a_finished_run_is_not_run_again(unbroken, tiny, monkeypatch):
 def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch):
     """Ctrl-C at step 17: between two logs, two validations and two checkpoints."""
     workdir, final = unbroken
-    real = data.batches
+    real = batches.batches
 
     class Stopping:
         def __init__(self, *args):
@@ -79,10 +81,10 @@ def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch)
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-    monkeypatch.setattr(data, "batches", Stopping)
+    monkeypatch.setattr(batches, "batches", Stopping)
     with pytest.raises(train.Interrupted, match=r"stopped at step 17.*the same command goes on"):
         train.train(tiny(), tmp_path / "run")
-    monkeypatch.setattr(data, "batches", real)
+    monkeypatch.setattr(batches, "batches", real)
     again = train.train(tiny(), tmp_path / "run")
     assert scores(again) == scores(final)
     assert rows(tmp_path / "run") == rows(workdir)
@@ -185,11 +187,11 @@ def test_evaluation_does_not_depend_on_padding():
     task = SequenceClassifier(layer, classes=4)
     params, state = task.init(jax.random.key(0))
     pixels = jax.random.randint(jax.random.key(1), (5, 6), 0, 255)
-    batch = data.Split(pixels, jnp.arange(5) % 4)
+    batch = splits.Split(pixels, jnp.arange(5) % 4)
     weight = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])
     how = {"stats": "batch", "train": False}
     padded, moved = task.scores(params, state, batch, weight=weight, **how)
-    whole, expected = task.scores(params, state, data.take(batch, slice(0, 3)), **how)
+    whole, expected = task.scores(params, state, splits.take(batch, slice(0, 3)), **how)
     np.testing.assert_allclose(padded.loss, whole.loss, rtol=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)  # means cancel
     jax.tree.map(close, moved, expected)
@@ -201,7 +203,7 @@ def test_clipping_comes_before_the_optimizer():
     base |= {"l2": 0.0, "l1": 0.0}
     grads = {"w": jnp.full((4,), 10.0)}
     for clip, norm in ((1.0, 1.0), (0.0, 20.0)):
-        tx = train.optimizer({**base, "clip_norm": clip})
+        tx = step.optimizer({**base, "clip_norm": clip})
         updates, _ = tx.update(grads, tx.init(grads), grads)
         np.testing.assert_allclose(optax.tree.norm(updates), norm, rtol=1e-6)
 

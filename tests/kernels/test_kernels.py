@@ -14,8 +14,8 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from normjax.kernels import _bn_lstm, _call, _columns, _measure, _rows
-from tests.batteries import check
+from normjax.kernels import _batch_norm, _block_moments, _bn_lstm, _layer_norm, _pallas
+from tests._support import check
 from tests.conftest import unchecked
 
 RNG = np.random.default_rng(0)
@@ -63,9 +63,9 @@ def kernels_run(monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     for module, name in (
-        (_rows, "norm"),
-        (_columns, "moments"),
-        (_columns, "standardize"),
+        (_layer_norm, "norm"),
+        (_batch_norm, "moments"),
+        (_batch_norm, "standardize"),
         (_bn_lstm, "run"),
     ):
         watch(module, name)
@@ -165,7 +165,7 @@ def test_the_second_pass_finds_what_the_first_rounded_away(axis):
     """At 1e6 a mean of float32 is off by hundredths: uncorrected, so is every value."""
     x = jnp.asarray(RNG.normal(size=(300, 500)) + 1e6, jnp.float32)
     exact = np.asarray(x, np.float64)
-    mean, d = _measure.centred(x, axis, x.shape[axis])
+    mean, d = _block_moments.centred(x, axis, x.shape[axis])
     np.testing.assert_allclose(mean, exact.mean(axis, keepdims=True), rtol=4e-8)
     np.testing.assert_allclose(d, exact - exact.mean(axis, keepdims=True), atol=2e-6)
 
@@ -202,15 +202,15 @@ def test_running_statistics_are_the_twins(kernels_run):
     args = started(make(), shape)[:3]
     fast, plain = (make(**kind).apply(*args, stats="running") for kind in ({"impl": "kernel"}, {}))
     check.same(fast, plain, rtol=1e-5, atol=1e-5)
-    assert kernels_run == ["normjax.kernels._columns.standardize"]
+    assert kernels_run == ["normjax.kernels._batch_norm.standardize"]
 
 
 def test_a_padded_last_block_is_nobodys_value():
     """Rows of a block beyond the end may hold anything, NaN too."""
     x = jnp.asarray(RNG.normal(size=(1000, 640)) + 5, jnp.float32)
-    block, columns = _columns._block(*x.shape)
+    block, columns = _batch_norm._block(*x.shape)
     assert x.shape[0] % block and x.shape[1] % columns
-    mean, var = _columns.moments(x, (0,))
+    mean, var = _batch_norm.moments(x, (0,))
     np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean(0), rtol=1e-6)
     np.testing.assert_allclose(var, np.asarray(x, np.float64).var(0), rtol=1e-5)
 
@@ -287,21 +287,23 @@ def test_what_the_recurrence_does_not_serve_goes_the_plain_way(kernels_run):
     ways = (
         {"stats": "running"},
         {"stats": "batch", "lengths": jnp.array([7, 3, 1, 0, 7])},
-        {"stats": "batch", "nudge": jnp.zeros((5, 7, 6))},
+        {"stats": "batch", "hidden_perturbation": jnp.zeros((5, 7, 6))},
     )
     for how in ways:
         fast, plain = (lstm(**k).apply(params, state, x, **how) for k in ({"impl": "kernel"}, {}))
         check.same(fast, plain, rtol=0, atol=0)
     assert not kernels_run
-    found, _ = lstm(impl="kernel").look(params, state, x, stats="batch")
+    found, _ = lstm(impl="kernel").apply_with_info(params, state, x, stats="batch")
     assert found.shape == (5, 7, 6) and not kernels_run
 
 
 def test_population_statistics_come_from_the_kernel_too(kernels_run):
     params, state, x = taught(lstm())
-    fast = nj.population(lstm(impl="kernel"), params, state, [x, x + 1])
+    fast = nj.population_statistics(lstm(impl="kernel"), params, state, [x, x + 1])
     assert kernels_run
-    check.same(fast, nj.population(lstm(), params, state, [x, x + 1]), rtol=1e-4, atol=1e-5)
+    check.same(
+        fast, nj.population_statistics(lstm(), params, state, [x, x + 1]), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,11 +332,21 @@ def test_a_layer_that_no_kernel_ever_serves_is_told_at_once(how):
 @pytest.fixture(params=["tpu", "gpu"])
 def accelerator(request, monkeypatch):
     """Kernels made as for a TPU or a GPU; they cannot run here, and are lowered."""
-    for made in (_rows._built, _columns._moments, _columns._standardize, _bn_lstm._built):
+    for made in (
+        _layer_norm._built,
+        _batch_norm._moments,
+        _batch_norm._standardize,
+        _bn_lstm._built,
+    ):
         made.cache_clear()
-    monkeypatch.setattr(_call, "backend", lambda: request.param)
+    monkeypatch.setattr(_pallas, "backend", lambda: request.param)
     yield {"tpu": "tpu", "gpu": "cuda"}[request.param]
-    for made in (_rows._built, _columns._moments, _columns._standardize, _bn_lstm._built):
+    for made in (
+        _layer_norm._built,
+        _batch_norm._moments,
+        _batch_norm._standardize,
+        _bn_lstm._built,
+    ):
         made.cache_clear()
 
 

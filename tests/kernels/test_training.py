@@ -8,8 +8,8 @@ import pytest
 from configs.recurrent_bn import kernel
 from experiments import train
 from normjax.kernels import _bn_lstm
+from tests._support.processes import result, rows
 from tests.experiments.conftest import make_tiny
-from tests.experiments.processes import result, rows
 
 
 @pytest.mark.standard_numerics

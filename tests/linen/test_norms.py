@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from normjax import linen
-from tests import reference
+from tests._support import reference
 
 pytestmark = pytest.mark.standard_numerics
 

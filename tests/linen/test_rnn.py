@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import normjax as nj
-from normjax import _padding, linen, recurrent
+from normjax import linen, recurrent
+from normjax._flax import _padding
+from normjax.state import _names
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -210,7 +212,7 @@ def test_value_gradient_and_statistics_of_the_recurrent_layer(x64, lengths):
     module = linen.RNN(LSTMCell())
     variables = module.init(jax.random.key(0), x)
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
-    params = nj._trees.from_dict(params, variables["params"]["cell"])
+    params = _names.from_dict(params, variables["params"]["cell"])
     carry = recurrent.LSTMCarry(c=jnp.zeros((B, H)), h=jnp.full((B, H), 0.1))
 
     def ours(p, x):
@@ -233,7 +235,7 @@ def test_value_gradient_and_statistics_of_the_recurrent_layer(x64, lengths):
     (want, new), wanted = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(params, x)
     tight = {"rtol": 1e-10, "atol": 1e-12}
     close(got, want, **tight), close(kept, new._asdict(), **tight)
-    close(grads[0], nj._trees.to_dict(wanted[0]), **tight), close(grads[1], wanted[1], **tight)
+    close(grads[0], _names.to_dict(wanted[0]), **tight), close(grads[1], wanted[1], **tight)
 
 
 def test_reversed_sequences_and_bidirectional():
@@ -404,17 +406,17 @@ def test_population_statistics_of_each_step():
     batches = [draw(), draw(batch=7)]
     module = linen.RNN(LSTMCell())
     variables = module.init(jax.random.key(0), batches[0])
-    new = nj.population_update(
+    new = linen.population_update(
         lambda v, x: module.apply(v, x, mutable=["batch_stats"]), variables, batches
     )
     layer = recurrent.lstm(H, norm_h=recurrent.per_step(nj.batch_norm(), T))
     params, state = layer.init(jax.random.key(0), F)
-    params = nj._trees.from_dict(params, variables["params"]["cell"])
+    params = _names.from_dict(params, variables["params"]["cell"])
     feed = [
         {"x": x, "carry": recurrent.LSTMCarry(jnp.zeros((len(x), H)), jnp.full((len(x), H), 0.1))}
         for x in batches
     ]
-    want = nj.population(layer, params, state, feed)
+    want = nj.population_statistics(layer, params, state, feed)
     close(new["cell"]["norm_h"], want["norm_h"]._asdict())
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import normjax as nj
 from normjax import linen, recurrent
+from normjax.state import _names
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -52,7 +53,7 @@ def test_same_numbers_as_the_pure_layer():
     params, state = layer.init(jax.random.key(1), 3)
     params = jax.tree.unflatten(
         jax.tree.structure(params),
-        jax.tree.leaves(nj._trees.from_dict(params, variables["params"])),
+        jax.tree.leaves(_names.from_dict(params, variables["params"])),
     )
     lengths = jnp.array([5, 4, 3, 2, 1, 0])
     got, new = module.apply(variables, X, stats="batch", lengths=lengths, mutable=["batch_stats"])
@@ -146,7 +147,7 @@ def test_a_decay_that_grows_forgets_the_start():
     module = linen.Recurrent(recurrent.bn_lstm(4, max_steps=5))
     x = 0.01 * X
     variables = module.init(jax.random.key(0), x, stats="running")
-    exact = nj.population_update(
+    exact = linen.population_update(
         lambda v, x: module.apply(v, x, stats="batch", mutable=["batch_stats"]), variables, [x]
     )
     plain, grown = dict(variables), dict(variables)
@@ -158,5 +159,5 @@ def test_a_decay_that_grows_forgets_the_start():
     var = [tree["norm_x"]["var"] for tree in (exact, grown["batch_stats"], plain["batch_stats"])]
     np.testing.assert_allclose(var[1], var[0], rtol=1e-4)
     np.testing.assert_allclose(var[2], 0.99**10, atol=1e-2)
-    for line in ("near chance", "`normjax.population_update`", "jnp.minimum(0.99, n / (n + 1))"):
+    for line in ("near chance", "`linen.population_update`", "jnp.minimum(0.99, n / (n + 1))"):
         assert line in linen.Recurrent.__doc__

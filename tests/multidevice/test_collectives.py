@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import parallel, step
+from experiments.runtime import parallel, step
 from normjax import recurrent
-from tests.multidevice import models
+from tests._support import models
 
 OPTIM = {"name": "sgd", "learning_rate": 0.1, "decay": 0.9, "momentum": 0.5, "eps": 1e-8}
 OPTIM |= {"clip_norm": 1.0, "l2": 0.0, "l1": 0.0}
@@ -29,7 +29,7 @@ class Layer(models.Sequences):
 
 def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
     """Every all-reduce of a step over four devices: whether it is in a loop, and its shapes."""
-    task, spread = Layer(layer), parallel.Spread(mode, 4)
+    task, spread = Layer(layer), parallel.DeviceLayout(mode, 4)
     kept, rate = step.static(OPTIM)
     config = {"seed": 0, "log_every": 5}
     now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
@@ -93,9 +93,9 @@ def test_on_cpu_devices_a_step_waits_for_the_one_before(mode, monkeypatch):
         x = jax.lax.fori_loop(0, 20_000, lambda _, x: jnp.sin(x + 1), now)
         return how.sum(x * rate * index.sum())
 
-    over_devices = parallel.Spread._over_devices
-    monkeypatch.setattr(parallel.Spread, "_over_devices", watched)
-    spread = parallel.Spread(mode, 4)
+    over_devices = parallel.DeviceLayout._over_devices
+    monkeypatch.setattr(parallel.DeviceLayout, "_over_devices", watched)
+    spread = parallel.DeviceLayout(mode, 4)
     step = spread.step(slow)
     now, index = spread.replicate(jnp.ones(500)), spread.split(np.arange(8, dtype=np.int32))
     for _ in range(3):

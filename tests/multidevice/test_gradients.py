@@ -11,13 +11,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import normjax as nj
-from experiments import parallel
-from experiments.parallel import AXIS, How, Spread
+from experiments.runtime import parallel
+from experiments.runtime.parallel import AXIS, DeviceLayout, StepContext
 from experiments.tasks import Scores
-from normjax import _population, recurrent
+from normjax import recurrent
+from normjax.state import _population
 
 NORM = nj.batch_norm(decay=0.5)
 RNG = np.random.default_rng(0)
+CONTEXTS = [StepContext(AXIS, True), StepContext(AXIS, False)]
 
 
 def scores_of(params, norm, batch, weight, key, axis_name):
@@ -52,7 +54,9 @@ def on_devices(params, norm, x, weight, how, devices=4, scores_of=scores_of):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("how", [How(AXIS, True), How(AXIS, False)], ids=["shard_map", "pmap"])
+@pytest.mark.parametrize(
+    "how", [StepContext(AXIS, True), StepContext(AXIS, False)], ids=["shard_map", "pmap"]
+)
 def test_a_gradient_is_that_of_the_whole_batch(how, padded):
     """Rows are weighed, not devices: with 5 of 8 rows real, one device has none."""
     params, norm, x = problem()
@@ -70,7 +74,7 @@ def test_a_gradient_is_that_of_the_whole_batch(how, padded):
 
 @pytest.mark.parametrize(
     "how",
-    [How(AXIS, True, False), How(AXIS, False, False), How(ghosts=4)],
+    [StepContext(AXIS, True, False), StepContext(AXIS, False, False), StepContext(ghosts=4)],
     ids=["shard_map", "pmap", "jit"],
 )
 def test_statistics_of_each_device_are_ghost_batches(how):
@@ -100,7 +104,9 @@ def test_statistics_of_each_device_are_ghost_batches(how):
     jax.tree.map(close, got[2], kept)
 
 
-@pytest.mark.parametrize("how", [How(AXIS, True), How(AXIS, False)], ids=["shard_map", "pmap"])
+@pytest.mark.parametrize(
+    "how", [StepContext(AXIS, True), StepContext(AXIS, False)], ids=["shard_map", "pmap"]
+)
 def test_the_noise_of_one_device_is_that_of_the_whole_batch(how):
     layer = recurrent.bn_lstm(4, max_steps=5, h0_noise=0.5, zoneout_h=0.3, dropout_h=0.4)
 
@@ -120,7 +126,7 @@ def test_noise_differs_between_devices():
         return Scores(params * jax.random.normal(key, (2,)).sum(), 0.0, jnp.float32(2)), norm
 
     mesh = jax.make_mesh((4,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-    run = functools.partial(parallel.gradients, noisy, how=How(AXIS, True))
+    run = functools.partial(parallel.gradients, noisy, how=StepContext(AXIS, True))
     mapped = jax.shard_map(
         lambda p, x, k: run(p, {}, x, None, k),
         mesh=mesh,
@@ -134,32 +140,32 @@ def test_noise_differs_between_devices():
 
 
 def test_rows_are_filled_up_to_the_devices():
-    spread = Spread("jit", 4)
+    spread = DeviceLayout("jit", 4)
     index, weight = spread.pad(np.arange(5))
     assert index.tolist() == [0, 1, 2, 3, 4, 4, 4, 4] and weight.tolist() == [1] * 5 + [0] * 3
     index, weight = spread.pad(np.arange(8).reshape(2, 4))
     assert index.shape == (2, 4) and weight is None
     with pytest.raises(ValueError, match=r"config.devices=9, but there are \d+; 0 takes all"):
-        Spread("jit", 9)
+        DeviceLayout("jit", 9)
 
 
 def test_population_statistics_wait_for_the_batch_before_on_cpu_devices(monkeypatch):
-    """300 batches over 8 devices, all in flight, end in XLA's abort: `Spread.done` says why."""
+    """300 batches over 8 devices, all in flight, abort in XLA: see `DeviceLayout.done`."""
     seen = []
 
     def watched(layer, params, state, *rest):
         seen.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
         return one_pass(layer, params, state, *rest)
 
-    one_pass = _population._pass
-    monkeypatch.setattr(_population, "_pass", watched)
+    one_pass = _population._accumulate_batch
+    monkeypatch.setattr(_population, "_accumulate_batch", watched)
     layer = recurrent.bn_lstm(8, max_steps=50)
     params, state = layer.init(jax.random.key(0), 3)
     x = jnp.asarray(RNG.normal(size=(8, 50, 3)), jnp.float32)
-    rows = Spread("jit", 4).mesh
+    rows = DeviceLayout("jit", 4).mesh
     placed = jax.device_put(x, jax.sharding.NamedSharding(rows, P(AXIS)))
-    found = nj.population(layer, params, state, [placed] * 4)
+    found = nj.population_statistics(layer, params, state, [placed] * 4)
     assert seen == [True] * 4
-    want = nj.population(layer, params, state, [x])
+    want = nj.population_statistics(layer, params, state, [x])
     for got, one in zip(*map(jax.tree.leaves, (found, want)), strict=True):
         np.testing.assert_allclose(got, one, rtol=2e-5, atol=1e-6)

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.multidevice.models import MODELS
+from tests._support.models import MODELS
 
 MODES = ("jit", "shard_map", "pmap")
 # What is compared are two programs of one arithmetic: how well they are optimized is no matter.

@@ -16,9 +16,10 @@ import numpy as np
 
 def train(task, mode, devices, dtype, steps):
     """Loss and gradient of the first step, parameters and statistics after some steps."""
-    from experiments import data, parallel, step
-    from experiments.checkpoints import name
-    from tests.multidevice import models
+    from experiments.data import batches
+    from experiments.runtime import parallel, step
+    from experiments.runtime.checkpoints import name
+    from tests._support import models
 
     optim = {"name": "sgd", "learning_rate": 0.05, "decay": 0.9, "momentum": 0.5, "eps": 1e-8}
     optim |= {"clip_norm": 1.0, "l2": 0.0, "l1": 0.0}
@@ -31,11 +32,11 @@ def train(task, mode, devices, dtype, steps):
     split = jax.tree.map(jnp.asarray, models.rows())
     kept, rate = step.static(optim)
     # 13 rows: no number of devices but 1 divides them, and of 8 devices one has padding alone.
-    iterator = data.batches(models.ROWS, 13, 0)
+    iterator = batches.batches(models.ROWS, 13, 0)
     if mode == "plain":
         take = lambda now, index: step.train_step(now, split, index, rate, task=task, optim=kept)  # noqa: E731
     else:
-        spread = parallel.Spread(mode, devices, stats)
+        spread = parallel.DeviceLayout(mode, devices, stats)
         run, split = spread.replicate(run), spread.replicate(split)
         compiled = step.compiled_step(spread, task, kept, False, False)
         take = lambda now, index: compiled(now, split, *spread.split(spread.pad(index)), rate)  # noqa: E731
@@ -59,7 +60,7 @@ def main() -> None:
         port, processes, process = rest
         jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
     jax.config.update("jax_enable_x64", dtype == "float64")
-    from tests.multidevice import models
+    from tests._support import models
 
     steps = 100 if dtype == "float64" else 5
     found = {}

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx as fnn
 
 from normjax import linen, nnx
-from tests import reference
+from tests._support import reference
 from tests.linen.test_norms import FULL, INIT, NAMES, X, close, two_shards
 
 pytestmark = pytest.mark.standard_numerics

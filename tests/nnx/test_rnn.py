@@ -10,6 +10,7 @@ from flax import nnx as fnn
 
 import normjax as nj
 from normjax import nnx, recurrent
+from normjax.state import _names
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -250,7 +251,7 @@ def test_value_gradient_and_statistics_of_the_recurrent_layer(x64):
     close(got, want, **tight)
     close((cell.norm_h.mean[...], cell.norm_h.var[...]), tuple(new), **tight)
     grads = fnn.to_pure_dict(grads)["cell"]["cell"]
-    close(grads, nj._trees.to_dict(wanted[0]), **tight), close(grad_x, wanted[1], **tight)
+    close(grads, _names.to_dict(wanted[0]), **tight), close(grad_x, wanted[1], **tight)
 
 
 @pytest.mark.parametrize("lift", [fnn.jit, pytest.param(fnn.remat, marks=pytest.mark.slow)])
@@ -392,7 +393,7 @@ def test_population_of_a_recurrent_layer():
     module = nnx.Recurrent(layer, F, rngs=fnn.Rngs(params=1), stats="batch")
     params, state = layer.init(fnn.Rngs(params=1).params(), F)
     nnx.population_update(module, batches, correction=1)
-    want = nj.population(layer, params, state, batches, correction=1)
+    want = nj.population_statistics(layer, params, state, batches, correction=1)
     for place in ("norm_x", "norm_h", "norm_c"):
         got = getattr(module, place)
         close((got["mean"][...], got["var"][...]), tuple(want[place]), 1e-4, 1e-5)

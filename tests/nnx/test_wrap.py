@@ -13,7 +13,7 @@ from flax import nnx as fnn
 import normjax as nj
 from normjax import nnx, recurrent
 from normjax.testing import SAMPLES
-from tests.batteries import check
+from tests._support import check
 from tests.conftest import unchecked
 
 pytestmark = pytest.mark.standard_numerics

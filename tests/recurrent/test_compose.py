@@ -10,7 +10,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from tests import reference
+from tests._support import reference
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
@@ -164,14 +164,15 @@ def test_population_reaches_every_norm_of_a_stack(x64):
     net = recurrent.stack([one, recurrent.bidirectional(one)], norm_between=_bn())
     params, state = net.init(jax.random.key(0), F, jnp.float64)
     batches = [{"x": _x(seed=s), "lengths": LENGTHS} for s in (4, 5)]
-    new = nj.population(net, params, state, batches)
+    new = nj.population_statistics(net, params, state, batches)
     parts = [
-        net.apply(params, nj.collecting(state), stats="batch", **batch)[1] for batch in batches
+        net.apply(params, nj.accumulate_statistics(state), stats="batch", **batch)[1]
+        for batch in batches
     ]
     merged = jax.tree.map(
-        lambda a, b: nj.merge(a.seen, b.seen),
+        lambda a, b: nj.merge(a.measured, b.measured),
         *parts,
-        is_leaf=lambda v: isinstance(v, nj.Collect),
+        is_leaf=lambda v: isinstance(v, nj.Accumulator),
     )
     norms = jax.tree.leaves(new, is_leaf=lambda v: isinstance(v, nj.Running))
     want = jax.tree.leaves(merged, is_leaf=lambda v: isinstance(v, nj.Moments))

@@ -9,7 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from tests import reference
+from tests._support import reference
 
 B, T, F, H = 8, 6, 3, 5
 LENGTHS = np.array([6, 1, 1, 2, 3, 6, 5, 4])
@@ -50,11 +50,13 @@ def test_moments_are_what_the_norms_saw(x64, lengths, stats):
     layer = recurrent.bn_lstm(H, T, scale_init=0.3)
     params, state, x = _started(layer)
     seen = layer.info(params, state, x, stats=stats, lengths=lengths)
-    _, gathered = layer.apply(params, nj.collecting(state), x, stats=stats, lengths=lengths)
+    _, gathered = layer.apply(
+        params, nj.accumulate_statistics(state), x, stats=stats, lengths=lengths
+    )
     for place in ("norm_x", "norm_h", "norm_c"):
         m = seen.moments[place]
         assert m.mean.shape[0] == T
-        for a, b in zip(m, gathered[place].seen, strict=True):
+        for a, b in zip(m, gathered[place].measured, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
     (_, carry), _ = layer.apply(params, state, x, stats=stats)
     if lengths is None:
@@ -105,7 +107,7 @@ def test_stacks_and_directions_show_each_layer(x64, lengths, stats):
         np.testing.assert_allclose(seen["norm_0"].var[t], var, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(seen["norm_0"].count[t], count)
     (out, _), _ = net.apply(params, state, x, **how)
-    np.testing.assert_allclose(net.look(params, state, x, **how)[0], out, rtol=1e-12)
+    np.testing.assert_allclose(net.apply_with_info(params, state, x, **how)[0], out, rtol=1e-12)
     norms = np.linalg.norm(out, axis=-1)
     np.testing.assert_allclose(
         seen["layer_1"].hidden_norm, [norms[live[t], t].mean() for t in range(T)], rtol=1e-9
@@ -138,7 +140,9 @@ def test_a_nudge_reaches_every_layer_in_the_order_of_its_outputs(x64):
     x = jax.random.normal(jax.random.key(1), (B, T, F), jnp.float64)
 
     def first(nudges):
-        (y, _), _ = net.apply(params, state, x, stats="running", lengths=LENGTHS, nudge=nudges)
+        (y, _), _ = net.apply(
+            params, state, x, stats="running", lengths=LENGTHS, hidden_perturbation=nudges
+        )
         return y[0, 0].sum()  # of the last layer's first step
 
     zero = jnp.zeros((B, T, H))
@@ -149,5 +153,7 @@ def test_a_nudge_reaches_every_layer_in_the_order_of_its_outputs(x64):
     assert (np.abs(backward[0]).max(-1) > 0).all() and (backward[1:] == 0).all()
     forward = jax.grad(lambda n: first(((n, None), None)))(zero)
     assert (forward[0, 0] != 0).any() and (forward[0, 1:] == 0).all()
-    with pytest.raises(ValueError, match="nudge has 1 entries for 2 layers: give one each"):
+    with pytest.raises(
+        ValueError, match="hidden_perturbation has 1 entries for 2 layers: give one each"
+    ):
         first((zero,))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
-from tests import reference
+from tests._support import reference
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from normjax import recurrent
-from tests import reference
+from tests._support import reference
 
 B, T, F, H = 8, 7, 3, 5
 LENGTHS = np.array([7, 1, 1, 2, 3, 6, 7, 5])

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import recurrent
 from normjax.recurrent import _scan
-from tests.batteries import check
+from tests._support import check
 
 RNG = np.random.default_rng(0)
 STEPS = 13

@@ -10,7 +10,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from normjax.recurrent import _scan
-from tests import reference
+from tests._support import reference
 
 B, T, F, H = 16, 12, 3, 5
 LENGTHS = np.array([12, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 3, 2, 5])
@@ -123,7 +123,7 @@ def test_population_equals_collected_preactivations(x64, how, lengths):
     for x in data:
         reference.lstm(params, np.asarray(x), norms=norms, lengths=lengths)
     batches = data if lengths is None else [{"x": x, "lengths": lengths} for x in data]
-    got = nj.population(layer, params, state, batches, how=how)
+    got = nj.population_statistics(layer, params, state, batches, how=how)
     for place in "xhc":
         # seen: [batches * T] of (mean, var, n)
         mean, var, n = (
@@ -154,12 +154,12 @@ def test_population_with_upstream_in_running_mode(x64):
     given = {p: list(zip(*map(np.asarray, state[f"norm_{p}"]), strict=True)) for p in "xhc"}
     norms = _norms(params, given)
     reference.lstm(params, np.concatenate(data), norms=norms)
-    got = nj.population(layer, params, state, data, upstream="running")
+    got = nj.population_statistics(layer, params, state, data, upstream="running")
     for place in "xhc":
         mean, var, _ = zip(*norms[place].seen, strict=True)
         np.testing.assert_allclose(got[f"norm_{place}"].mean, mean, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(got[f"norm_{place}"].var, var, rtol=1e-9, atol=1e-9)
-    default = nj.population(layer, params, state, data)
+    default = nj.population_statistics(layer, params, state, data)
     assert not np.allclose(default["norm_h"].mean, got["norm_h"].mean)
 
 

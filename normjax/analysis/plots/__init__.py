@@ -6,7 +6,7 @@ told apart with any colour vision, with line styles and markers that differ too;
 a grey that reads on white and on black, and new figures have no background.
 
     from normjax.analysis import plots
-    ax = plots.plot_settling(analysis.settling(state["norm_h"]), label="BN-LSTM")
+    ax = plots.plot_stationarity(analysis.stationarity(state["norm_h"]), label="BN-LSTM")
 
 matplotlib is imported when the first picture is drawn: `pip install 'normjax[plots]'`.
 """
@@ -25,9 +25,9 @@ from normjax.analysis.plots._curves import (
     plot_gradient_predictiveness,
     plot_gradient_through_time,
     plot_jacobian_through_time,
-    plot_settling,
+    plot_stationarity,
 )
-from normjax.analysis.plots._look import COLOURS, new_axes
+from normjax.analysis.plots._style import COLOURS, new_axes
 
 __all__ = [
     "COLOURS",
@@ -42,6 +42,6 @@ __all__ = [
     "plot_invariance",
     "plot_jacobian_through_time",
     "plot_norm_identities",
-    "plot_settling",
+    "plot_stationarity",
     "plot_weight_identities",
 ]

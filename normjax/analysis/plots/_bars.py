@@ -11,7 +11,7 @@ from normjax.analysis._identities import NormIdentities, WeightIdentities
 from normjax.analysis._invariance import Invariance
 from normjax.analysis._lanczos import HessianSpectrum
 from normjax.analysis._shift import CovariateShift, GradientShift
-from normjax.analysis.plots._look import INK, SIZE, counted, joined, legend, rule, start
+from normjax.analysis.plots._style import INK, SIZE, counted, joined, legend, rule, start
 
 # Where a change of exactly 0 is drawn: rounding in float32 lies above it, in float64 below.
 FLOOR = 1e-9

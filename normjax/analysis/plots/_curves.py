@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from normjax import _checks
+from normjax._internal import _checks
 from normjax.analysis._gates import GateSaturation
 from normjax.analysis._landscape import GradientPredictiveness
-from normjax.analysis._settling import Settling
-from normjax.analysis._time import GradientThroughTime, JacobianThroughTime
-from normjax.analysis.plots._look import (
+from normjax.analysis._stationarity import Stationarity
+from normjax.analysis._through_time import GradientThroughTime, JacobianThroughTime
+from normjax.analysis.plots._style import (
     COLOURS,
     STYLES,
     counted,
@@ -216,13 +216,13 @@ def plot_gate_saturation(
     return ax
 
 
-def plot_settling(result: Settling, ax: Any = None, *, label: str | None = None) -> Any:
+def plot_stationarity(result: Stationarity, ax: Any = None, *, label: str | None = None) -> Any:
     """Draw the distance of each step's statistics from the stationary ones, mean and spread.
 
     The line across is the tolerance; the one upright is the step after which both stay below.
 
     Args:
-        result: what `settling` returned.
+        result: what `stationarity` returned.
         ax: Axes to draw on; `None` makes a figure.
         label: put before the names in the legend.
 
@@ -238,11 +238,11 @@ def plot_settling(result: Settling, ax: Any = None, *, label: str | None = None)
         >>> from normjax import analysis
         >>> from normjax.analysis import plots
         >>> mean = jnp.exp(-jnp.arange(20.0))[:, None]
-        >>> result = analysis.settling(nj.Running(mean, jnp.ones((20, 1))))
-        >>> plots.plot_settling(result).get_ylabel()
+        >>> result = analysis.stationarity(nj.Running(mean, jnp.ones((20, 1))))
+        >>> plots.plot_stationarity(result).get_ylabel()
         'distance from stationary (no unit)'
     """
-    ax, look = start(result, Settling, ax)
+    ax, look = start(result, Stationarity, ax)
     time = np.arange(1, len(np.asarray(result.mean)) + 1)
     drawn = {
         "mean, in standard deviations": (result.mean, "-"),

@@ -1,0 +1,112 @@
+"""Image sets: digits from scikit-learn, MNIST and Fashion-MNIST from TFDS."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from experiments.config.defaults import SIDE, TRAIN_SIZE
+from experiments.data.locate import FOLDERS, cache_locally, find
+from experiments.data.splits import Dataset, Split, take
+from experiments.usage import UsageError
+
+
+def arrange(dataset: Dataset, native: int, side: int | None, layout: str | None) -> Dataset:
+    """Resize images to `side` and lay them out as pixels, rows or pictures."""
+
+    def one(split: Split) -> Split:
+        pixels = split.pixels.reshape(-1, native, native)
+        if side and side != native:
+            block = native // side
+            tiles = pixels.reshape(-1, side, block, side, block).astype(np.float32)
+            pixels = np.rint(tiles.mean((2, 4))).astype(np.uint8)
+        if layout == "images":
+            return split._replace(pixels=pixels[..., None])
+        return split._replace(
+            pixels=pixels if layout == "rows" else pixels.reshape(len(pixels), -1)
+        )
+
+    return dataset.each(one)
+
+
+def reorder(split: Split, index: np.ndarray) -> Split:
+    """Take the pixels of every image in the order of `index`."""
+    flat = split.pixels.reshape(len(split.pixels), -1)[:, index]
+    return split._replace(pixels=flat.reshape(split.pixels.shape))
+
+
+def pixel_order(kind: str, seed: int, length: int) -> np.ndarray:
+    """The index vector of permuted MNIST.
+
+    "permute" is a permutation. "sample" draws positions with replacement, as the published script
+    does: about 37 % of the pixels never appear, so it is a harder task under the same name.
+    """
+    draw = np.random.RandomState(seed)  # its stream is frozen for good, default_rng's is not
+    return draw.permutation(length) if kind == "permute" else draw.randint(0, length, length)
+
+
+def load_digits_set() -> Dataset:
+    """Read scikit-learn's 8 x 8 digits, in a fixed shuffle."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    index = np.random.RandomState(0).permutation(len(labels))
+    pixels, labels = images[index].astype(np.uint8), labels[index].astype(np.int32)
+    train, valid, test = (
+        Split(pixels[a:b], labels[a:b]) for a, b in ((0, 1437), (1437, 1617), (1617, 1797))
+    )
+    return Dataset(train, valid, test, 16.0, 10)
+
+
+@functools.lru_cache(maxsize=2)  # a sweep reads it many times; nobody writes into it
+def load_images(name: str, asked: str) -> Dataset:
+    """Read an image set of TFDS; the end of its training split is the validation split."""
+    full = _tfds(FOLDERS.get(name, name), asked, {"train": 60_000, "test": 10_000})
+    train, cut = full["train"], TRAIN_SIZE[name]
+    first, rest = (take(train, part) for part in (slice(0, cut), slice(cut, None)))
+    return Dataset(first, rest, full["test"], 255.0, 10)
+
+
+def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
+    folder = cache_locally(find(name, asked))
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it would recommend a faster image library, each time
+    splits = {}
+    for split, size in sizes.items():
+        source: Any = builder.as_data_source(split=split)
+        if len(source) != size:
+            raise UsageError(f"{folder} has {len(source)} {split} examples; {name} has {size}.")
+        _whole(folder, split)
+        pixels = np.empty((size, SIDE[name] ** 2), np.uint8)
+        labels = np.empty((size,), np.int32)
+        for start in range(0, size, 256):  # in chunks: several times faster than one by one
+            chunk = source.__getitems__(range(start, min(start + 256, size)))
+            for i, example in enumerate(chunk, start):
+                pixels[i], labels[i] = example["image"].reshape(-1), example["label"]
+        splits[split] = Split(pixels, labels)
+    logging.set_verbosity(verbosity)
+    return splits
+
+
+def _whole(folder: epath.Path, split: str) -> None:
+    """Refuse record files that were cut short: what is left of them may read as an empty set."""
+    from array_record.python import array_record_module
+
+    for file in sorted(folder.glob(f"*-{split}.array_record-*")):
+        try:
+            reader = array_record_module.ArrayRecordReader(str(file))
+            if not (count := reader.num_records()):
+                raise RuntimeError("it holds no record")
+            reader.read([count - 1])
+            reader.close()
+        except (RuntimeError, IndexError) as error:
+            raise UsageError(
+                f"{file} is damaged ({str(error)[:120]}); remove {folder} and prepare it again."
+            ) from error

@@ -1,0 +1,247 @@
+"""Sequences of unequal length and texts: spoken digits, film reviews, folders of text files.
+
+============  =================  ==============================================================
+name          train/valid/test   what an example is
+============  =================  ==============================================================
+fsdd          2400/300/300       log-mel frames of a spoken digit, `[length, 20]`, every 20 ms;
+                                 valid: recordings 5 to 9 of each speaker and digit
+imdb_reviews  22500/2500/25000   the last `length` words of a review
+text          by the folder      `length + 1` characters or words that follow one another
+============  =================  ==============================================================
+
+A folder of text has files with train, valid and test in their names, or else any `*.txt`, whose
+first 90 % are for training and next 5 % for validation. What belongs to the training split alone
+(means, deviations, vocabularies) is learned from it alone. Written after the HTK book's mel scale.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from experiments.config.defaults import TRAIN_SIZE
+from experiments.usage import UsageError
+
+RATE, WINDOW, HOP, MELS = 8000, 400, 160, 20  # 50 ms of sound every 20 ms
+UNKNOWN = "<unk>"
+
+
+class Sequences(NamedTuple):
+    """`x [examples, length(, features)]`: words or frames; steps past `lengths` are padding."""
+
+    x: np.ndarray | jax.Array
+    lengths: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+
+
+class Segments(NamedTuple):
+    """Pieces of a text, `[examples, length + 1]`."""
+
+    tokens: np.ndarray | jax.Array
+
+
+# ------------------------------------------------------------------------------------- speech
+
+
+def mel_filters(bins: int, mels: int = MELS, rate: int = RATE) -> np.ndarray:
+    """Triangles `[bins, mels]`, evenly spaced in mel = 2595 log10(1 + f / 700) up to rate / 2."""
+    top = 2595 * np.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)
+    f = np.linspace(0, rate / 2, bins)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    return np.clip(np.minimum((f - low) / (middle - low), (high - f) / (high - middle)), 0, None)
+
+
+def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
+    """Frames `[steps, MELS]` of int16 sound, at most `length`, at least one."""
+    sound = np.pad(audio.astype(np.float64) / 32768, (0, max(0, WINDOW - len(audio))))
+    steps = min(1 + (len(sound) - WINDOW) // HOP, length)
+    index = np.arange(WINDOW) + HOP * np.arange(steps)[:, None]
+    power = np.abs(np.fft.rfft(sound[index] * np.hanning(WINDOW))) ** 2
+    return np.log(power @ mel_filters(power.shape[1]) + 1e-6)
+
+
+@functools.lru_cache(maxsize=2)
+def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
+    """The three splits of the Free Spoken Digit Dataset, every mel band standardized."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    parts: dict[str, list[Any]] = {"train": [], "valid": [], "test": []}
+    for split in ("train", "test"):
+        source: Any = builder.as_data_source(split=split)
+        for example in source.__getitems__(range(len(source))):
+            held = split == "train" and 5 <= int(example["index"]) < 10
+            frames = log_mel(np.asarray(example["audio"]), length)
+            parts["valid" if held else split].append((frames, int(example["label"])))
+    heard = np.concatenate([frames for frames, _ in parts["train"]])
+    mean, std = heard.mean(0), heard.std(0)
+
+    def pack(examples: Sequence[Any]) -> Sequences:
+        x = np.zeros((len(examples), length, MELS), np.float32)
+        for i, (frames, _) in enumerate(examples):
+            x[i, : len(frames)] = (frames - mean) / std
+        lengths = np.array([len(frames) for frames, _ in examples], np.int32)
+        return Sequences(x, lengths, np.array([label for _, label in examples], np.int32))
+
+    return pack(parts["train"]), pack(parts["valid"]), pack(parts["test"])
+
+
+# -------------------------------------------------------------------------------------- words
+
+
+def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
+    """The most frequent words, numbered from 1; 0 is every other word."""
+    counts = collections.Counter(words)
+    counts.pop(UNKNOWN, None)
+    # by count, then by word: the order of a Counter is that of the text, which may be reshuffled
+    common = sorted(counts, key=lambda word: (-counts[word], word))[: size - 1]
+    return {UNKNOWN: 0, **{word: i for i, word in enumerate(common, 1)}}
+
+
+@functools.lru_cache(maxsize=2)
+def imdb(
+    folder: epath.Path, length: int, size: int
+) -> tuple[tuple[Sequences, Sequences, Sequences], dict[str, int]]:
+    """Reviews as the numbers of their last `length` words, and these words."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    read: dict[str, tuple[list[list[str]], np.ndarray]] = {}
+    for split in ("train", "test"):
+        source: Any = builder.as_data_source(split=split)
+        texts: list[list[str]] = []
+        found: list[int] = []
+        for start in range(0, len(source), 512):
+            for example in source.__getitems__(range(start, min(start + 512, len(source)))):
+                text = example["text"].decode().lower().replace("<br />", " ")
+                texts.append(re.findall(r"[a-z0-9']+", text))
+                found.append(int(example["label"]))
+        read[split] = texts, np.array(found, np.int32)
+    cut = TRAIN_SIZE["imdb_reviews"]
+    texts, labels = read["train"]
+    known = vocabulary(itertools.chain.from_iterable(texts[:cut]), size)
+
+    def pack(texts: list[list[str]], labels: np.ndarray) -> Sequences:
+        x = np.zeros((len(texts), length), np.int32)
+        lengths = np.zeros(len(texts), np.int32)
+        for i, words in enumerate(texts):
+            last = words[-length:]
+            x[i, : len(last)] = [known.get(word, 0) for word in last]
+            lengths[i] = len(last)
+        return Sequences(x, lengths, labels)
+
+    test = pack(*read["test"])
+    return (pack(texts[:cut], labels[:cut]), pack(texts[cut:], labels[cut:]), test), known
+
+
+def vectors(path: epath.PathLike, known: Mapping[str, int], size: int) -> np.ndarray:
+    """A row for each of `size` words, NaN for a word that the file has not.
+
+    A line is a word and its numbers, as GloVe's files are.
+    """
+    found: dict[str, np.ndarray] = {}
+    width = 0
+    with epath.Path(path).expanduser().open("r") as file:
+        for i, line in enumerate(file, 1):
+            word, *numbers = line.rstrip().split(" ")
+            width = width or len(numbers)
+            if len(numbers) != width or not width:
+                raise UsageError(
+                    f"line {i} of config.data.vectors={os.fspath(path)} has {len(numbers)} numbers "
+                    f"and the first has {width}: each line is a word and its vector, as in GloVe's "
+                    "files."
+                )
+            if word in known and word != UNKNOWN:
+                found[word] = np.array(numbers, np.float32)
+    told = np.full((size, width), np.nan, np.float32)
+    for word, vector in found.items():
+        told[known[word]] = vector
+    return told
+
+
+# --------------------------------------------------------------------------------------- text
+
+
+def find_text(name: str, asked: str = "") -> dict[str, list[epath.Path]]:
+    """The files of a text by split ("all" where they are not told apart), or how to point at it."""
+    roots = [epath.Path(asked).expanduser()] if asked else []
+    if root := os.environ.get("NORMJAX_DATA_DIR"):
+        roots.append(epath.Path(root).expanduser())
+    places = [epath.Path(name).expanduser()]
+    places += [p for root in roots for p in (root / "text" / name, root.parent / "text" / name)]
+    files = next((f for p in places if (f := sorted(p.glob("*.txt")))), [])
+    if not files:
+        looked = ", ".join(str(p) for p in places)
+        raise UsageError(
+            f"text {name!r} is no folder with *.txt files; looked at {looked}. Write "
+            "--config.data.text=FOLDER, or put it as text/NAME into the folder that "
+            "NORMJAX_DATA_DIR names."
+        )
+    by = {split: [p for p in files if split in p.name] for split in ("train", "valid", "test")}
+    some = [split for split, found in by.items() if found]
+    if not some:
+        return {"all": files}
+    if len(some) < 3:
+        raise UsageError(
+            f"{files[0].parent} has files for {', '.join(some)} alone; a text is one file for each "
+            "of train, valid and test, or files with none of these in their names."
+        )
+    return by
+
+
+@functools.lru_cache(maxsize=4)
+def text(
+    name: str, asked: str, unit: str, size: int, length: int, stride: int
+) -> tuple[Segments, Segments, Segments, int]:
+    """The three splits of a text and the size of its vocabulary; only training segments overlap."""
+    files = find_text(name, asked)
+    whole = {s: "".join(p.read_text(encoding="utf-8") for p in files[s]) for s in files}
+    if "all" in whole:
+        body = whole["all"]
+        a, b = int(0.9 * len(body)), int(0.95 * len(body))
+        whole = {"train": body[:a], "valid": body[a:b], "test": body[b:]}
+
+    def units(body: str) -> Sequence[str]:
+        return body if unit == "chars" else body.replace("\n", " <eos> ").split()
+
+    pieces = {split: units(body) for split, body in whole.items()}
+    known = vocabulary(pieces["train"], size)
+    ids = {s: np.array([known.get(u, 0) for u in part], np.int32) for s, part in pieces.items()}
+
+    def cut(split: str, step: int) -> Segments:
+        starts = np.arange(0, len(ids[split]) - length, step)
+        if not len(starts):
+            raise UsageError(
+                f"the {split} split of text {name!r} has {len(ids[split])} {unit}; write "
+                f"--config.data.length={max(1, len(ids[split]) - 1)} or less."
+            )
+        return Segments(ids[split][starts[:, None] + np.arange(length + 1)])
+
+    cuts = cut("train", stride or length), cut("valid", length), cut("test", length)
+    return (*cuts, len(known))
+
+
+def load(
+    name: str, folder: Any, asked: str, options: Mapping[str, Any]
+) -> tuple[Any, int, int, np.ndarray | None]:
+    """Three splits, the numbers of classes and of words (0: no words), and the words' vectors."""
+    if name == "fsdd":
+        return fsdd(folder, options["length"]), 10, 0, None
+    if name == "imdb_reviews":
+        size = options["vocabulary"]
+        reviews, known = imdb(folder, options["length"], size)
+        path = options.get("vectors", "")
+        return reviews, 2, size, vectors(path, known, size) if path else None
+    given = (options[k] for k in ("unit", "vocabulary", "length", "stride"))
+    *splits, size = text(options["text"], asked, *given)
+    return splits, size, size, None

@@ -1,0 +1,51 @@
+"""A data set in memory: three splits, sizes, and the batch at given indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Bytes ``[examples, steps]``, ``[examples, H, W]`` or ``[examples, H, W, 1]``, and labels."""
+
+    pixels: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+
+
+class Dataset(NamedTuple):
+    """Three splits, the byte that is 1.0, the numbers of classes and of words (0: no words).
+
+    `vectors` are those of the words that `config.data.vectors` has, `[words, numbers]`, else NaN.
+    """
+
+    train: Any
+    valid: Any
+    test: Any
+    white: float
+    classes: int
+    vocabulary: int = 0
+    vectors: np.ndarray | None = None
+
+    def on_device(self) -> Dataset:
+        """The same with its splits on the accelerator, where batches are gathered."""
+        return self.each(lambda split: jax.tree.map(jnp.asarray, split))
+
+    def each(self, change: Callable[[Any], Any]) -> Dataset:
+        """The same with each split changed."""
+        train, valid, test = map(change, self[:3])
+        return self._replace(train=train, valid=valid, test=test)
+
+
+def size(split: Any) -> int:
+    """Number of examples."""
+    return jax.tree.leaves(split)[0].shape[0]
+
+
+def take(split: Any, index: Any) -> Any:
+    """The batch at some indices."""
+    return jax.tree.map(lambda x: x[index], split)

@@ -1,0 +1,1 @@
+"""The ledger of claims: rules, records, and the table made from them."""

@@ -1,0 +1,169 @@
+"""How a run ends, and what its exit status says.
+
+======  =========================================================================================
+status  meaning
+======  =========================================================================================
+0       finished
+1       diverged: the same command would meet it again; the last good checkpoint is kept
+2       a mistake in the command, the config or the data; nothing was changed
+3       something around the run broke: disk, another process, the network. What was saved is
+        kept; mend it, and the same command goes on
+128+n   stopped by signal n (130 Ctrl-C, 143 TERM) after saving; the same command goes on. A second
+        signal ends the run at once, and the last checkpoint is what is kept
+======  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.usage import UsageError
+
+DIVERGED, USAGE, BROKEN = 1, 2, 3
+SAME = (
+    0.5  # seconds within which a repeated signal is the same one: a scheduler tells every process
+)
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient is no longer finite."""
+
+
+class Broken(RuntimeError):
+    """Something around the run failed."""
+
+
+class Interrupted(RuntimeError):
+    """Somebody asked the run to stop; its checkpoint is written."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+# Errors of the operating system by what they say: writers of checkpoints pass on the text alone.
+_SYSTEM = {
+    errno.ENOSPC: ("no space left", "the disk is full"),
+    errno.EDQUOT: ("quota exceeded", "the disk quota is used up"),
+    errno.EFBIG: (
+        "file too large",
+        "a file may not grow further (a limit of this process or disk)",
+    ),
+    errno.EROFS: ("read-only file system", "the file system is read-only"),
+    errno.EACCES: ("permission denied", "writing is not permitted"),
+    errno.EPERM: ("operation not permitted", "writing is not permitted"),
+}
+_LOST = ("gloo", "connection closed by peer", "connection reset", "heartbeat", "coordination")
+
+
+def cause(error: BaseException) -> str:
+    """What the operating system or the network refused, '' if it was neither."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _SYSTEM:
+            return _SYSTEM[seen.errno][1]
+        text = str(seen).lower()
+        for words, told in _SYSTEM.values():
+            if words in text:
+                return told
+        if jax.process_count() > 1 and any(word in text for word in _LOST):
+            return "another process of this run ended or cannot be reached"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+@contextlib.contextmanager
+def reraise_as_broken(what: str) -> Iterator[None]:
+    """Tell errors of the system as `Broken`, with what is kept."""
+    try:
+        yield
+    except (UsageError, Diverged, Interrupted, Broken):
+        raise
+    except Exception as error:
+        if not (told := cause(error)):
+            raise
+        raise Broken(f"{told}: {what}") from error
+
+
+class Stop:
+    """Remembers a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
+
+    def __enter__(self) -> Stop:
+        self.number, self.when = 0, 0.0
+        self.votes: collections.deque[jax.Array] = collections.deque()
+        self.before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: whoever runs us handles signals
+                break
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.number and time.monotonic() - self.when > SAME:
+            raise KeyboardInterrupt(number)
+        if not self.number:
+            self.number, self.when = number, time.monotonic()
+
+    def agreed(self, running: Any, devices: Any) -> int:
+        """The signal that any process has had: all of them stop after the same step.
+
+        Processes vote once a step, and the vote of the step before counts, so none of them waits
+        for the step in flight.
+        """
+        if jax.process_count() == 1:
+            return self.number
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(running)  # two programs at once would mix up their messages
+        mesh = jax.sharding.Mesh(np.array(devices), ("all",))
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+        every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        mine = np.full(len(mesh.local_devices), self.number, np.int32)
+        ballot = jax.make_array_from_process_local_data(rows, mine)
+        self.votes.append(jax.jit(jax.numpy.max, out_shardings=every)(ballot))
+        return int(self.votes.popleft()) if len(self.votes) > 1 else 0
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def exit_with(status: int) -> None:
+    """End with a status; one of several processes does not wait for others, which wait for it.
+
+    Nor does one for which something broke wait for writers, which would tell of it once more.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() or status == BROKEN:
+        os._exit(status)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def statuses() -> Iterator[None]:
+    """End the program with the message and the exit status of what went wrong."""
+    try:
+        yield
+    except (UsageError, Diverged, Broken) as error:
+        kinds = {UsageError: USAGE, Diverged: DIVERGED, Broken: BROKEN}
+        print(f"error: {error}", file=sys.stderr)
+        exit_with(next(status for kind, status in kinds.items() if isinstance(error, kind)))
+    except Interrupted as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(128 + error.number)
+    except KeyboardInterrupt as error:  # before the first step, or a second signal
+        print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(128 + (error.args[0] if error.args else signal.SIGINT))  # writers do not delay it

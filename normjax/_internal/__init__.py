@@ -1,0 +1,1 @@
+"""What every folder uses: argument checks, hints, fast functions beside their plain twins."""

@@ -1,0 +1,228 @@
+"""What users of Flax and PyTorch write here, answered with what to write instead.
+
+Python's own error names the word that a function does not take; `told` says ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from normjax._internal import _checks
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator that says what to write for a keyword which a function does not take.
+
+    A call is looked at only where it failed, so one that is right costs nothing.
+
+    Args:
+        takers: functions that what the function gathers in `**options` goes to.
+
+    Returns:
+        A decorator that keeps signature, annotations and docstring.
+
+    Example:
+        >>> @told()
+        ... def norm(*, eps=1e-5, decay=0.99): ...
+        >>> norm(epsilon=1e-3)
+        Traceback (most recent call last):
+        ...
+        TypeError: norm() has no argument 'epsilon': write eps=0.001
+        >>> norm(esp=1e-3)
+        Traceback (most recent call last):
+        ...
+        TypeError: norm() has no argument 'esp' (did you mean 'eps'?): it takes eps, decay
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = list(dict.fromkeys(name for f in (function, *takers) for name in _arguments(f)))
+
+        @functools.wraps(function)
+        def call(*args: P.args, **keywords: P.kwargs) -> R:
+            try:
+                return function(*args, **keywords)
+            except TypeError:
+                who = _name(function, args)
+                lines = [
+                    _hint(who, word, value, known)
+                    for word, value in keywords.items()
+                    if word not in known
+                ] or [_flax_variables_hint(who) for value in args if _are_variables(value)]
+                lines = lines or _positional_hint(who, function, args, known)
+                if not lines:
+                    raise
+            raise TypeError("; ".join(lines))
+
+        return call
+
+    return decorate
+
+
+def _positional_hint(
+    who: str, function: Callable[..., Any], args: tuple[Any, ...], known: list[str]
+) -> list[str]:
+    """What to write for `layer_norm(64)`: a norm takes no size, and nothing without its name."""
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    if not args or not kinds <= set(named):
+        return []
+    value = args[0]
+    count = isinstance(value, int) and not isinstance(value, bool)
+    say = f"it takes {', '.join(known)}"
+    if count and "groups" in known:
+        say = f"write groups={value}"
+    elif count or isinstance(value, tuple | list):
+        say = "leave a size out: init sees it in the shape of x, init((1, features))"
+    return [f"{who} takes arguments by name and was given {_shown(value)}: {say}"]
+
+
+def refuse_flax_variables(params: Any, who: str) -> None:
+    """Refuse the variables of a Flax module in the place of params."""
+    if _are_variables(params):
+        raise TypeError(_flax_variables_hint(who))
+
+
+def _are_variables(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("params"), Mapping)
+
+
+def _flax_variables_hint(who: str) -> str:
+    return (
+        f'{who} was given the variables of a Flax module, {{"params": …}}, and takes (params, '
+        "state, x): write module.apply(variables, x, …), or take them apart: a batch norm's are "
+        'Affine(**variables["params"]) and Running(**variables["batch_stats"]), a cell\'s weights '
+        "are read by recurrent.from_flax"
+    )
+
+
+def _arguments(function: Callable[..., Any]) -> list[str]:
+    gathered = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters
+    return [name for name, p in parameters.items() if name != "self" and p.kind not in gathered]
+
+
+def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """`batch_norm()` of a function, `batch_norm(…).apply()` of a method."""
+    if args and "self" in inspect.signature(function).parameters:
+        return f"{args[0].factory}(…).{function.__name__}()"
+    return f"{function.__name__}()"
+
+
+def _hint(who: str, word: str, value: Any, known: Iterable[str]) -> str:
+    shown = _shown(value)
+    for needed, text in HINTS.get(word, ()):
+        if all(name in known for name in needed.split()):
+            say = text(value) if callable(text) else text.format(value=shown, word=word)
+            return f"{who} has no argument {word!r}: {say}"
+    near = _checks.nearest(word, known)
+    return f"{who} has no argument {word!r}{near}: it takes {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    # An array would fill the screen.
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else "…"
+
+
+def _momentum(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "write decay=…, Flax's momentum; PyTorch's momentum is 1 - decay"
+    return (
+        f"write decay={value!r} for Flax's momentum={value!r}, which weighs the old value, and "
+        f"decay={1 - value:g} for PyTorch's, which weighs the new"
+    )
+
+
+def _mode(running: bool) -> tuple[tuple[str, Any], ...]:
+    """Answers to a flag that means the running statistics where it is `running`."""
+
+    def mode(value: Any) -> str:
+        if not isinstance(value, bool):
+            return 'stats="batch" or stats="running"'
+        return 'stats="running"' if value is running else 'stats="batch"'
+
+    return (
+        ("stats", lambda value: f"write {mode(value)}"),
+        ("", lambda value: f"write apply(…, {mode(value)}), at each call"),
+    )
+
+
+_AFFINE = (
+    ("use_scale use_bias", "write use_scale={value}, use_bias={value}"),
+    ("use_scale", "write use_scale={value}"),
+    ("use_bias", "write use_bias={value}"),
+)
+_DTYPE = (
+    ("norm_x", "write init(key, features, dtype)"),
+    ("scale_init", "write init(shape, dtype)"),
+    ("bias_init", "write init(shape, dtype)"),
+)
+_NORM_ARGUMENT = ("norm_x", "write it in a norm, for example norm_x=layer_norm({word}={value})")
+_SHAPE = (
+    ("scale_init", "leave it out: init sees it in the shape of x, init((1, features))"),
+    ("bias_init", "leave it out: init sees it in the shape of x, init((1, features))"),
+)
+
+# By word: the arguments of ours that must be there for an answer to fit, and the answer, with
+# {value} and {word} of the call. The first that fits is given.
+HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
+    "affine": _AFFINE,
+    "axis": (("axes", "write axes=…, those averaged over (Flax's BatchNorm names the others)"),),
+    "axis_name": (
+        (
+            "feature_axis_name",
+            "write feature_axis_name={value} where the features are split, and where the batch "
+            "is apply(…, axis_name={value}), at each call",
+        ),
+        ("decay", "write apply(…, axis_name={value}), at each call"),
+        ("norm_x", "write apply(…, axis_name={value}), at each call"),
+    ),
+    "batch_first": (("time_major", lambda value: f"write time_major={not value}"),),
+    "bias": (("use_bias", "write use_bias={value}"),),
+    "bidirectional": (("norm_x", "write recurrent.bidirectional(layer)"),),
+    "deterministic": _mode(True),
+    "dropout": (
+        ("dropout_h", "write dropout_h={value}, or between layers stack(…, dropout={value})"),
+    ),
+    "dtype": _DTYPE,
+    "elementwise_affine": _AFFINE,
+    "epsilon": (("eps", "write eps={value}"),),
+    "features": (("hidden", "write hidden={value}"), *_SHAPE),
+    "hidden_size": (("hidden", "write hidden={value}"),),
+    "initial_carry": (("carry", "write carry={value}"),),
+    "input_size": (("hidden", "write init(key, features={value})"),),
+    "is_training": _mode(False),
+    "mask": (("lengths", "write lengths=…, the number of steps of each sequence"),),
+    "momentum": (("decay", _momentum),),
+    "mutable": (("stats", "leave it out: apply always returns the next state"),),
+    "n_power_iterations": (("iterations", "write iterations={value}"),),
+    "n_steps": (("iterations", "write iterations={value}"),),
+    "normalized_shape": _SHAPE,
+    "num_channels": _SHAPE,
+    "num_features": _SHAPE,
+    "num_groups": (("groups", "write groups={value}"),),
+    "num_layers": (("norm_x", "write recurrent.stack([layer] * {value})"),),
+    "param_dtype": _DTYPE,
+    "reduction_axes": (("axes", "write axes=…"),),
+    "return_carry": (("carry", "leave it out: apply returns ((y, carry), state)"),),
+    "rngs": (("key", "write key=…, one PRNG key"),),
+    "seq_lengths": (("lengths", "write lengths={value}"),),
+    "time_major": (("lengths", "write it where the layer is made, lstm(…, time_major={value})"),),
+    "track_running_stats": (
+        (
+            "decay",
+            'leave it out: apply(…, stats="batch") normalizes with the batch alone, and what is '
+            "kept is frozen by dropping the state that apply returns",
+        ),
+    ),
+    "train": _mode(False),
+    "training": _mode(False),
+    "use_bias": (_NORM_ARGUMENT,),
+    "use_running_average": _mode(True),
+    "use_scale": (_NORM_ARGUMENT,),
+}

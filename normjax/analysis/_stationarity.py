@@ -1,0 +1,133 @@
+"""How soon statistics of each step stop changing with the step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Integer
+
+from normjax._internal import _checks
+from normjax.statistics import _kinds, _measure, _types
+from normjax.statistics._types import Array
+
+
+class Stationarity(NamedTuple):
+    """Distance of each step's statistics from those that they settle to.
+
+    Attributes:
+        mean: distance of the mean in stationary standard deviations, root mean square over the
+            features; `[time]`.
+        spread: logarithm of the ratio of the standard deviations, root mean square over the
+            features; `[time]`.
+        steps: number of steps after which both stay within the tolerance to the end.
+        feature_steps: the same of each feature by itself; `[features]`.
+        tolerance: the tolerance.
+    """
+
+    mean: Float[Array, " time"]
+    spread: Float[Array, " time"]
+    steps: Integer[Array, ""]
+    feature_steps: Integer[Array, " features"]
+    tolerance: Float[Array, ""]
+
+
+def stationarity(
+    statistics: Any,
+    *,
+    tolerance: float = 0.1,
+    tail: float = 0.25,
+    eps: float = 1e-5,
+    max_steps: int | None = None,
+) -> Stationarity:
+    r"""Steps until per-step statistics are, and stay, near their stationary values.
+
+    $$\frac{|\mu_t - \mu_*|}{\sigma_*} \le \tau \quad \text{and} \quad
+      \Big|\log\frac{\sigma_t}{\sigma_*}\Big| \le \tau \quad \text{for all later } t$$
+
+    The stationary values are the mean and variance of the last part of the sequence, all of its
+    steps pooled. Statistics that settle within T_max steps can serve longer sequences: the last
+    step's are reused beyond it.
+
+    Args:
+        statistics: `mean` and `var` with a leading axis of time: the state of
+            `per_step(batch_norm(), T)`, such as `state["norm_h"]` of a layer, or
+            `layer.info(...).moments["norm_h"]`.
+        tolerance: tau, positive; 0.1 is a tenth of a standard deviation.
+        tail: share of the steps, from the end, that the stationary values are taken over.
+        eps: added to the variances, so that a constant feature stays finite.
+        max_steps: number of steps, from the first, that sequences reached; statistics of later
+            steps are where they started, and left out. `None`: all.
+
+    Returns:
+        `Stationarity`. `steps` is 0 where all steps are within the tolerance, and the number of
+        steps where the last one is not.
+
+    Raises:
+        TypeError: no `mean` and `var`.
+        ValueError: no axis of time, numbers outside their range; a last step that can be seen
+            (not traced) to be one that no sequence reached.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> from normjax import analysis
+        >>> mean = jnp.array([3.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0])[:, None]
+        >>> seen = analysis.stationarity(nj.Running(mean, jnp.ones((8, 1))), eps=1e-12)
+        >>> int(seen.steps), [round(v, 2) for v in seen.mean.tolist()[:3]]
+        (3, [2.0, 1.0, 0.5])
+
+    Reference:
+        Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
+        section 3 and appendix A.
+    """
+    _checks.positive("tolerance", tolerance)
+    _checks.positive("eps", eps)
+    _checks.unit_interval("tail", tail)
+    if not {"mean", "var"} <= set(getattr(statistics, "_fields", ())):
+        raise TypeError(
+            f"stationarity takes statistics with mean and var and got {type(statistics).__name__}: "
+            'write state["norm_h"], or layer.info(...).moments["norm_h"]'
+        )
+    mean, var = jnp.asarray(statistics.mean), jnp.asarray(statistics.var)
+    if mean.ndim < 2:
+        raise ValueError(
+            f"statistics of shape {mean.shape} have no axis of time: [time, features] is what "
+            "per_step(...) keeps"
+        )
+    if max_steps is not None:
+        _checks.positive_int("max_steps", max_steps)
+    mean, var = (v.reshape(len(v), -1)[:max_steps] for v in (mean, var))
+    counted = "count" in statistics._fields
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in statistics):
+        at_start = (np.asarray(mean) == 0) & (np.asarray(var) == 1)
+        none = np.asarray(statistics.count) == 0 if counted else at_start
+        reached = max((t + 1 for t in range(len(mean)) if not none[t].all()), default=0)
+        if reached < len(mean):
+            raise ValueError(
+                f"sequences reached {reached} of {len(mean)} steps, and statistics of the others "
+                "are where they started: "
+                + (f"write max_steps={reached}" if reached else "run batches or population first")
+            )
+    last = max(1, round(tail * len(mean)))
+    # The mean of the late steps, and their variance with that of their means around it.
+    ones = jnp.ones_like(var[-last:])
+    late = _kinds.merge_axis(_types.Moments(mean[-last:], var[-last:], ones))
+    scale = jnp.sqrt(late.var + eps)
+    moved = (mean - late.mean[None]) / scale[None]
+    wider = 0.5 * jnp.log((var + eps) / (late.var[None] + eps))
+
+    def rms(v: Any) -> Any:
+        return jnp.sqrt(_measure.mean_square(v, 1).var)
+
+    far = jnp.maximum(rms(moved), rms(wider)) > tolerance
+    far_each = jnp.maximum(jnp.abs(moved), jnp.abs(wider)) > tolerance
+    order = jnp.arange(1, len(mean) + 1)
+    return Stationarity(
+        rms(moved),
+        rms(wider),
+        jnp.max(jnp.where(far, order, 0)),
+        jnp.max(jnp.where(far_each, order[:, None], 0), axis=0),
+        jnp.asarray(tolerance, mean.dtype),
+    )

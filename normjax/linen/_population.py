@@ -1,0 +1,86 @@
+"""Population statistics of a Linen model in one pass over data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from normjax._internal import _checks
+from normjax.state import _population
+from normjax.state._whole_model import _map, _nodes, _statistics, running_of
+from normjax.statistics._types import PyTree
+
+
+def population_update(
+    apply: Callable[[PyTree, Any], tuple[Any, Mapping[str, Any]]],
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    how: _population.How = "pooled",
+    correction: int = 0,
+    collection: str = "batch_stats",
+) -> PyTree:
+    r"""Estimate the statistics of a Linen model in one pass over data; `population_statistics` for
+    Linen.
+
+    The formulas are those of `population_statistics`; `"pooled"` gives the moments of the whole
+    data set. For NNX models, `normjax.nnx.population_update`.
+
+    Args:
+        apply: `(variables, batch) -> (output, updated)`, the model's `apply` with
+            `mutable=["batch_stats"]`. Its mode is that of the norms upstream meanwhile:
+            training normalizes with each batch's own statistics, evaluation with the kept.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        batches: iterable of batches.
+        how: `"pooled"`, `"unbiased"` or `"mean"`.
+        correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
+            is not looked at, so write the same here.
+        collection: the collection that holds the statistics.
+
+    Returns:
+        The new `batch_stats`; where no batch had a value, the old.
+
+    Raises:
+        ValueError: no batch, no statistics, or a layer that is not of `normjax.linen`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, normjax as nj
+        >>> from normjax import linen
+        >>> net = linen.Normalize(nj.batch_norm(), stats="batch")
+        >>> data = [jnp.array([[0.0], [2.0]]), jnp.array([[4.0], [6.0]])]
+        >>> variables = net.init(jax.random.key(0), data[0])
+        >>> run = lambda v, x: net.apply(v, x, mutable=["batch_stats"])
+        >>> linen.population_update(run, variables, data)["var"].tolist()
+        [5.0]
+
+    Reference:
+        As `population_statistics`.
+    """
+    _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
+    start = variables.get(collection, {})
+    found = [n for n in _nodes(start) if _statistics(n) is not None]
+    if not found:
+        raise ValueError(
+            f"population_update() found no statistics in variables[{collection!r}]: pass the "
+            "variables that init returned for a model with norms that keep some"
+        )
+    gathered = _map(start, lambda node: _population.accumulate_statistics(running_of(node), how))
+    shape: Any = jax.tree.structure(gathered)
+
+    @jax.jit
+    def one(stats: PyTree, batch: Any) -> PyTree:
+        return apply({**variables, collection: stats}, batch)[1][collection]
+
+    for batch in _population.validated_batches(batches, "population_update"):
+        gathered = one(_population.block_on_cpu_devices(gathered), batch)
+        if jax.tree.structure(gathered) != shape:
+            raise ValueError(
+                "population_update() met a layer that does not gather statistics: make it a "
+                "normjax.linen.Normalize(norm) or normjax.linen.BatchNorm, and return every "
+                f'variable of the collection from apply, mutable=["{collection}"]'
+            )
+    return _map(
+        gathered, lambda node: _population.finalize_statistics(node, how, correction=correction)
+    )

@@ -1,0 +1,1 @@
+"""Activation norms, one family a file."""

@@ -1,0 +1,112 @@
+"""Global response normalization."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax._internal import _hints
+from normjax.base import Affine, Hyper, Norm, Stats
+from normjax.norms._affine import broadcast_affine, check_affine
+from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument, widen
+from normjax.statistics import _formulas, _measure, _shapes
+from normjax.statistics._types import Array, Moments, PyTree
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlobalResponseNorm(PerSampleNorm):
+    """The value behind `global_response_norm`; see there."""
+
+    factory: ClassVar[str] = "global_response_norm"
+
+    axes: tuple[int, ...] | None = None
+    eps: float = 1e-6
+    scale_init: float = 0.0
+
+    def averaged(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of space."""
+        return spatial_axes(self.axes, ndim, self.factory)
+
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return the last axis."""
+        return (ndim - 1,)
+
+    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
+        """Return the mean square over space."""
+        return _measure.mean_square(x, self.averaged(x.ndim), mask=mask)
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        measured: Moments,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Scale each channel by its share of the response, and add x back."""
+        del state, stats, hyper
+        x = jnp.asarray(x)
+        kept = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
+        energy = measured.var * measured.count
+        # The root has no slope at 0; a dead channel takes 0, as a norm's subgradient does.
+        alive = energy > 0
+        length = jnp.where(alive, jnp.sqrt(jnp.where(alive, energy, 1)), 0)
+        typical = _measure.moments(length, -1, mask=measured.count > 0).mean
+        share = length / (typical[..., None] + self.eps)
+        at = broadcast_affine(params, self.features(x.ndim), x.shape)
+        d = widen(x, mask)
+        y = _formulas.affine(d, at.scale, at.bias, mul=_shapes.expand(share, kept, x.ndim))
+        return (y + d).astype(x.dtype)
+
+
+@_hints.with_hints()
+def global_response_norm(
+    *,
+    axes: int | Sequence[int] | None = None,
+    eps: float = 1e-6,
+    scale_init: float = 0.0,
+    bias_init: float = 0.0,
+) -> Norm:
+    r"""Global response normalization of ConvNeXt V2: channels compete; channels are last.
+
+    $$y = \gamma \odot x \odot n + \beta + x, \qquad
+      n_c = \frac{\lVert x_{\cdot,c} \rVert_2}{\tfrac1C \sum_{c'} \lVert x_{\cdot,c'} \rVert_2
+      + \epsilon}$$
+
+    The length is taken over space. Gamma and beta start at 0, so that it starts as identity.
+
+    Args:
+        axes: axes of space. `None`: all between the first and the last.
+        eps: added to the mean length.
+        scale_init: start of gamma.
+        bias_init: start of beta.
+
+    Returns:
+        A `Norm` with params `Affine` and no state.
+
+    Raises:
+        ValueError: a number outside its range, axes that name the channels.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.global_response_norm(scale_init=1.0)
+        >>> params, state = norm.init((1, 1, 2))
+        >>> y, state = norm.apply(params, state, jnp.array([[[1.0, 3.0]]]), stats="batch")
+        >>> [round(v, 3) for v in y.ravel().tolist()]
+        [1.5, 7.5]
+
+    Reference:
+        Woo, Debnath, Hu, Chen, Liu, Kweon, Xie, "ConvNeXt V2: Co-designing and Scaling ConvNets
+        with Masked Autoencoders", 2023.
+    """
+    check_affine(eps, scale_init, bias_init)
+    return GlobalResponseNorm(
+        axes=spatial_axes_argument(axes), eps=eps, scale_init=scale_init, bias_init=bias_init
+    )

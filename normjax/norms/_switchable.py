@@ -1,0 +1,143 @@
+"""Switchable normalization: a learned mixture of instance, layer and batch statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Num
+
+from normjax._internal import _hints
+from normjax.base import Affine, Hyper, Norm, Stats
+from normjax.norms._channel_stats import ChannelStatsNorm, channel_stats
+from normjax.statistics import _kinds, _measure, _running, _shapes
+from normjax.statistics._types import Accumulator, Array, Moments, Running
+
+
+class SwitchableNormParams(NamedTuple):
+    """Parameters of `switchable_norm`.
+
+    Attributes:
+        scale: gamma, one a channel, or `None`.
+        bias: beta, one a channel, or `None`.
+        mean_weight: `[3]`, logits of instance, layer and batch mean, in this order.
+        var_weight: `[3]`, logits of their variances.
+    """
+
+    scale: Num[Array, "*features"] | None
+    bias: Num[Array, "*features"] | None
+    mean_weight: Num[Array, "3"]
+    var_weight: Num[Array, "3"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SwitchableNorm(ChannelStatsNorm):
+    """The value behind `switchable_norm`; see there."""
+
+    factory: ClassVar[str] = "switchable_norm"
+
+    decay: float = 0.997
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[SwitchableNormParams, Running]:
+        """Return `(Switch, Running)`; all three start with equal weight; `key` is not used."""
+        affine, _ = super().init(shape, dtype, key=key)
+        # Logits are real even where x is complex.
+        ones = jnp.ones((3,), jnp.finfo(dtype).dtype)
+        return SwitchableNormParams(
+            affine.scale, affine.bias, ones, ones
+        ), _running.initial_running(shape[-1:], dtype)
+
+    def transform(
+        self,
+        params: SwitchableNormParams,
+        state: Running | Accumulator,
+        measured: Moments | None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Blend the statistics of three norms, then normalize once."""
+        over = self.averaged(jnp.ndim(x))
+        own = _measure.moments(x, over, mask=mask)
+        # A sample's layer statistics are its instance statistics pooled: one pass for both.
+        layer = _kinds.merge_axis(own, -1)
+        batch = _running.select(state, measured, stats)
+
+        def blend(logits: Array, instance: Array, layer: Array, batch: Array) -> jax.Array:
+            instance = jnp.asarray(instance)
+            real = jnp.finfo(instance.dtype).dtype
+            a, b, c = jax.nn.softmax(jnp.asarray(logits).astype(real)).astype(instance.dtype)
+            batch = _shapes.expand(batch, (instance.ndim - 1,), instance.ndim)
+            return a * instance + b * layer[..., None] + c * batch.astype(instance.dtype)
+
+        blended = Moments(
+            blend(params.mean_weight, own.mean, layer.mean, batch.mean),
+            blend(params.var_weight, own.var, layer.var, batch.var),
+            own.count,
+        )
+        affine = Affine(params.scale, params.bias)
+        return super().transform(affine, state, blended, x, stats=stats, mask=mask, hyper=hyper)
+
+
+@_hints.with_hints()
+def switchable_norm(
+    *,
+    axes: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+    decay: float = 0.997,
+    correction: int = 0,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+) -> Norm:
+    r"""Switchable normalization: instance, layer and batch norm, their weights learned.
+
+    $$y = \gamma\,\frac{x - \sum_k w_k \mu_k}{\sqrt{\sum_k w'_k \sigma_k^2 + \epsilon}} + \beta,
+      \qquad k \in \{\text{IN}, \text{LN}, \text{BN}\}$$
+
+    The weights are softmax of three logits each, all 1 at the start; means and variances have
+    their own. In evaluation the batch's statistics are the running ones. All variances are
+    the biased ones of the paper's equations (the authors' code takes unbiased ones).
+
+    Args:
+        axes: axes of space. `None`: all between the first and the last; channels are last.
+        eps: added to the blended variance.
+        decay: weight of the old running value, in [0, 1]; 0.997 as in the authors' code. May
+            be given at each call as `hyper={"decay": d}`.
+        correction: variance that is *stored*: 0 the biased one, 1 times n/(n-1).
+        use_scale: whether there is a gamma.
+        use_bias: whether there is a beta.
+        scale_init: start of gamma.
+        bias_init: start of beta.
+
+    Returns:
+        A `Norm` with params `Switch` and state `Running`.
+
+    Raises:
+        ValueError: a number outside its range; x without space.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.switchable_norm()
+        >>> params, state = norm.init((1, 2, 1))
+        >>> y, state = norm.apply(params, state, jnp.array([[[1.0], [3.0]]]), stats="batch")
+        >>> [round(v, 3) for v in y.ravel().tolist()]
+        [-1.0, 1.0]
+
+    Reference:
+        Luo, Ren, Peng, Zhang, Li, "Differentiable Learning-to-Normalize via Switchable
+        Normalization", 2018.
+    """
+    return SwitchableNorm(
+        **channel_stats(axes, eps, decay, correction, scale_init, bias_init),
+        use_scale=use_scale,
+        use_bias=use_bias,
+    )

@@ -1,0 +1,153 @@
+"""Norms that divide by a length: `l2_norm`, `scale_norm`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax._internal import _checks, _hints
+from normjax.base import Affine, Norm
+from normjax.norms._affine import check_affine
+from normjax.norms._per_sample import PerSampleNorm
+from normjax.statistics import _measure
+from normjax.statistics._types import AxisName, Moments, PyTree
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class L2Norm(PerSampleNorm):
+    """The value behind `l2_norm`; see there."""
+
+    factory: ClassVar[str] = "l2_norm"
+
+    axes: tuple[int, ...] = (-1,)
+    eps: float = 1e-12
+    use_scale: bool = False
+    use_bias: bool = False
+    feature_axis_name: AxisName = None
+
+    def averaged(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of one vector."""
+        return _checks.resolve_axes(self.axes, ndim)
+
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return the same axes."""
+        return self.averaged(ndim)
+
+    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
+        """Return moments whose spread is the squared length: the sum, not the mean."""
+        axes = self.averaged(x.ndim)
+        m = _measure.mean_square(x, axes, mask=mask, axis_name=self.feature_axis_name)
+        return m._replace(var=m.var * m.count)
+
+
+@_hints.with_hints()
+def l2_norm(
+    *,
+    axes: int | Sequence[int] = -1,
+    eps: float = 1e-12,
+    use_scale: bool = False,
+    scale_init: float = 1.0,
+    feature_axis_name: AxisName = None,
+) -> Norm:
+    r"""Unit length: each vector divided by its Euclidean norm.
+
+    $$y = \gamma \odot \frac{x}{\sqrt{\sum_i x_i^2 + \epsilon}}$$
+
+    Args:
+        axes: axes of one vector.
+        eps: added to the squared length; the paper has none, and 1e-12 is lost beside any
+            vector that is longer than 1e-3.
+        use_scale: whether there is a learned gain for each feature.
+        scale_init: start of the gain.
+        feature_axis_name: device axis that the *features* are split over.
+
+    Returns:
+        A `Norm` with params `Affine` (its bias `None`) and no state.
+
+    Raises:
+        ValueError: a number outside its range, axes that name nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.l2_norm()
+        >>> params, state = norm.init((1, 2))
+        >>> y, state = norm.apply(params, state, jnp.array([[3.0, 4.0]]), stats="batch")
+        >>> [round(v, 3) for v in y[0].tolist()]
+        [0.6, 0.8]
+
+    Reference:
+        Liu, Rabinovich, Berg, "ParseNet: Looking Wider to See Better", 2015 (with the gain).
+    """
+    check_affine(eps, scale_init)
+    return L2Norm(
+        axes=_checks.axes(axes) or (-1,),
+        eps=eps,
+        use_scale=use_scale,
+        scale_init=scale_init,
+        feature_axis_name=feature_axis_name,
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScaleNorm(L2Norm):
+    """The value behind `scale_norm`; see there."""
+
+    factory: ClassVar[str] = "scale_norm"
+
+    eps: float = 1e-10
+    use_scale: bool = True
+    scale_init: float | None = None  # type: ignore[assignment]  # None: the root of the features
+
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return no axis: one gain for all features."""
+        return ()
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Affine, PyTree]:
+        """Return `(Affine, ())`, the gain a scalar; `key` is not used."""
+        if self.scale_init is not None:
+            return super().init(shape, dtype, key=key)
+        size = math.prod(shape[a] for a in self.averaged(len(shape)))
+        return dataclasses.replace(self, scale_init=math.sqrt(size)).init(shape, dtype, key=key)
+
+
+@_hints.with_hints()
+def scale_norm(
+    *, axes: int | Sequence[int] = -1, eps: float = 1e-10, scale_init: float | None = None
+) -> Norm:
+    r"""Scale normalization: unit length times one learned number.
+
+    $$y = g\,\frac{x}{\sqrt{\sum_i x_i^2 + \epsilon}}$$
+
+    Args:
+        axes: axes of one vector.
+        eps: added to the squared length; the authors' code bounds the length below by 1e-5,
+            the root of 1e-10.
+        scale_init: start of g; `None` is the root of the number of features, as in the paper.
+
+    Returns:
+        A `Norm` with params `Affine` (a scalar scale, its bias `None`) and no state.
+
+    Raises:
+        ValueError: a number outside its range, axes that name nothing.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.scale_norm()
+        >>> params, state = norm.init((1, 4))
+        >>> y, state = norm.apply(params, state, jnp.array([[3.0, 4.0, 0, 0]]), stats="batch")
+        >>> float(params.scale), [round(v, 3) for v in y[0].tolist()]
+        (2.0, [1.2, 1.6, 0.0, 0.0])
+
+    Reference:
+        Nguyen, Salazar, "Transformers without Tears: Improving the Normalization of
+        Self-Attention", 2019.
+    """
+    check_affine(eps, 1.0 if scale_init is None else scale_init)
+    return ScaleNorm(axes=_checks.axes(axes) or (-1,), eps=eps, scale_init=scale_init)

@@ -1,0 +1,324 @@
+"""Norms that whiten the batch: `decorrelated_batch_norm`, `iterative_norm`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax._internal import _checks, _hints
+from normjax.base import Affine, Hyper, Norm, Stats
+from normjax.norms._affine import initial_affine
+from normjax.norms._inverse_root import inverse_root, newton_inverse_root
+from normjax.norms._whiten import Whitening, _ridge, whiten
+from normjax.statistics import _formulas, _measure, _running, _shapes
+from normjax.statistics._types import Array, AxisName, PyTree, RunningCov, SecondMoments
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class WhiteningNorm(Norm):
+    """What whitening norms share; a method says how the matrix is made of a covariance."""
+
+    stateful: ClassVar[bool] = True
+    hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
+
+    group_size: int | None = None
+    axes: tuple[int, ...] | None = None
+    eps: float = 1e-5
+    decay: float = 0.9
+    correction: int = 0
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: float = 1.0
+    bias_init: float = 0.0
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+
+    @abc.abstractmethod
+    def matrix(self, cov: jax.Array) -> jax.Array:
+        """Return the whitening matrices of covariances to which eps was added."""
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[Affine, RunningCov]:
+        """Return `(Affine, RunningCov)`, statistics `[*kept, groups, group_size]`, no `key`."""
+        del key
+        kept = [a for a in range(len(shape)) if a not in self._axes(len(shape))]
+        features = tuple(shape[a] for a in kept)
+        groups = (*features[:-1], *self._groups(features[-1]))
+        wide = _shapes.stat_dtype(dtype)
+        eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
+        return initial_affine(self, features, dtype), RunningCov(jnp.zeros(groups, wide), eyes)
+
+    def moments(
+        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
+    ) -> SecondMoments:
+        """Measure means and covariances of each group, over all devices of `axis_name`."""
+        del params
+        x = jnp.asarray(x)
+        groups = self.axis_index_groups if axis_name is not None else None
+        return _measure.second_moments(
+            self._split(x),
+            self._axes(x.ndim),
+            mask=self._split_mask(mask, x),
+            axis_name=axis_name,
+            axis_index_groups=groups,
+        )
+
+    def transform(
+        self,
+        params: Affine,
+        state: PyTree,
+        measured: SecondMoments | None,
+        x: Array,
+        *,
+        stats: Stats,
+        mask: Array | None = None,
+        hyper: Hyper = None,
+    ) -> jax.Array:
+        """Whiten with this batch's covariance or the kept one."""
+        del hyper
+        x = jnp.asarray(x)
+        axes = self._axes(x.ndim)
+        m = _running.select(state, measured, stats)
+        fit = Whitening(self.matrix(_ridge(m.cov, self.eps)), m.mean)
+        wide = x.astype(_shapes.stat_dtype(x.dtype))
+        y = whiten(self._split(wide), fit, axes, mask=self._split_mask(mask, x)).reshape(x.shape)
+        kept = [a for a in range(x.ndim) if a not in axes]
+        scale, bias = (
+            None if v is None else _shapes.expand(v, kept, x.ndim)
+            for v in (params.scale, params.bias)
+        )
+        return _formulas.affine(y, scale, bias).astype(x.dtype)
+
+    def update(
+        self, state: PyTree, measured: SecondMoments | None, *, stats: Stats, hyper: Hyper = None
+    ) -> PyTree:
+        """Move the running statistics; never toward an empty or non-finite batch."""
+        decay = (hyper or {}).get("decay", self.decay)
+        return _running.accumulate(
+            state, measured, stats=stats, decay=decay, correction=self.correction
+        )
+
+    def _axes(self, ndim: int) -> tuple[int, ...]:
+        axes = _checks.resolve_axes(self.axes, ndim)
+        if ndim - 1 in axes:
+            raise ValueError(
+                f"axes={self.axes} averages over the last axis, whose covariance is whitened: move "
+                "the features last, jnp.moveaxis(x, features, -1)"
+            )
+        return axes
+
+    def _groups(self, features: int) -> tuple[int, int]:
+        size = self.group_size or features
+        if features % size:
+            fits = [d for d in range(1, size) if features % d == 0][-1]
+            raise ValueError(
+                f"group_size={size} does not divide {features} features: write, for example, "
+                f"group_size={fits}"
+            )
+        return features // size, size
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], *self._groups(x.shape[-1]))
+
+    def _split_mask(self, mask: Array | None, x: jax.Array) -> jax.Array | None:
+        if mask is None:
+            return None
+        mask = jnp.asarray(mask)
+        whole = mask.shape[-1] != 1 or x.shape[-1] == 1
+        return self._split(mask) if whole else mask[..., None]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DecorrelatedBatchNorm(WhiteningNorm):
+    """The value behind `decorrelated_batch_norm`; see there."""
+
+    factory: ClassVar[str] = "decorrelated_batch_norm"
+
+    def matrix(self, cov: jax.Array) -> jax.Array:
+        """Return the symmetric inverse root."""
+        return inverse_root(cov, self.eps)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class IterativeNorm(WhiteningNorm):
+    """The value behind `iterative_norm`; see there."""
+
+    factory: ClassVar[str] = "iterative_norm"
+
+    use_scale: bool = False
+    use_bias: bool = False
+    iterations: int = 5
+
+    def matrix(self, cov: jax.Array) -> jax.Array:
+        """Return Newton's approximation of the inverse root."""
+        return newton_inverse_root(cov, self.iterations)
+
+
+@_hints.with_hints()
+def decorrelated_batch_norm(
+    *,
+    group_size: int | None = None,
+    axes: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+    decay: float = 0.9,
+    correction: int = 0,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Norm:
+    r"""Decorrelated batch normalization: the features of a batch whitened, not only scaled.
+
+    $$y = \gamma \odot (\Sigma_B + \epsilon I)^{-1/2}(x - \mu_B) + \beta$$
+
+    The inverse root is the symmetric one (ZCA), which does not shuffle the features from batch
+    to batch. Its gradient is finite also at equal eigenvalues, where that through the
+    eigenvectors is not.
+
+    What is kept is the running mean and the running *covariance*, not an average of whitening
+    matrices: covariances of disjoint batches merge exactly, so that devices, microbatches and
+    `population_statistics` give the covariance of all the data, while an average of inverse roots
+    is the inverse root of nothing. Evaluation takes one inverse root a call for it.
+
+    Args:
+        group_size: features whitened together, neighbours; must divide their number. `None`
+            is all of them. A covariance needs more vectors than features, so small groups suit
+            small batches.
+        axes: axes averaged over, not the last; `None` is all but the last.
+        eps: added to the variances.
+        decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
+        correction: covariance that is stored: 0 the biased one, 1 times n/(n-1).
+        use_scale: whether there is a gamma for each feature.
+        use_bias: whether there is a beta.
+        scale_init: start of gamma.
+        bias_init: start of beta.
+        axis_index_groups: as in `batch_norm`.
+
+    Returns:
+        A `Norm` with params `Affine` and state `RunningCov`.
+
+    Raises:
+        ValueError: a number outside its range; groups or axes that do not fit x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, normjax as nj
+        >>> norm = nj.decorrelated_batch_norm(group_size=2)
+        >>> params, state = norm.init((1, 4))
+        >>> x = jax.random.normal(jax.random.key(0), (32, 4))
+        >>> y, state = norm.apply(params, state, x, stats="batch")
+        >>> bool(jnp.allclose(nj.second_moments(y[:, :2]).cov, jnp.eye(2), atol=1e-3))
+        True
+
+    Reference:
+        Huang, Yang, Lang, Deng, "Decorrelated Batch Normalization", 2018.
+    """
+    made = DecorrelatedBatchNorm(
+        group_size=group_size,
+        axes=_checks.axes(axes),
+        eps=eps,
+        decay=decay,
+        correction=correction,
+        use_scale=use_scale,
+        use_bias=use_bias,
+        scale_init=scale_init,
+        bias_init=bias_init,
+        axis_index_groups=_tuples(axis_index_groups),
+    )
+    return _checked(made)
+
+
+@_hints.with_hints()
+def iterative_norm(
+    *,
+    group_size: int | None = None,
+    iterations: int = 5,
+    axes: int | Sequence[int] | None = None,
+    eps: float = 1e-5,
+    decay: float = 0.9,
+    correction: int = 0,
+    use_scale: bool = False,
+    use_bias: bool = False,
+    scale_init: float = 1.0,
+    bias_init: float = 0.0,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Norm:
+    r"""Iterative normalization: whitening by a few steps of Newton's method, matrix products only.
+
+    $$S = \Sigma / \mathrm{tr}\,\Sigma, \quad P_0 = I, \quad
+      P_{k+1} = \tfrac12(3 P_k - P_k^3 S), \quad
+      y = \frac{P_T}{\sqrt{\mathrm{tr}\,\Sigma}}\,(x - \mu_B), \quad
+      \Sigma = \Sigma_B + \epsilon I$$
+
+    Few iterations whiten the directions of large variance and leave the small ones small, which
+    keeps the noise of the batch out of them. What is kept is the running covariance, for the
+    reasons given at `decorrelated_batch_norm`; evaluation runs the same iterations on it.
+
+    Args:
+        group_size: features whitened together; must divide their number, `None` is all. The
+            authors' ImageNet runs use 64.
+        iterations: T, number of Newton steps.
+        axes: axes averaged over, not the last; `None` is all but the last.
+        eps: added to the variances.
+        decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
+        correction: covariance that is stored: 0 the biased one, 1 times n/(n-1).
+        use_scale: whether there is a gamma; off, as in the authors' code.
+        use_bias: whether there is a beta; off, as in the authors' code.
+        scale_init: start of gamma.
+        bias_init: start of beta.
+        axis_index_groups: as in `batch_norm`.
+
+    Returns:
+        A `Norm` with params `Affine` and state `RunningCov`.
+
+    Raises:
+        ValueError: a number outside its range; groups or axes that do not fit x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, normjax as nj
+        >>> norm = nj.iterative_norm()
+        >>> params, state = norm.init((1, 2))
+        >>> x = jax.random.normal(jax.random.key(0), (32, 2))
+        >>> y, state = norm.apply(params, state, x, stats="batch")
+        >>> bool(jnp.allclose(nj.second_moments(y).cov, jnp.eye(2), atol=1e-2))
+        True
+
+    Reference:
+        Huang, Zhou, Zhu, Liu, Shao, "Iterative Normalization: Beyond Standardization towards
+        Efficient Whitening", 2019, algorithm 1.
+    """
+    _checks.positive_int("iterations", iterations)
+    made = IterativeNorm(
+        group_size=group_size,
+        axes=_checks.axes(axes),
+        eps=eps,
+        decay=decay,
+        correction=correction,
+        use_scale=use_scale,
+        use_bias=use_bias,
+        scale_init=scale_init,
+        bias_init=bias_init,
+        axis_index_groups=_tuples(axis_index_groups),
+        iterations=iterations,
+    )
+    return _checked(made)
+
+
+def _checked(norm: WhiteningNorm) -> Norm:
+    if norm.group_size is not None:
+        _checks.positive_int("group_size", norm.group_size)
+    _checks.positive("eps", norm.eps)
+    _checks.unit_interval("decay", norm.decay, hint=": it is the weight of the old value")
+    _checks.one_of("correction", norm.correction, (0, 1))
+    _checks.number("scale_init", norm.scale_init)
+    _checks.number("bias_init", norm.bias_init)
+    return norm
+
+
+def _tuples(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    return None if groups is None else tuple(tuple(g) for g in groups)

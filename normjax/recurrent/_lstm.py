@@ -1,0 +1,189 @@
+"""The LSTM cell."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from normjax._internal import _checks, _hints
+from normjax.base import Norm
+from normjax.norms import _dispatch
+from normjax.recurrent import _lstm_kernel
+from normjax.recurrent._base import Gates, NormAt
+from normjax.recurrent._carry import zoneout
+from normjax.recurrent._initializers import Initializer
+from normjax.recurrent._recurrent import Recurrent, build_layer
+from normjax.recurrent._seq_norm import SeqNorm
+from normjax.statistics._types import PyTree
+
+
+class LSTMCarry(NamedTuple):
+    """Cell and hidden state, `[batch, hidden]` each, in Flax's order."""
+
+    c: Any
+    h: Any
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LSTM(Recurrent):
+    """The value behind `lstm`; see there."""
+
+    factory: ClassVar[str] = "lstm"
+    gates: ClassVar[int] = 4
+    places: ClassVar[dict[str, int]] = {"norm_x": 4, "norm_h": 4, "norm_sum": 4, "norm_c": 1}
+    inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 4)}
+
+    norm_sum: SeqNorm | None = None
+    norm_c: SeqNorm | None = None
+    forget_bias: float = 0.0
+    zoneout_c: float = 0.0
+    carry_normalized: bool = False
+    impl: _dispatch.Impl = "xla"
+
+    def cell(
+        self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: LSTMCarry
+    ) -> tuple[LSTMCarry, Gates]:
+        """One step; the cell update itself is not normalized, so gradients flow along c."""
+        zh = norm("norm_h", h @ params["w_h"])
+        z = norm("norm_sum", zx + zh) + params["bias"][None]
+        i, f, g, o = jnp.split(z, 4, axis=-1)
+        i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
+        c = f * carry.c + i * jnp.tanh(g)
+        shown = norm("norm_c", c)
+        h = o * jnp.tanh(shown)
+        following = LSTMCarry(shown if self.carry_normalized else c, h)
+        return following, {"input": i, "forget": f, "output": o}
+
+    def by_kernel(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: LSTMCarry, how: dict[str, Any]
+    ) -> Any:
+        """Run the BN-LSTM's recurrence as one program."""
+        if self.impl == "xla" or not _lstm_kernel.supports(x, self.hidden):
+            return None
+        return _lstm_kernel.run(self, params, state, x, carry, how)
+
+    def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
+        """Hold units of c and h, each with its own probability."""
+        key_c, key_h = (None, None) if key is None else jax.random.split(key)
+        return LSTMCarry(
+            zoneout(key_c, self.zoneout_c, old.c, new.c),
+            zoneout(key_h, self.zoneout_h, old.h, new.h),
+        )
+
+    def start_carry(self, batch: int, dtype: Any) -> LSTMCarry:
+        """Return zeros."""
+        zero = jnp.zeros((batch, self.hidden), dtype)
+        return LSTMCarry(zero, zero)
+
+    def start_bias(self, dtype: Any) -> dict[str, jax.Array]:
+        """Zeros, but for the forget gate's."""
+        blocks = jnp.zeros((4, self.hidden), dtype).at[1].set(self.forget_bias)
+        return {"bias": blocks.reshape(-1)}
+
+
+@_hints.with_hints()
+def lstm(
+    hidden: int,
+    *,
+    norm_x: Norm | SeqNorm | None = None,
+    norm_h: Norm | SeqNorm | None = None,
+    norm_sum: Norm | SeqNorm | None = None,
+    norm_c: Norm | SeqNorm | None = None,
+    kernel_init: Initializer = "lecun_normal",
+    recurrent_init: Initializer = "orthogonal",
+    forget_bias: float = 0.0,
+    carry_normalized: bool = False,
+    learn_carry: bool = False,
+    h0_noise: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    dropout_h: float = 0.0,
+    remat_steps: int | None = None,
+    time_major: bool = False,
+    impl: _dispatch.Impl = "xla",
+) -> Recurrent:
+    r"""LSTM with a norm in any place.
+
+    $$(i, f, g, o) = N_{sum}\big(N_x(W_x x_t) + N_h(W_h h_{t-1})\big) + b$$
+    $$c_t = \sigma(f) \odot c_{t-1} + \sigma(i) \odot \tanh(g), \qquad
+      h_t = \sigma(o) \odot \tanh(N_c(c_t))$$
+
+    Without norms it is Flax's `OptimizedLSTMCell` under `RNN`: same gate order i, f, g, o,
+    same single bias.
+
+    Args:
+        hidden: number of units.
+        norm_x: on the input term ("vertical"), computed for all steps at once.
+        norm_h: on the recurrent term ("horizontal").
+        norm_sum: on their sum, the variant that the literature warns of.
+        norm_c: on the cell on its way to the output; the cell that is carried stays as it is.
+        kernel_init: start of `w_x`: `"lecun_normal"`, `"glorot_uniform"`, `"orthogonal"` (each
+            gate's block), `"orthogonal_joint"` (one matrix), … or a function of key, shape, dtype.
+        recurrent_init: start of `w_h`: the same, or `"identity"` (candidate block identity, the
+            gates jointly orthonormal).
+        forget_bias: start of the forget gate's bias.
+        carry_normalized: carry `N_c(c_t)` to the next step, the ablation of the authors' script.
+        learn_carry: learn the first cell and hidden state, which start at 0.
+        h0_noise: standard deviation of noise on the first hidden state, in both modes.
+        zoneout_h: probability that a hidden unit keeps its old value (Krueger et al. 2017).
+        zoneout_c: the same for the cell.
+        dropout_h: probability that a hidden unit is hidden from the recurrent weights, one draw
+            a sequence (Gal and Ghahramani 2016). Zoneout and dropout act in mode `"batch"`
+            where `apply` is given a `key`.
+        remat_steps: backward, run so many steps at a time again from what they began with, and
+            keep of the others the carry alone: less memory for one more pass forward; about the
+            root of the length is least. `None`: keep all steps.
+        time_major: x is `[time, batch, features]`.
+        impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
+            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet and
+            a CPU interprets, slowly. It keeps h and c of each step and has no use for
+            `remat_steps`.
+
+    Returns:
+        A `Recurrent` with carry `LSTMCarry(c, h)`.
+
+    Raises:
+        TypeError: something in the place of a norm that is none.
+        ValueError: a norm that keeps statistics without a lift, a lift in a place where it
+            cannot work, an unknown initializer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, normjax as nj
+        >>> from normjax import recurrent
+        >>> layer = recurrent.lstm(8, norm_x=nj.layer_norm(), norm_h=nj.layer_norm())
+        >>> params, state = layer.init(jax.random.key(0), features=3)
+        >>> (y, carry), state = layer.apply(params, state, jnp.ones((2, 5, 3)), stats="batch")
+        >>> y.shape, carry.h.shape
+        ((2, 5, 8), (2, 8))
+
+    Reference:
+        Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997; Cooijmans et al., "Recurrent
+        Batch Normalization", 2017, equations 6 to 8.
+    """
+    _checks.number("forget_bias", forget_bias)
+    layer = build_layer(
+        LSTM,
+        hidden=hidden,
+        norm_x=norm_x,
+        norm_h=norm_h,
+        norm_sum=norm_sum,
+        norm_c=norm_c,
+        kernel_init=kernel_init,
+        recurrent_init=recurrent_init,
+        forget_bias=forget_bias,
+        carry_normalized=carry_normalized,
+        learn_carry=learn_carry,
+        h0_noise=h0_noise,
+        zoneout_h=zoneout_h,
+        zoneout_c=zoneout_c,
+        dropout_h=dropout_h,
+        remat_steps=remat_steps,
+        time_major=time_major,
+        impl=_dispatch.check(impl),
+    )
+    if impl == "kernel":
+        _lstm_kernel.check(layer)
+    return layer

@@ -1,0 +1,141 @@
+"""Statistics of each time step: `per_step`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax._internal import _checks, _hints
+from normjax.base import Hyper, Norm, Stats
+from normjax.recurrent._seq_norm import Beyond, SeqNorm, unlifted
+from normjax.statistics import _kinds
+from normjax.statistics._types import Array, PyTree
+
+
+def resize(tree: PyTree, steps: int) -> PyTree:
+    """The first `steps` along axis 0 of each leaf, the last one repeated where there are fewer."""
+
+    def one(leaf: Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)[:steps]
+        missing = steps - leaf.shape[0]
+        return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PerStep(SeqNorm):
+    """The value behind `per_step`; see there."""
+
+    factory: ClassVar[str] = "per_step"
+
+    max_steps: int = dataclasses.field(kw_only=True)
+    share_params: bool = True
+    beyond: Beyond = "last"
+
+    def init(
+        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """Make parameters, shared or one per step, and one state per step."""
+        params, state = self.norm.init(shape, dtype, key=key)
+
+        def repeat(leaf: jax.Array) -> jax.Array:
+            return jnp.tile(leaf, (self.max_steps,) + (1,) * leaf.ndim)
+
+        params = params if self.share_params else jax.tree.map(repeat, params)
+        return params, jax.tree.map(repeat, state)
+
+    def per_step_inputs(self, params: PyTree, state: PyTree, steps: int) -> PyTree:
+        """Slice out the first `steps` states, the last one repeated past `max_steps`."""
+        _checks.max_steps(steps, self.max_steps, self.beyond)
+        for leaf in jax.tree.leaves(state):
+            if jnp.shape(leaf)[0] != self.max_steps:
+                raise ValueError(
+                    f"the state has statistics of {jnp.shape(leaf)[0]} steps and this lift keeps "
+                    f"{self.max_steps}: write max_steps={jnp.shape(leaf)[0]}"
+                )
+
+        own = None if self.share_params else resize(params, steps)
+        return own, resize(state, steps)
+
+    def slice_for_step(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
+        """The state of this step, and its parameters if it has its own."""
+        own, kept = at
+        return params if self.share_params else own, kept
+
+    def update_state(
+        self, state: PyTree, measured: PyTree, *, stats: Stats, hyper: Hyper = None
+    ) -> PyTree:
+        """Move the statistics of the steps that were measured; the others stay."""
+        if measured is None:
+            return state
+        steps = jax.tree.leaves(measured)[0].shape[0]
+        n = min(steps, self.max_steps)
+        if self.beyond == "merge" and steps > n:
+            last = _kinds.merge_axis(jax.tree.map(lambda s: s[n - 1 :], measured))
+            measured = jax.tree.map(lambda s, e: s[:n].at[n - 1].set(e), measured, last)
+        else:
+            measured = jax.tree.map(lambda s: s[:n], measured)
+
+        def move(state_t: PyTree, measured_t: PyTree) -> PyTree:
+            return self.norm.update(state_t, measured_t, stats=stats, hyper=hyper)
+
+        moved = jax.vmap(move)(jax.tree.map(lambda s: jnp.asarray(s)[:n], state), measured)
+        if n == self.max_steps:
+            return moved
+        return jax.tree.map(lambda s, m: jnp.asarray(s).at[:n].set(m), state, moved)
+
+
+@_hints.with_hints()
+def per_step(
+    norm: Norm, max_steps: int, *, share_params: bool = True, beyond: Beyond = "last"
+) -> SeqNorm:
+    r"""Keep statistics of each time step apart, as recurrent batch norm needs.
+
+    $$\hat x_t = \frac{x_t - \mu_t}{\sqrt{\sigma_t^2 + \epsilon}}, \qquad
+      t > T_{\max}:\; \mu_t = \mu_{T_{\max}},\; \sigma_t = \sigma_{T_{\max}}$$
+
+    The hidden state starts from the same value in every sequence and settles within tens of
+    steps; statistics averaged over that transient fit no step.
+
+    A step is known as well as its data: one that no sequence reached keeps mean 0 and variance
+    1, and one that a single sequence reached in a batch moves toward variance 0. Where lengths
+    differ much, evaluate with `population_statistics` over enough data, with `max_steps` no longer
+    than its sequences.
+
+    Args:
+        norm: the norm of one step, with any state.
+        max_steps: number of steps with statistics of their own; the longest training length.
+        share_params: one gamma and beta for all steps (the paper), or one per step.
+        beyond: steps past `max_steps`: `"last"` normalizes them with the last statistics in
+            mode `"running"`, and in mode `"batch"` leaves these alone; `"merge"` also adds what
+            was measured there to the last statistics; `"error"` refuses longer sequences.
+
+    Returns:
+        A `SeqNorm` whose state has a leading axis of `max_steps`.
+
+    Raises:
+        TypeError: `norm` is not a `Norm`.
+        ValueError: `max_steps` is not a positive integer, `beyond` is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> from normjax import recurrent
+        >>> seq = recurrent.per_step(nj.batch_norm(decay=0.0), max_steps=2)
+        >>> params, state = seq.init((1, 1))
+        >>> x = jnp.array([[[0.0], [2.0]], [[4.0], [8.0]]])  # [time, batch, features]
+        >>> _, state = seq.apply(params, state, x, stats="batch")
+        >>> state.mean.ravel().tolist()
+        [1.0, 6.0]
+
+    Reference:
+        Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017.
+    """
+    _checks.positive_int("max_steps", max_steps)
+    _checks.one_of("beyond", beyond, ("last", "merge", "error"))
+    return PerStep(
+        unlifted(norm, "per_step"), max_steps=max_steps, share_params=share_params, beyond=beyond
+    )

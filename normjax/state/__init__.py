@@ -1,0 +1,1 @@
+"""A whole model's statistics after and around training: population, folding, names, PyTorch."""

@@ -1,0 +1,163 @@
+"""Folding: the inference of a norm as two constants, and those into the layer before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Inexact
+
+from normjax._internal import _checks
+from normjax.base import Affine, Norm
+from normjax.norms._batch import BatchNorm
+from normjax.norms._ghost import GhostBatchNorm
+from normjax.norms._identity import Identity
+from normjax.norms._mean_only import MeanOnlyBatchNorm
+from normjax.norms._renorm import BatchRenorm
+from normjax.statistics import _shapes
+from normjax.statistics._types import Accumulator, Array, PyTree
+
+# By exact type: a relative that inherits from batch norm may do more in inference.
+_FOLDED = (BatchNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm)
+
+
+def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
+    r"""Inference of a norm of the batch family as one multiplication and one addition.
+
+    $$y = \text{scale} \cdot x + \text{bias}, \qquad
+      \text{scale} = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}, \quad
+      \text{bias} = \beta - \text{scale}\cdot\mu$$
+
+    Args:
+        norm: `batch_norm`, `batch_renorm`, `ghost_batch_norm`, `mean_only_batch_norm` or
+            `identity`; the others depend on the sample, or mix features.
+        params: its parameters.
+        state: its state, with the statistics of inference.
+
+    Returns:
+        `Affine(scale, bias)` of the shape of the features, in at least float32.
+
+    Raises:
+        TypeError: the inference of `norm` is not an affine of each feature.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> norm = nj.batch_norm(eps=1.0)
+        >>> params, _ = norm.init((1, 1))
+        >>> scale, bias = nj.fold(norm, params, nj.Running(jnp.array([2.0]), jnp.array([3.0])))
+        >>> scale.tolist(), bias.tolist()
+        ([0.5], [-1.0])
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2, line 11.
+    """
+    if isinstance(norm, Identity):
+        kept = params.scale if params.scale is not None else params.bias
+        if kept is None:
+            raise TypeError("identity() without scale and bias has nothing to fold: leave it out")
+        wide = _shapes.stat_dtype(jnp.asarray(kept).dtype)
+        scale = jnp.ones(jnp.shape(kept), wide)
+        mean = jnp.zeros(jnp.shape(kept), wide)
+    elif type(norm) in _FOLDED:
+        m = state.running if isinstance(state, Accumulator) else state
+        mean = jnp.asarray(m.mean)
+        if isinstance(norm, BatchNorm):
+            scale = lax.rsqrt(jnp.asarray(m.var) + norm.eps)
+        else:
+            scale = jnp.ones(mean.shape, jnp.finfo(mean.dtype).dtype)
+    else:
+        raise TypeError(
+            f"the inference of {norm.factory} is not an affine of each feature, so it cannot be "
+            "folded: call norm.apply(params, state, x, stats='running')"
+        )
+    scale = scale.astype(mean.dtype)
+    if params.scale is not None:
+        scale = scale * params.scale.astype(scale.dtype)
+    bias = -scale * mean
+    if params.bias is not None:
+        bias = bias + params.bias.astype(bias.dtype)
+    return Affine(scale, bias)
+
+
+def fold_dense(
+    kernel: Inexact[Array, "inputs outputs"],
+    bias: Inexact[Array, " outputs"] | None,
+    folded: Affine,
+) -> tuple[jax.Array, jax.Array]:
+    r"""Fold an affine into the dense layer before it.
+
+    $$s(Wx + b) + t = (sW)x + (sb + t)$$
+
+    Args:
+        kernel: `[inputs, outputs]`.
+        bias: `[outputs]`, or `None`.
+        folded: what `fold` returned, `[outputs]`.
+
+    Returns:
+        `(kernel, bias)` of the dtype of `kernel`; the layer then needs a bias.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> folded = nj.Affine(jnp.array([2.0, 3.0]), jnp.array([1.0, 1.0]))
+        >>> kernel, bias = nj.fold_dense(jnp.ones((1, 2)), None, folded)
+        >>> kernel.tolist(), bias.tolist()
+        ([[2.0, 3.0]], [1.0, 1.0])
+
+    Reference:
+        Jacob et al., "Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference", 2018, section 3.2.
+    """
+    return _fold(kernel, bias, folded)
+
+
+def fold_conv(
+    kernel: Inexact[Array, "*window inputs outputs"],
+    bias: Inexact[Array, " outputs"] | None,
+    folded: Affine,
+) -> tuple[jax.Array, jax.Array]:
+    """Fold an affine into the convolution before it; as `fold_dense`, whatever its padding.
+
+    Args:
+        kernel: `[*window, inputs, outputs]`, Flax's layout. A kernel with the outputs first is
+            turned with `jnp.moveaxis(kernel, 0, -1)`.
+        bias: `[outputs]`, or `None`.
+        folded: what `fold` returned, `[outputs]`: the statistics are shared over positions.
+
+    Returns:
+        `(kernel, bias)` of the dtype of `kernel`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> folded = nj.Affine(jnp.array([2.0]), jnp.array([1.0]))
+        >>> nj.fold_conv(jnp.ones((3, 3, 1, 1)), jnp.ones(1), folded)[1].tolist()
+        [3.0]
+
+    Reference:
+        As `fold_dense`.
+    """
+    return _fold(kernel, bias, folded)
+
+
+def _fold(kernel: Any, bias: Any, folded: Affine) -> tuple[jax.Array, jax.Array]:
+    kernel = _checks.floating(kernel, "fold")
+    if folded.scale is None or folded.bias is None:
+        raise ValueError("folded lacks scale or bias: pass what fold(norm, params, state) returned")
+    scale, shift = jnp.asarray(folded.scale), jnp.asarray(folded.bias)
+    if scale.shape != kernel.shape[-1:]:
+        raise ValueError(
+            f"constants of shape {scale.shape} do not fit a kernel of shape {kernel.shape}: its "
+            "last axis must be the outputs, and the norm's statistics one per output"
+        )
+    if bias is not None:
+        shift = shift + scale * jnp.asarray(bias).astype(scale.dtype)
+    wide = kernel.astype(_shapes.stat_dtype(kernel.dtype))
+    folded_kernel = wide * _shapes.expand(scale.astype(wide.dtype), (kernel.ndim - 1,), kernel.ndim)
+    return folded_kernel.astype(kernel.dtype), shift.astype(kernel.dtype)

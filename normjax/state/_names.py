@@ -1,0 +1,93 @@
+"""Our pytrees as nested dictionaries and back, for frameworks that store variables by name.
+
+`Affine(scale, None)` becomes `{"scale": scale}`, `Running` becomes `{"mean": …, "var": …}`:
+the names and shapes of Flax's own layers. What is absent or empty has no entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from normjax.statistics import _kinds, _running
+from normjax.statistics._types import Accumulator, BatchMeans, PyTree
+
+
+def to_dict(tree: PyTree) -> dict[str, Any]:
+    """Return a tree of named tuples and dictionaries as nested dictionaries."""
+    out = {}
+    for name, value in _fields(tree).items():
+        if jax.tree.leaves(value):
+            out[name] = to_dict(value) if _is_node(value) else value
+    return out
+
+
+def from_dict(template: PyTree, values: Any) -> PyTree:
+    """Return `values` in the structure of `template`, a tree (or shapes) that `init` made.
+
+    Raises:
+        ValueError: names are missing or unknown.
+    """
+    if not _is_node(template):
+        return values
+    if _running.is_stats(template) and isinstance(found := read_statistics(values), Accumulator):
+        return found  # statistics that gather for now; see `population_update`
+    fields = {}
+    expected = _fields(template)
+    for name, value in expected.items():
+        if not jax.tree.leaves(value):
+            fields[name] = value
+        elif name not in values:
+            raise ValueError(f"variable {name!r} is missing: found {sorted(values)}")
+        else:
+            fields[name] = from_dict(value, values[name])
+    if unknown := set(values) - set(expected):
+        raise ValueError(f"variables {sorted(unknown)} are unknown: expected {sorted(expected)}")
+    return fields if isinstance(template, dict) else _rebuild(template, fields)
+
+
+def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
+    """Return one norm's statistics from a dictionary of their names; `None` if it is none.
+
+    Example:
+        >>> read_statistics({"mean": 0.0, "var": 1.0})
+        Running(mean=0.0, var=1.0)
+        >>> read_statistics({"kernel": 0.0}) is None
+        True
+    """
+    names = set(values)
+    if names == set(Accumulator._fields):
+        measured = values["measured"]
+        running = read_statistics(values["running"])
+        if running is None:
+            return None
+        if set(measured) == set(BatchMeans._fields):
+            biased, unbiased = (read_statistics(measured[name]) for name in ("biased", "unbiased"))
+            return Accumulator(
+                running, BatchMeans(biased, unbiased, measured["batches"], measured["pairs"])
+            )
+        kind = _kinds.kind_of(running)
+        assert kind is not None
+        return Accumulator(running, kind.measured(**measured))
+    if any(isinstance(value, Mapping) for value in values.values()):
+        return None
+    for kind in _kinds.kinds():
+        if names == set(kind.names):
+            return kind.running(**values)
+    return None
+
+
+def _rebuild(template: Any, fields: dict[str, Any]) -> Any:
+    return type(template)(**fields) if hasattr(template, "_fields") else template
+
+
+def _is_node(tree: PyTree) -> bool:
+    return isinstance(tree, Mapping) or hasattr(tree, "_fields") or isinstance(tree, tuple)
+
+
+def _fields(tree: PyTree) -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        return dict(tree)
+    return tree._asdict() if hasattr(tree, "_fields") else {}

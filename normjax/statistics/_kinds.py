@@ -1,0 +1,153 @@
+"""The kinds of statistics that merge, and how: `register`, `merge`, `merge_axis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax.statistics._shapes import abs2, outer, scale_by_weight
+from normjax.statistics._types import (
+    Array,
+    Means,
+    Moments,
+    PyTree,
+    Running,
+    RunningCov,
+    RunningMean,
+    SecondMoments,
+)
+
+Measured = TypeVar("Measured", bound=tuple)
+State = TypeVar("State", bound=tuple)
+
+
+class Kind(NamedTuple):
+    """One kind of statistics, and all that merging and keeping it needs to know.
+
+    A measurement is `measured(mean[, spread], count)`, what a state keeps of it is
+    `running(mean[, spread])`, with the same names. The axes that a leaf has beyond those of
+    `count` belong to one statistic together: the features of a covariance.
+
+    Attributes:
+        measured: type of a measurement.
+        running: type of what is kept.
+        square: what a distance between two means adds to the spread; `None` without spread.
+        identity: start of the spread, from the shape and dtype of a mean.
+    """
+
+    measured: type
+    running: type
+    square: Callable[[Array], jax.Array] | None = None
+    identity: Callable[[tuple[int, ...], Any], jax.Array] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of what is kept."""
+        return self.running._fields  # type: ignore[attr-defined]
+
+
+_KINDS: dict[type, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Teach `merge`, `ema`, `Accumulator` and all that builds on them a kind of statistics."""
+    _KINDS[kind.measured] = _KINDS[kind.running] = kind
+
+
+def kind_of(node: PyTree) -> Kind | None:
+    """Kind of a measurement or of kept statistics; `None` of anything else."""
+    return _KINDS.get(type(node))
+
+
+def kinds() -> list[Kind]:
+    """Every registered kind."""
+    return list(dict.fromkeys(_KINDS.values()))
+
+
+def merge(a: Measured, b: Measured) -> Measured:
+    r"""Statistics of the union of two disjoint sets, from theirs.
+
+    $$n = n_a + n_b, \quad \mu = \mu_a + \tfrac{n_b}{n}\delta, \quad
+      \sigma^2 = \tfrac{n_a}{n}\sigma_a^2 + \tfrac{n_b}{n}\sigma_b^2
+      + \tfrac{n_a n_b}{n^2}\,|\delta|^2, \quad \delta = \mu_b - \mu_a$$
+
+    and for covariances $\delta\delta^*$ in the place of $|\delta|^2$.
+
+    Args:
+        a: `Moments`, `SecondMoments` or `Means` of one set.
+        b: those of the other, same type and shape.
+
+    Returns:
+        The same of both; exact up to rounding, and equal to the other where one is empty.
+
+    Raises:
+        TypeError: statistics of two kinds, or without counts.
+        ValueError: statistics of two shapes.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> x = jnp.array([[1.0], [2.0], [6.0]])
+        >>> both = nj.merge(nj.moments(x[:1], 0), nj.moments(x[1:], 0))
+        >>> float(both.mean[0]), float(both.count[0])
+        (3.0, 3.0)
+
+    Reference:
+        Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
+    """
+    x: Any = a
+    y: Any = b
+    kind = kind_of(x)
+    if kind is None or {type(a), type(b)} != {kind.measured}:
+        raise TypeError(
+            f"merge takes two measurements of one kind, such as moments() returns, and got "
+            f"{type(x).__name__} and {type(y).__name__}: kept statistics have no count to weigh by"
+        )
+    if (shapes := [jnp.shape(v) for v in x]) != (others := [jnp.shape(v) for v in y]):
+        raise ValueError(
+            f"merge takes statistics of the same features and got shapes {shapes} and {others}: "
+            "measure both over the same axes"
+        )
+    count = x.count + y.count
+    share = y.count / jnp.maximum(count, 1)
+    delta = y.mean - x.mean
+    mean = x.mean + scale_by_weight(share, delta)
+    if kind.square is None:
+        return kind.measured(mean, count)
+    spread = (
+        x[1]
+        + scale_by_weight(share, y[1] - x[1])
+        + scale_by_weight(share * (1 - share), kind.square(delta))
+    )
+    return kind.measured(mean, spread, count)
+
+
+def merge_axis(m: PyTree, axis: int = 0) -> Any:
+    """Pool statistics that are stacked along `axis` (time steps, groups, devices) into one."""
+    kind = kind_of(m)
+    if kind is None:  # a norm's own bundle of statistics
+        return jax.tree.map(
+            lambda part: merge_axis(part, axis), m, is_leaf=lambda part: kind_of(part) is not None
+        )
+    count = jnp.sum(m.count, axis)
+    share = m.count / jnp.expand_dims(jnp.maximum(count, 1), axis)
+    mean = jnp.sum(scale_by_weight(share, m.mean), axis)
+    if kind.square is None:
+        return kind.measured(mean, count)
+    apart = kind.square(m.mean - jnp.expand_dims(mean, axis))
+    return kind.measured(mean, jnp.sum(scale_by_weight(share, m[1] + apart), axis), count)
+
+
+def _ones(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.ones(shape, dtype)
+
+
+def _eyes(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), (*shape, shape[-1]))
+
+
+register(Kind(Moments, Running, abs2, _ones))
+register(Kind(SecondMoments, RunningCov, outer, _eyes))
+register(Kind(Means, RunningMean))

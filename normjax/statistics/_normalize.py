@@ -1,0 +1,78 @@
+"""Centre and scale with given statistics: `normalize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Inexact, Num
+
+# Merging and keeping belong to the verbs, and are found here with them.
+from normjax._internal import _checks
+from normjax.statistics import _large_cpu
+from normjax.statistics._formulas import standardize
+from normjax.statistics._shapes import as_factor, expand, stat_dtype, to_rank
+from normjax.statistics._types import Array, Moments, Running
+
+
+def normalize(
+    x: Inexact[Array, "*shape"],
+    m: Moments | Running,
+    axes: int | Sequence[int] | None,
+    *,
+    scale: Num[Array, "..."] | None = None,
+    bias: Num[Array, "..."] | None = None,
+    eps: float,
+    mask: Bool[Array, "..."] | None = None,
+) -> Inexact[jax.Array, "*shape"]:
+    r"""Centre and scale `x` with given statistics, then the affine.
+
+    $$y = \text{scale} \cdot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \text{bias}$$
+
+    Args:
+        x: floating or complex, any shape.
+        m: statistics with the shape of x less `axes`.
+        axes: the axes that `m` was averaged over; `None` is all but the last.
+        scale: broadcastable to `x` by NumPy's rules.
+        bias: broadcastable to `x` by NumPy's rules.
+        eps: added to the variance, not negative.
+        mask: True where a value counts. Masked outputs are the bias, never NaN.
+
+    Returns:
+        Output of the shape and dtype of `x`; the arithmetic is in at least float32.
+
+    Raises:
+        ValueError: the shape of `m`, or one that would widen `x`; a negative `eps`.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> nj.normalize(x, nj.moments(x, 0), 0, eps=0.0).ravel().tolist()
+        [-1.0, 1.0]
+
+    Reference:
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015, algorithm 1.
+    """
+    x = _checks.floating(x, "normalize")
+    axes = _checks.resolve_axes(axes, x.ndim)
+    kept = [a for a in range(x.ndim) if a not in axes]
+    expected = tuple(x.shape[a] for a in kept)
+    if jnp.shape(m.mean) != expected:
+        raise ValueError(
+            f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
+            f"over axes {axes}, which leaves {expected}: init with the shape of this x"
+        )
+    _checks.positive("eps", eps, zero=True)
+    for name, v in (("scale", scale), ("bias", bias)):
+        _checks.broadcasts(name, v, x.shape)
+    wide = x.astype(stat_dtype(x.dtype))
+    mean = expand(m.mean, kept, x.ndim).astype(wide.dtype)
+    inverse = expand(lax.rsqrt(m.var + eps), kept, x.ndim).astype(jnp.finfo(wide.dtype).dtype)
+    scale = None if scale is None else as_factor(scale, wide)
+    bias = None if bias is None else to_rank(bias, x.ndim).astype(wide.dtype)
+    if _large_cpu.applies(wide, mask):
+        return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+    return standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)

@@ -1,0 +1,197 @@
+"""Running statistics: start, exponential average, exact accumulation, reset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Num
+
+from normjax._internal import _checks
+from normjax.statistics._kinds import _KINDS, State, kind_of, merge
+from normjax.statistics._shapes import append_axes, scale_by_weight, stat_dtype
+from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Running
+
+
+def ema(
+    running: State, m: Any, *, decay: float | np.number | Num[Array, ""], correction: int = 0
+) -> State:
+    r"""Exponential running average of statistics, safe against empty and broken batches.
+
+    $$\text{running} \leftarrow d \cdot \text{running} + (1 - d) \cdot m$$
+
+    Args:
+        running: the present state, `Running`, `RunningCov` or `RunningMean`.
+        m: statistics of a new batch, of the same kind and shape.
+        decay: weight of the old value, in [0, 1]; may be traced.
+        correction: 0 stores the biased variance (Flax), 1 the unbiased one (paper, PyTorch).
+
+    Returns:
+        The next state, of the same dtype; unchanged where `m.count` is 0 or a statistic is not
+        finite. Carries no gradient.
+
+    Example:
+        >>> import jax.numpy as jnp, normjax as nj
+        >>> run = nj.Running(jnp.zeros(1), jnp.ones(1))
+        >>> run = nj.ema(run, nj.moments(jnp.array([[1.0], [3.0]]), 0), decay=0.5)
+        >>> float(run.mean[0]), float(run.var[0])
+        (1.0, 1.0)
+    """
+    m = lax.stop_gradient(m)
+    new = to_running(m, correction)
+    _check_fits(running, new)
+    if isinstance(decay, int | float | np.number):
+        _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
+    if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
+        raise TypeError(
+            f"complex statistics do not fit a state of {running[0].dtype}: write "
+            f"init(shape, dtype=jnp.{m.mean.dtype})"
+        )
+
+    def average(old: Array, new: Array) -> jax.Array:
+        # A half-precision average would stall a few percent away from its target.
+        d = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
+        return d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
+
+    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    moved = [average(old, value) for old, value in zip(olds, new, strict=True)]
+    # Of what was measured and of what it makes of the state, in the state's own dtype: together
+    # or not at all.
+    good = (m.count > 0) & _finite(m.count, moved)
+    # The unbiased spread of a single value does not exist, its mean does.
+    spread = good & (m.count > 1) if correction else good
+    return type(running)(
+        *(
+            jnp.where(append_axes(spread if i else good, old.ndim), value, old)
+            for i, (old, value) in enumerate(zip(olds, moved, strict=True))
+        )
+    )
+
+
+def to_running(m: Any, correction: int = 0) -> Any:
+    """What a state keeps of a measurement: all but the count; `correction` as in `ema`."""
+    kind = _KINDS[type(m)]
+    if kind.square is None:
+        return kind.running(m.mean)
+    return kind.running(m.mean, unbiased(m) if correction else m[1])
+
+
+def zero_measurement(running: PyTree) -> Any:
+    """The measurement of nothing, in the shapes of `running`."""
+    kind = _KINDS[type(running)]
+    zeros = [jnp.zeros_like(leaf) for leaf in running]
+    real = jnp.zeros(count_shape(running), jnp.finfo(running.mean.dtype).dtype)
+    return kind.measured(*zeros, real)
+
+
+def where_measured(weight: Array, new: Array, old: Array) -> jax.Array:
+    """Return `new` where its weight is positive, else `old`."""
+    return jnp.where(append_axes(weight, jnp.ndim(old)) > 0, new, old)
+
+
+def count_shape(running: PyTree) -> tuple[int, ...]:
+    """Shape of the counts of kept statistics: that of the mean less what one statistic spans."""
+    shape = jnp.shape(running[0])
+    beyond = jnp.ndim(running[1]) - len(shape) if len(running) > 1 else 0
+    return shape[: len(shape) - beyond]
+
+
+def unbiased(m: Any) -> jax.Array:
+    """Spread times n / (n - 1); of a single value, which has none, the biased one."""
+    return scale_by_weight(m.count / jnp.maximum(m.count - 1, 1), m[1])
+
+
+def accumulate(state: PyTree, measured: Any, *, stats: str, decay: Any, correction: int) -> Any:
+    """Add a batch to a state: an exponential average, or an exact one where it gathers."""
+    if measured is None or (stats == "running" and not isinstance(state, Accumulator)):
+        return state
+    if isinstance(state, Accumulator):
+        _check_fits(state.running, to_running(measured))
+        measured = _drop_nonfinite(lax.stop_gradient(measured))
+        add = _add_batch if isinstance(state.measured, BatchMeans) else merge
+        return Accumulator(state.running, add(state.measured, measured))
+    return ema(state, measured, decay=decay, correction=correction)
+
+
+def select(state: PyTree, measured: Any, stats: str) -> Any:
+    """Statistics that normalize: this batch's, or the kept ones."""
+    if stats == "batch":
+        assert measured is not None
+        return measured
+    return state.running if isinstance(state, Accumulator) else state
+
+
+def initial_running(features: tuple[int, ...], dtype: Any) -> Running:
+    """Return a fresh running state: mean 0 and variance 1, at least float32."""
+    dtype = stat_dtype(dtype)
+    return Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
+
+
+def is_stats(leaf: PyTree) -> bool:
+    """Whether a node of a state pytree is one norm's statistics."""
+    kind = kind_of(leaf)
+    return isinstance(leaf, Accumulator) or (kind is not None and isinstance(leaf, kind.running))
+
+
+def reset_running(running: PyTree) -> Any:
+    """Kept statistics of these shapes, back at their start."""
+    kind = _KINDS[type(running)]
+    mean = jnp.zeros_like(running[0])
+    if kind.identity is None:
+        return kind.running(mean)
+    return kind.running(mean, kind.identity(mean.shape, running[1].dtype))
+
+
+def _check_fits(running: Any, new: Any) -> None:
+    """Refuse what is no state of these statistics; shapes that differ would broadcast."""
+    if type(running) is not type(new):
+        raise TypeError(
+            f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
+            "init returned: apply takes (params, state, x) in this order"
+        )
+    for old, value in zip(running, new, strict=True):
+        if jnp.shape(old) != jnp.shape(value):
+            raise ValueError(
+                f"kept statistics of shape {jnp.shape(old)} do not fit those of x, of shape "
+                f"{jnp.shape(value)}: init with the shape of this x"
+            )
+
+
+def _finite(count: Array, leaves: Any) -> jax.Array:
+    """Whether each statistic is finite, in the shape of the counts."""
+    good = jnp.isfinite(jnp.asarray(count))
+    for leaf in leaves:
+        good &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(good.ndim, leaf.ndim)))
+    return good
+
+
+def _drop_nonfinite(m: Any) -> Any:
+    """The measurement, with nothing in the place of statistics that are not finite."""
+    good = _finite(m.count, m)
+    return type(m)(*(jnp.where(append_axes(good, leaf.ndim), leaf, 0) for leaf in m))
+
+
+def _add_batch(total: BatchMeans, m: Any) -> BatchMeans:
+    batches = total.batches + (m.count > 0).astype(total.batches.dtype)
+    pairs = total.pairs + (m.count > 1).astype(total.pairs.dtype)
+    weight = jnp.where(m.count > 0, 1 / jnp.maximum(batches, 1), 0)
+    weight_pairs = jnp.where(m.count > 1, 1 / jnp.maximum(pairs, 1), 0)
+
+    def mean(old: Array, new: Array, weight: jax.Array) -> Array:
+        return old + scale_by_weight(weight, jnp.asarray(new - old))
+
+    biased, unbiased = to_running(m, 0), to_running(m, 1)
+    return BatchMeans(
+        type(biased)(*(mean(o, n, weight) for o, n in zip(total.biased, biased, strict=True))),
+        type(unbiased)(
+            *(
+                mean(o, n, weight_pairs if i else weight)
+                for i, (o, n) in enumerate(zip(total.unbiased, unbiased, strict=True))
+            )
+        ),
+        batches,
+        pairs,
+    )

@@ -1,0 +1,1 @@
+"""Reparametrizations of weights, and initialization from data."""

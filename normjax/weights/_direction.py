@@ -1,0 +1,68 @@
+"""Weight normalization: the length of each weight vector is a parameter of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Inexact
+
+from normjax._internal import _checks
+from normjax.statistics import _shapes
+from normjax.statistics._shapes import abs2, stat_dtype
+from normjax.statistics._types import Array
+
+
+def resolve_reduced_axes(axes: tuple[int, ...] | None, ndim: int, who: str) -> tuple[int, ...]:
+    """Return the axes of one weight vector as sorted non-negative ints."""
+    if axes is None and ndim < 2:
+        raise ValueError(
+            f"{who}() takes all axes but the last as one vector, and a weight of {ndim} axis(es) "
+            f"has no other: write {who}(axes=0), or leave biases and gains out of the rules"
+        )
+    return _checks.resolve_axes(axes, ndim)
+
+
+def scale_by_gain(unit: jax.Array, gain: Array, axes: Sequence[int]) -> jax.Array:
+    """Return `gain` of the axes that remain times `unit`."""
+    kept = [a for a in range(unit.ndim) if a not in axes]
+    return unit * _shapes.expand(gain, kept, unit.ndim).astype(unit.dtype)
+
+
+def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Array, "*kept"]:
+    """Euclidean length over `axes`, kept with size 1; real, at least float32."""
+    x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
+    size = _size(x, axes)
+    return size * jnp.sqrt(jnp.sum(abs2(x / size.astype(x.dtype)), tuple(axes), keepdims=True))
+
+
+def unit(
+    x: Inexact[Array, "*shape"], axes: Sequence[int], *, eps: float = 0.0
+) -> Inexact[jax.Array, "*shape"]:
+    r"""Direction over `axes`, at least float32: x / sqrt(||x||^2 + eps).
+
+    A zero vector stays zero with a finite gradient, and no square over- or underflows.
+
+    Args:
+        x: floating or complex, any shape.
+        axes: non-negative axes of one vector.
+        eps: added to the squared length; with 0 the direction of x does not depend on its scale.
+
+    Returns:
+        Array of the shape of `x`.
+    """
+    x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
+    # x / size has the direction of x for every constant size, so size carries no gradient.
+    size = _size(x, axes)
+    x = x / size.astype(x.dtype)
+    square = jnp.sum(abs2(x), tuple(axes), keepdims=True) + eps / size / size
+    # 1 in the place of 0, before the root: behind it the gradient would be 0 * inf.
+    return x * lax.rsqrt(jnp.where(square > 0, square, 1)).astype(x.dtype)
+
+
+def _size(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Largest magnitude over `axes`, 1 where all are 0."""
+    size = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True))
+    return jnp.where(size > 0, size, 1)

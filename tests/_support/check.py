@@ -1,0 +1,373 @@
+"""The batteries: each a function of one `Sample`, so that any norm can be put to them."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import normjax as nj
+
+
+def with_repeats(samples):
+    """Each sample, and whether one of its factory came before: `make test` runs less of those."""
+    seen = set()
+    for sample in samples:
+        factory = (sample.norm if hasattr(sample, "norm") else sample.reparam).factory
+        yield sample, factory in seen
+        seen.add(factory)
+
+
+def started(sample, dtype=jnp.float32, seed=0):
+    """Params away from their start values, a state that has seen a batch, an input."""
+    params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
+    leaves = [
+        v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
+        for v, k in zip(leaves, keys, strict=False)
+    ]
+    params = jax.tree.unflatten(tree, leaves)
+    warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
+    _, state = sample.norm.apply(params, state, warm, stats="batch")
+    return params, state, sample.input(seed, dtype)
+
+
+def weights(sample, dtype=jnp.float32):
+    """Fixed random weights, so that a scalar loss sees every output differently."""
+    return jax.random.normal(jax.random.key(42), sample.shape, dtype)
+
+
+def loss_of(sample, stats, mask=None, dtype=jnp.float32):
+    """A scalar loss of params and input; the state is a constant, as in training."""
+    w = weights(sample, dtype)
+    if mask is not None:
+        w = jnp.where(mask, w, 0)
+
+    def loss(params, x, state):
+        y, _ = sample.norm.apply(params, state, x, stats=stats, mask=mask)
+        return jnp.sum(w * y.astype(dtype))
+
+    return loss
+
+
+def same(a, b, **tolerance):
+    """Assert two trees equal to a tolerance (default: float32 rounding)."""
+    tolerance = tolerance or {"rtol": 2e-5, "atol": 2e-5}
+    la, lb = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(la) == len(lb)
+    for x, y in zip(la, lb, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x, np.float64), np.asarray(y, np.float64), **tolerance
+        )
+
+
+def finite(tree):
+    """Assert that every number is finite."""
+    for leaf in jax.tree.leaves(tree):
+        assert np.isfinite(np.asarray(leaf, np.float64)).all()
+
+
+def value(sample):
+    """A norm is a value: equality, hash, pickle, a repr that says how to make it."""
+    norm = sample.norm
+    copy = pickle.loads(pickle.dumps(norm))
+    assert copy == norm and hash(copy) == hash(norm)
+    assert repr(copy) == repr(norm)
+    made = eval(repr(norm), {k: getattr(nj, k) for k in nj.__all__})
+    assert made == norm
+
+
+def one_trace(sample):
+    """Equal norms and equal shapes share one trace."""
+    params, state, x = started(sample)
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames="norm")
+    def step(norm, params, state, x):
+        traces.append(norm)
+        return norm.apply(params, state, x, stats="batch")
+
+    _, state = step(sample.norm, params, state, x)
+    step(pickle.loads(pickle.dumps(sample.norm)), params, state, x + 1)
+    assert len(traces) == 1
+
+
+def transforms(sample, stats):
+    """jit, vmap, scan, remat and eval_shape give what a plain call gives."""
+    params, state, x = started(sample)
+    apply = lambda p, s, v: sample.norm.apply(p, s, v, stats=stats)  # noqa: E731
+    want = apply(params, state, x)
+    same(jax.jit(apply)(params, state, x), want)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, params, state, x), want)
+    # The state keeps its structure, shapes and dtypes: it can be carried through a scan.
+    chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
+
+    xs = jnp.stack([x, x * 0.5 + 1, -x])
+    each = [apply(params, state, v)[0] for v in xs]
+    mapped, _ = jax.jit(jax.vmap(apply, in_axes=(None, None, 0)))(params, state, xs)
+    same(mapped, jnp.stack(each))
+
+    def body(s, v):
+        y, s = apply(params, s, v)
+        return s, y
+
+    last, ys = jax.lax.scan(body, state, xs)
+    s, outs = state, []
+    for v in xs:
+        s, y = body(s, v)
+        outs.append(y)
+    same((last, ys), (s, jnp.stack(outs)))
+
+    loss = loss_of(sample, stats)
+    grads = [jax.grad(f, argnums=(0, 1)) for f in (jax.checkpoint(loss), loss)]
+    same(*jax.jit(lambda *args: [grad(*args) for grad in grads])(params, x, state))
+
+
+def gradients(sample, stats, masked=False):
+    """Finite differences, forward mode and Hessian-vector products, in float64."""
+    with jax.enable_x64(True):
+        params, state, x = started(sample, jnp.float64)
+        mask = sample.mask() if masked else None
+        loss = loss_of(sample, stats, mask, jnp.float64)
+        f = lambda args: loss(*args, state)  # noqa: E731
+        args = (params, x)
+        keys = iter(jax.random.split(jax.random.key(5), 64))
+        v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
+        dot = lambda a, b: sum(  # noqa: E731
+            jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+        step, whole = 1e-5, not (sample.detached and stats == "batch")
+        grad = jax.grad(f)
+
+        @jax.jit  # one program: a step at a time compiles hundreds of small ones
+        def everything(args):
+            ahead = jax.tree.map(lambda a, d: a + step * d, args, v)
+            behind = jax.tree.map(lambda a, d: a - step * d, args, v)
+            forward = jax.jvp(f, (args,), (v,))[1], jax.jvp(grad, (args,), (v,))[1]
+            two = (ahead, behind)
+            return [f(m) for m in two], [grad(m) for m in two], grad(args), forward
+
+        (ahead, behind), (up, down), slope, (forward, hvp) = everything(args)
+        finite(slope)
+        if whole:
+            same(dot(slope, v), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
+        same(forward, dot(slope, v), rtol=1e-9, atol=1e-10)
+        finite(hvp)
+        if whole:
+            fd = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
+            same(hvp, fd, rtol=1e-5, atol=1e-5)
+
+
+def half(sample, dtype):
+    """Half-precision input: output of its dtype, state at least float32, value near float32's."""
+    params, state, x = started(sample)
+    x = x.astype(dtype)
+    y, new = sample.norm.apply(params, state, x, stats="batch")
+    assert y.dtype == dtype
+    for leaf in jax.tree.leaves(new):
+        assert jnp.finfo(leaf.dtype).bits >= 32
+    exact, kept = sample.norm.apply(params, state, x.astype(jnp.float32), stats="batch")
+    # One rounding of the output, and nothing lost before it.
+    eps = float(jnp.finfo(dtype).eps)
+    same(y, exact, rtol=eps, atol=eps)
+    same(new, kept)
+
+
+def masks(sample):
+    """What is under the mask does not matter: not to the output, the state or the gradient."""
+    if sample.mask_shape is None:
+        return
+    params, state, x = started(sample)
+    mask = sample.mask()
+    whole = jnp.broadcast_to(mask, sample.shape)
+    for stats in ("batch", "running"):
+        want = sample.norm.apply(params, state, x, stats=stats, mask=mask)
+        grad = jax.jit(jax.grad(loss_of(sample, stats, mask), argnums=(0, 1)))
+        grads = grad(params, x, state)
+        finite((want, grads))
+        for junk in (jnp.nan, jnp.inf, -1e30):
+            dirty = jnp.where(whole, x, junk)
+            got = sample.norm.apply(params, state, dirty, stats=stats, mask=mask)
+            finite(got)
+            same(jnp.where(whole, got[0], 0), jnp.where(whole, want[0], 0), rtol=0, atol=0)
+            same(got[1], want[1], rtol=0, atol=0)
+            same(grad(params, dirty, state), grads, rtol=0, atol=0)
+        # A mask written out in full is the same mask.
+        same(sample.norm.apply(params, state, x, stats=stats, mask=whole), want)
+        # All True is no mask.
+        true = jnp.ones(sample.mask_shape, bool)
+        same(
+            sample.norm.apply(params, state, x, stats=stats, mask=true),
+            sample.norm.apply(params, state, x, stats=stats),
+        )
+
+
+def all_masked(sample):
+    """A batch with nothing in it: finite value and gradient, statistics untouched."""
+    if sample.mask_shape is None:
+        return
+    params, state, x = started(sample)
+    mask = jnp.zeros(sample.mask_shape, bool)
+    y, new = sample.norm.apply(params, state, x * jnp.nan, stats="batch", mask=mask)
+    finite(y)
+    same(new, state, rtol=0, atol=0)
+    finite(jax.grad(loss_of(sample, "batch", mask), argnums=(0, 1))(params, x * jnp.nan, state))
+
+
+def broken_batch(sample):
+    """A NaN or an infinity in a batch never enters what is kept, averaged or gathered."""
+    params, state, x = started(sample)
+    for junk in (jnp.nan, jnp.inf):
+        dirty = x.at[(0,) * x.ndim].set(junk)
+        for kept in (state, nj.accumulate_statistics(state)) if sample.norm.stateful else (state,):
+            _, new = sample.norm.apply(params, kept, dirty, stats="batch")
+            finite(new)
+
+
+def constant(sample):
+    """Constant input, and a batch of one: finite value and gradient."""
+    params, state, x = started(sample)
+    for flat in (jnp.zeros_like(x), jnp.full_like(x, 3000.1)):
+        y, new = sample.norm.apply(params, state, flat, stats="batch")
+        finite((y, new))
+        finite(jax.grad(loss_of(sample, "batch"), argnums=(0, 1))(params, flat, state))
+
+
+def moments_of_output(sample):
+    """Centred and scaled where promised, on easy input and on a mean far from 0."""
+    if sample.centres is None:
+        return
+    norm = sample.norm
+    params, state = norm.init(sample.shape, key=jax.random.key(0))
+    for mean, std in ((0.0, 10.0), (1e4, 10.0), (100.0, 0.1)):
+        x = sample.input() * std + mean
+        y, _ = norm.apply(params, state, x, stats="batch")
+        # In float64, of the numbers the norm was really given.
+        exact = np.asarray(x, np.float64)
+        centre = exact.mean(sample.centres, keepdims=True)
+        spread = np.sqrt(((exact - centre) ** 2).mean(sample.centres, keepdims=True) + norm.eps)
+        ulp = np.finfo(np.float32).eps * max(abs(mean), std) / spread.min()
+        np.testing.assert_allclose(y, (exact - centre) / spread, rtol=1e-5, atol=1e-5 + ulp)
+
+
+def invariances(sample):
+    """Shift and scale of the data change nothing where the method says so."""
+    with jax.enable_x64(True):
+        params, state, x = started(sample, jnp.float64)
+        y, _ = sample.norm.apply(params, state, x, stats="batch")
+        if sample.shift_invariant:
+            moved, _ = sample.norm.apply(params, state, x + 3.0, stats="batch")
+            same(moved, y, rtol=1e-9, atol=1e-9)
+        if sample.scale_invariant:
+            eps_free, _ = sample.norm.apply(params, state, 1e3 * x, stats="batch")
+            grown, _ = sample.norm.apply(params, state, 1e5 * x, stats="batch")
+            same(grown, eps_free, rtol=1e-8, atol=1e-8)
+
+
+def independence(sample):
+    """Whether one sample's output depends on another's is as promised."""
+    params, state, x = started(sample)
+    stepped = x.at[1].add(1.0)
+    y, _ = sample.norm.apply(params, state, x, stats="batch")
+    z, _ = sample.norm.apply(params, state, stepped, stats="batch")
+    depends = not np.allclose(y[0], z[0], rtol=1e-5, atol=1e-5)
+    assert depends != sample.per_sample
+
+
+def accumulation(sample):
+    """Gathering over microbatches keeps the statistics of the full batch, exactly."""
+    if not sample.norm.stateful:
+        return
+    params, state, x = started(sample)
+    _, full = sample.norm.apply(params, nj.accumulate_statistics(state), x, stats="batch")
+    parts = nj.accumulate_statistics(state)
+    for micro in (x[:1], x[1:3], x[3:]):
+        _, parts = sample.norm.apply(params, parts, micro, stats="batch")
+    same(nj.finalize_statistics(parts), nj.finalize_statistics(full), rtol=1e-5, atol=1e-6)
+
+
+def no_half_stall(sample):
+    """A running average fed half-precision data reaches its target."""
+    if not sample.norm.stateful:
+        return
+    params, state = sample.norm.init(sample.shape, jnp.bfloat16, key=jax.random.key(0))
+    x = (sample.input() + 2).astype(jnp.bfloat16)
+    step = jax.jit(lambda s: sample.norm.apply(params, s, x, stats="batch")[1])
+    for _ in range(1500):
+        state = step(state)
+    _, seen = sample.norm.apply(params, nj.accumulate_statistics(state), x, stats="batch")
+    target = nj.finalize_statistics(seen, correction=getattr(sample.norm, "correction", 0))
+    same(state, target, rtol=1e-4, atol=1e-4)
+
+
+def sharded(sample):
+    """Statistics are global: under jit by themselves, under shard_map and vmap by `axis_name`."""
+    if sample.shape[0] % 4:
+        return
+    params, state, x = started(sample)
+    mask = sample.mask()
+    want = sample.norm.apply(params, state, x, stats="batch", mask=mask)
+    live = True if mask is None else jnp.broadcast_to(mask, sample.shape)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    split = P() if mask is None or mask.shape[0] == 1 else P("d")
+    put = lambda v, spec: jax.device_put(v, NamedSharding(mesh, spec))  # noqa: E731
+    there = put(x, P("d")), None if mask is None else put(mask, split)
+
+    def apply(params, state, x, mask, axis_name=None):
+        return sample.norm.apply(params, state, x, stats="batch", mask=mask, axis_name=axis_name)
+
+    def close(got):
+        same(jnp.where(live, got[0], 0), jnp.where(live, want[0], 0))
+        same(got[1], want[1])
+
+    close(jax.jit(apply)(params, state, *there))
+    if sample.cuts_batch:  # its groups are then cut from each device's share
+        return
+    mapped = jax.shard_map(
+        functools.partial(apply, axis_name="d"),
+        mesh=mesh,
+        in_specs=(P(), P(), P("d"), split),
+        out_specs=(P("d"), P()),
+    )
+    close(jax.jit(mapped)(params, state, x, mask))
+
+    def fold(v):
+        return v.reshape(4, v.shape[0] // 4, *v.shape[1:])
+
+    whole = mask is not None and split == P("d")
+    y, new = jax.vmap(
+        functools.partial(apply, axis_name="d"),
+        in_axes=(None, None, 0, 0 if whole else None),
+        axis_name="d",
+    )(params, state, fold(x), fold(mask) if whole else mask)
+    close((y.reshape(x.shape), jax.tree.map(lambda s: s[0], new)))
+
+
+ALL = {
+    "value": value,
+    "one_trace": one_trace,
+    "transforms_batch": lambda s: transforms(s, "batch"),
+    "transforms_running": lambda s: transforms(s, "running"),
+    "gradients_batch": lambda s: gradients(s, "batch"),
+    "gradients_running": lambda s: gradients(s, "running"),
+    "gradients_masked": lambda s: gradients(s, "batch", masked=True),
+    "bfloat16": lambda s: half(s, jnp.bfloat16),
+    "float16": lambda s: half(s, jnp.float16),
+    "masks": masks,
+    "all_masked": all_masked,
+    "broken_batch": broken_batch,
+    "constant": constant,
+    "moments_of_output": moments_of_output,
+    "invariances": invariances,
+    "independence": independence,
+    "accumulation": accumulation,
+    "sharded": sharded,
+    "no_half_stall": no_half_stall,
+}
