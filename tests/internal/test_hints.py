@@ -113,7 +113,9 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("keywords", "message"), CALLS, ids=lambda c: "-".join(c))
+@pytest.mark.parametrize(
+    ("keywords", "message"), CALLS, ids=lambda c: "-".join(c) if isinstance(c, dict) else ""
+)
 def test_a_call_says_what_to_write(keywords, message):
     layer = recurrent.bn_lstm(4, 5)
     params, state = layer.init(jax.random.key(0), 3)
@@ -219,7 +221,7 @@ def test_a_size_or_anything_else_without_its_name():
 
 def test_weight_normed_params_in_a_plain_layer():
     params, _ = recurrent.wn_lstm(4).init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"w_x is a Scaled .* are applied by that layer"):
+    with pytest.raises(ValueError, match=r"w_x is a DirectionAndGain .* are applied by that layer"):
         recurrent.lstm(4).apply(params, {}, jnp.ones((2, 5, 3)), stats="batch")
 
 

@@ -14,6 +14,9 @@ from normjax import testing
 from normjax.statistics import _large_cpu
 from tests._support import check
 
+# These paths are there for what the optimizer makes of them: its bits, and its memory.
+pytestmark = pytest.mark.optimized
+
 RNG = np.random.default_rng(0)
 NORMS = {
     "layer": (nj.layer_norm(), (6, 40)),
@@ -34,7 +37,7 @@ def large(monkeypatch):
     """A switch: on, arrays of any size take the path; off, none does."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(_large_cpu, "SIZE", 0 if on else 10**9)
+        monkeypatch.setattr(_large_cpu, "MIN_SIZE", 0 if on else 10**9)
 
     switch(True)
     return switch
