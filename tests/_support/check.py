@@ -14,14 +14,44 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 
+# Batteries that take seconds each. `make test` runs them for one norm of each path through the
+# code, `make test-slow` for all others; the cheap ones are run for all by `make test`.
+COSTLY = {"transforms_batch", "gradients_batch", "masks", "sharded", "bfloat16"}
+REPRESENTATIVES = {
+    "batch_norm": "mean and variance over the batch, and a running average",
+    "ghost_batch_norm": "the same of parts of the batch, which a reshape cuts",
+    "iterative_norm": "covariances, and the root of a matrix",
+    "layer_norm": "mean and variance of each sample",
+    "group_norm": "the same of groups of features, over space",
+    "rms_norm": "mean squares of each sample",
+    "filter_response_norm": "mean squares over space, params of its own, a threshold",
+    "evo_norm_b0": "statistics of the batch and of each sample in one formula",
+    "switchable_norm": "three statistics, mixed by learned weights",
+    "dynamic_tanh": "no statistics",
+}
+# The other norms, each with the representative whose statistics, axes and modes it shares; what
+# its formula adds has tests of its own in tests/norms.
+REPRESENTED_BY = {
+    "mean_only_batch_norm": "batch_norm",
+    "batch_renorm": "batch_norm",
+    "decorrelated_batch_norm": "iterative_norm",
+    "instance_norm": "group_norm",
+    "evo_norm_s0": "group_norm",
+    "scale_norm": "rms_norm",
+    "l2_norm": "rms_norm",
+    "local_response_norm": "rms_norm",
+    "global_response_norm": "filter_response_norm",
+    "identity": "dynamic_tanh",
+}
+
 
 def with_repeats(samples):
     """Each sample, and whether one of its factory came before: `make test` runs less of those."""
-    seen = set()
+    factories = set()
     for sample in samples:
         factory = (sample.norm if hasattr(sample, "norm") else sample.reparam).factory
-        yield sample, factory in seen
-        seen.add(factory)
+        yield sample, factory in factories
+        factories.add(factory)
 
 
 def started(sample, dtype=jnp.float32, seed=0):
