@@ -55,18 +55,27 @@ def with_repeats(samples):
 
 
 def started(sample, dtype=jnp.float32, seed=0):
-    """Params away from their start values, a state that has seen a batch, an input."""
-    params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
-    leaves = [
-        v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
-        for v, k in zip(leaves, keys, strict=False)
-    ]
-    params = jax.tree.unflatten(tree, leaves)
-    warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
-    _, state = sample.norm.apply(params, state, warm, stats="batch")
-    return params, state, sample.input(seed, dtype)
+    """Params away from their start values, a state that has measured a batch, an input."""
+    return _started(sample, jnp.dtype(dtype), seed, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _started(sample, dtype, seed, x64):
+    @jax.jit  # one program for what are forty small ones otherwise
+    def start():
+        params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
+        leaves = [
+            v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
+            for v, k in zip(leaves, keys, strict=False)
+        ]
+        params = jax.tree.unflatten(tree, leaves)
+        warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
+        _, state = sample.norm.apply(params, state, warm, stats="batch")
+        return params, state, sample.input(seed, dtype)
+
+    return start()
 
 
 def weights(sample, dtype=jnp.float32):
@@ -248,10 +257,11 @@ def all_masked(sample):
     y, new = sample.norm.apply(params, state, x * jnp.nan, stats="batch", mask=mask)
     finite(y)
     same(new, state, rtol=0, atol=0)
-    finite(jax.grad(loss_of(sample, "batch", mask), argnums=(0, 1))(params, x * jnp.nan, state))
+    grad = jax.jit(jax.grad(loss_of(sample, "batch", mask), argnums=(0, 1)))
+    finite(grad(params, x * jnp.nan, state))
 
 
-def broken_batch(sample):
+def nonfinite_batch(sample):
     """A NaN or an infinity in a batch never enters what is kept, averaged or gathered."""
     params, state, x = started(sample)
     for junk in (jnp.nan, jnp.inf):
@@ -264,10 +274,11 @@ def broken_batch(sample):
 def constant(sample):
     """Constant input, and a batch of one: finite value and gradient."""
     params, state, x = started(sample)
+    grad = jax.jit(jax.grad(loss_of(sample, "batch"), argnums=(0, 1)))
     for flat in (jnp.zeros_like(x), jnp.full_like(x, 3000.1)):
         y, new = sample.norm.apply(params, state, flat, stats="batch")
         finite((y, new))
-        finite(jax.grad(loss_of(sample, "batch"), argnums=(0, 1))(params, flat, state))
+        finite(grad(params, flat, state))
 
 
 def moments_of_output(sample):
@@ -316,10 +327,11 @@ def accumulation(sample):
     if not sample.norm.stateful:
         return
     params, state, x = started(sample)
-    _, full = sample.norm.apply(params, nj.accumulate_statistics(state), x, stats="batch")
+    gather = jax.jit(lambda s, x: sample.norm.apply(params, s, x, stats="batch")[1])
+    full = gather(nj.accumulate_statistics(state), x)
     parts = nj.accumulate_statistics(state)
     for micro in (x[:1], x[1:3], x[3:]):
-        _, parts = sample.norm.apply(params, parts, micro, stats="batch")
+        parts = gather(parts, micro)
     same(nj.finalize_statistics(parts), nj.finalize_statistics(full), rtol=1e-5, atol=1e-6)
 
 
@@ -372,11 +384,12 @@ def sharded(sample):
         return v.reshape(4, v.shape[0] // 4, *v.shape[1:])
 
     whole = mask is not None and split == P("d")
-    y, new = jax.vmap(
+    mapped = jax.vmap(
         functools.partial(apply, axis_name="d"),
         in_axes=(None, None, 0, 0 if whole else None),
         axis_name="d",
-    )(params, state, fold(x), fold(mask) if whole else mask)
+    )
+    y, new = jax.jit(mapped)(params, state, fold(x), fold(mask) if whole else mask)
     close((y.reshape(x.shape), jax.tree.map(lambda s: s[0], new)))
 
 
@@ -392,7 +405,7 @@ ALL = {
     "float16": lambda s: half(s, jnp.float16),
     "masks": masks,
     "all_masked": all_masked,
-    "broken_batch": broken_batch,
+    "nonfinite_batch": nonfinite_batch,
     "constant": constant,
     "moments_of_output": moments_of_output,
     "invariances": invariances,
