@@ -26,6 +26,7 @@ def test_gradient_is_that_of_finite_differences(x64, make):
 
     out = analysis.gradient_through_time(layer, params, state, x, loss, lengths=lengths)
 
+    @jax.jit
     def at(hidden_perturbation):
         (y, carry), _ = layer.apply(
             params,

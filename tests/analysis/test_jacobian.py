@@ -102,7 +102,7 @@ def test_batch_statistics_tie_the_batch_into_one_system(x64):
     )
 
 
-def test_refusals():
+def test_errors_say_what_to_write():
     layer = recurrent.rnn(H, time_major=True)
     params, state = layer.init(jax.random.key(0), F)
     with pytest.raises(ValueError, match="time_major=False"):

@@ -138,7 +138,7 @@ def test_predictiveness_over_training_is_a_band():
         inspect.unwrap(plots.plot_gradient_predictiveness)(one, what="los")
 
 
-def test_a_zero_gradient_ends_the_line():
+def test_zero_gradient_is_nan_and_ends_the_line():
     result = analysis.GradientThroughTime(
         jnp.array([0.0, 1e-3, 1.0]), jnp.ones((1, 3, 2)), jnp.zeros(())
     )
