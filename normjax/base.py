@@ -7,17 +7,16 @@ A method of the library answers four questions and nothing else:
 **which set** the statistics run over, **where they come from**, **what they do**, and
 **the affine** after it. `Norm.apply` composes the answers in that order:
 
-    moments (measure this batch)  ->  transform (use them)  ->  update (keep them)
+    measure (this batch)  ->  transform (use them)  ->  update (keep them)
 
-so that a new method writes `init`, `moments` and `transform`, and inherits the rest.
+so that a new method writes `start`, `measure` and `transform`, and inherits the rest.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -46,6 +45,7 @@ __all__ = [
     "Array",
     "AxisName",
     "BatchMeans",
+    "Call",
     "DirectionAndGain",
     "Hyper",
     "Means",
@@ -71,13 +71,33 @@ class Affine(NamedTuple):
     bias: Num[Array, "*features"] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """How a norm is called: what `apply` was given beside params, state and x, checked.
+
+    Attributes:
+        stats: `"batch"` or `"running"`.
+        mask: True where a value counts; boolean, of the rank of x.
+        axis_name: device axis or axes that the batch is split over.
+        hyper: numbers that override static ones in this call.
+    """
+
+    stats: Stats = "batch"
+    mask: Array | None = None
+    axis_name: AxisName = None
+    hyper: Hyper = None
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Norm(abc.ABC):
     """An activation normalization: static hyperparameters and pure functions.
 
-    Subclasses are frozen dataclasses; they define `init`, `moments` and `transform`, and
-    `update` if they keep statistics. Two norms with equal fields are equal, hash alike and
-    pickle, so `jax.jit` caches on them and a config can print them.
+    Users call `init`, `apply` and `moments`, which check their arguments. Subclasses are frozen
+    dataclasses that define what these compose, and may trust what they are given: `start`,
+    `measure` and `transform`, and `update` if they keep statistics. A subclass checks its own
+    fields in `__post_init__`, so that `dataclasses.replace` is checked too. Two norms with equal
+    fields are equal, hash alike and pickle, so `jax.jit` caches on them and a config can print
+    them.
 
     Class attributes:
         factory: name of the public function that makes it, for `repr` and messages.
@@ -89,13 +109,9 @@ class Norm(abc.ABC):
     stateful: ClassVar[bool] = False
     hyper_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        """Let `init` of every norm, a user's too, say what to write for what is no shape."""
-        super().__init_subclass__(**keywords)
-        if "init" in vars(cls):
-            cls.init = _hints.with_hints()(_of_a_shape(cls.init))  # type: ignore[method-assign]
+    # What users call.
 
-    @abc.abstractmethod
+    @_hints.with_hints()
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree]:
@@ -108,72 +124,13 @@ class Norm(abc.ABC):
 
         Returns:
             `(params, state)`, pytrees; `state` is `()` for a norm that keeps nothing.
+
+        Raises:
+            TypeError: `shape` is a number or an array.
         """
+        _checks.shape(shape, self.factory)
+        return self.start(tuple(shape), dtype, key)
 
-    @abc.abstractmethod
-    def moments(
-        self,
-        params: PyTree,
-        x: Inexact[Array, "*shape"],
-        *,
-        mask: Bool[Array, "..."] | None = None,
-        axis_name: AxisName = None,
-    ) -> Any:
-        """Measure this batch: the statistics of `x` that `transform` uses and `update` keeps.
-
-        Args:
-            params: what `init` returned.
-            x: input, any floating or complex dtype.
-            mask: True where a value counts; rank of `x`, broadcastable to it.
-            axis_name: device axis or axes that the batch is split over.
-
-        Returns:
-            `Moments`, or the method's own statistics; `None` if the method measures nothing.
-        """
-
-    @abc.abstractmethod
-    def transform(
-        self,
-        params: PyTree,
-        state: PyTree,
-        measured: Any,
-        x: Inexact[Array, "*shape"],
-        *,
-        stats: Stats,
-        mask: Bool[Array, "..."] | None = None,
-        hyper: Hyper = None,
-    ) -> Inexact[jax.Array, "*shape"]:
-        """Normalize `x` with the statistics that `stats` names and apply the affine.
-
-        Args:
-            params: what `init` returned.
-            state: what `init` or `update` returned.
-            measured: what `moments` returned; `None` where the batch was not measured.
-            x: input.
-            stats: `"batch"` or `"running"`.
-            mask: as in `moments`.
-            hyper: numbers that override static ones in this call.
-
-        Returns:
-            Output of the shape and dtype of `x`.
-        """
-
-    def update(self, state: PyTree, measured: Any, *, stats: Stats, hyper: Hyper = None) -> PyTree:
-        """Return the next state after `measured`; a norm that keeps nothing returns `state`.
-
-        Args:
-            state: the present state.
-            measured: what `moments` returned.
-            stats: mode of the call; statistics move in mode `"batch"` only.
-            hyper: numbers that override static ones in this call.
-
-        Returns:
-            The next state, of the structure of `state`.
-        """
-        del measured, stats, hyper
-        return state
-
-    @_hints.with_hints()
     def apply(
         self,
         params: PyTree,
@@ -196,7 +153,7 @@ class Norm(abc.ABC):
             mask: True where a value counts; rank of `x`, broadcastable to it. Masked outputs
                 are finite and otherwise unspecified.
             axis_name: device axis or axes that the batch is split over. Not needed under
-                `jax.jit` with sharded arrays, where statistics are global by themselves.
+                `jax.jit` with sharded arrays, where statistics are global anyway.
             hyper: numbers that may vary during training, by name.
 
         Returns:
@@ -208,23 +165,81 @@ class Norm(abc.ABC):
                 exchanged or those of a Flax module.
             ValueError: unknown `stats` or `hyper`, shapes that do not fit.
         """
-        _checks.stats(stats)
-        _checks.hyper(hyper, self.hyper_names, self.factory)
-        x = _checks.floating(x, self.factory)
-        mask = _checks.mask(mask, x.shape)
-        _hints.refuse_flax_variables(params, self.factory)
-        kept = isinstance(params, Running | RunningMean | RunningCov | Accumulator)
-        if kept or (not self.stateful and jax.tree.leaves(state)):
-            raise TypeError(
-                f"{self.factory} was given {type(params).__name__} for its params and "
-                f"{type(state).__name__} for its state: apply takes (params, state, x), in this "
-                "order"
-            )
+        x, call = _checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
         measured = None
         if stats == "batch" or not self.stateful or is_accumulator(state):
-            measured = self.moments(params, x, mask=mask, axis_name=axis_name)
-        y = self.transform(params, state, measured, x, stats=stats, mask=mask, hyper=hyper)
-        return y, self.update(state, measured, stats=stats, hyper=hyper)
+            measured = self.measure(params, x, call)
+        y = self.transform(params, state, measured, x, call)
+        return y, self.update(state, measured, call)
+
+    def moments(
+        self,
+        params: PyTree,
+        x: Inexact[Array, "*shape"],
+        *,
+        mask: Bool[Array, "..."] | None = None,
+        axis_name: AxisName = None,
+    ) -> Any:
+        """Measure one batch: the statistics of `x` that `apply` normalizes with and keeps.
+
+        Args:
+            params: what `init` returned.
+            x: input, any floating or complex dtype.
+            mask: True where a value counts; rank of `x`, broadcastable to it.
+            axis_name: device axis or axes that the batch is split over.
+
+        Returns:
+            `Moments`, or the method's own statistics; `None` if the method measures nothing.
+
+        Raises:
+            TypeError: `x` is not floating or complex, `mask` is not boolean.
+            ValueError: shapes that do not fit.
+        """
+        x = _checks.floating(x, self.factory)
+        return self.measure(params, x, Call("batch", _checks.mask(mask, x.shape), axis_name))
+
+    # What a method defines; x is floating and the mask fits it.
+
+    @abc.abstractmethod
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
+        """Make `(params, state)`; arguments as for `init`."""
+
+    @abc.abstractmethod
+    def measure(self, params: PyTree, x: jax.Array, call: Call) -> Any:
+        """Measure this batch: what `transform` uses and `update` keeps; `None` is nothing."""
+
+    @abc.abstractmethod
+    def transform(
+        self, params: PyTree, state: PyTree, measured: Any, x: jax.Array, call: Call
+    ) -> jax.Array:
+        """Normalize `x` with the statistics that `call.stats` names and apply the affine.
+
+        Args:
+            params: what `start` returned.
+            state: what `start` or `update` returned.
+            measured: what `measure` returned; `None` where the batch was not measured.
+            x: input.
+            call: mode, mask, device axis and hyper of this call.
+
+        Returns:
+            Output of the shape and dtype of `x`.
+        """
+
+    def update(self, state: PyTree, measured: Any, call: Call) -> PyTree:
+        """Return the next state; a norm that keeps nothing returns `state`.
+
+        Args:
+            state: the present state.
+            measured: what `measure` returned.
+            call: mode and hyper of this call; statistics move in mode `"batch"` only.
+
+        Returns:
+            The next state, of the structure of `state`.
+        """
+        del measured, call
+        return state
 
     def __repr__(self) -> str:
         """Show the call that makes it: `batch_norm(scale_init=0.1)`."""
@@ -297,10 +312,25 @@ class Reparam(abc.ABC):
     __repr__ = Norm.__repr__
 
 
-def _of_a_shape(init: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **keywords: Any) -> Any:
-        _checks.shape(args[0] if args else keywords.get("shape", ()), self.factory)
-        return init(self, *args, **keywords)
-
-    return checked
+def _checked_call(
+    norm: Norm, params: PyTree, state: PyTree, x: Any, call: Call
+) -> tuple[jax.Array, Call]:
+    """Check what `Norm.apply` was given; a call that is right costs no further function."""
+    if call.stats not in _checks.STATS:
+        _checks.stats(call.stats)
+    if call.hyper:
+        _checks.hyper(call.hyper, norm.hyper_names, norm.factory)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        _checks.floating(x, norm.factory)
+    if call.mask is not None:
+        call = dataclasses.replace(call, mask=_checks.mask(call.mask, x.shape))
+    if isinstance(params, Mapping):
+        _hints.refuse_flax_variables(params, norm.factory)
+    exchanged = isinstance(params, Running | RunningMean | RunningCov | Accumulator)
+    if exchanged or (not norm.stateful and jax.tree.leaves(state)):
+        raise TypeError(
+            f"{norm.factory} was given {type(params).__name__} for its params and "
+            f"{type(state).__name__} for its state: apply takes (params, state, x), in this order"
+        )
+    return x, call

@@ -1,7 +1,7 @@
-"""What users get wrong, answered with what to write instead.
+"""Argument checks: each refuses what is wrong and says what to write instead.
 
-Structure is checked when a factory is called, shapes when it is traced. Nothing here
-computes on data, so nothing here costs anything under `jit`.
+A value checks its own fields when it is made; arrays are checked when a public function is
+called. Nothing here computes on data, so nothing here costs anything under `jit`.
 """
 
 from __future__ import annotations
@@ -173,6 +173,8 @@ def resolve_axes(
     value: Sequence[int] | int | None, ndim: int, *, name: str = "axes"
 ) -> tuple[int, ...]:
     """Return sorted non-negative axes of an array with `ndim` axes; `None` is all but the last."""
+    if value == (-1,) and ndim:  # the most frequent call
+        return (ndim - 1,)
     if value is None:
         if ndim < 2:
             raise ValueError(
@@ -250,6 +252,16 @@ def number(name: str, value: Any) -> None:
             f"{name}={value!r} must be a plain number, so that the norm stays a hashable value; "
             "other starting values go into the params that init returns"
         )
+
+
+def groups(value: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    """Return groups of device indices as hashable tuples."""
+    return None if value is None else tuple(tuple(group) for group in value)
+
+
+def set_field(instance: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen dataclass, in its `__post_init__`, to its canonical form."""
+    object.__setattr__(instance, name, value)
 
 
 def _is_number(value: Any) -> bool:

@@ -28,7 +28,7 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
         A decorator that keeps signature, annotations and docstring.
 
     Example:
-        >>> @told()
+        >>> @with_hints()
         ... def norm(*, eps=1e-5, decay=0.99): ...
         >>> norm(epsilon=1e-3)
         Traceback (most recent call last):
@@ -47,7 +47,7 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
         def call(*args: P.args, **keywords: P.kwargs) -> R:
             try:
                 return function(*args, **keywords)
-            except TypeError:
+            except TypeError as error:
                 who = _name(function, args)
                 lines = [
                     _hint(who, word, value, known)
@@ -57,7 +57,7 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
                 lines = lines or _positional_hint(who, function, args, known)
                 if not lines:
                     raise
-            raise TypeError("; ".join(lines))
+                raise TypeError("; ".join(lines)) from error
 
         return call
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact
 
 from normjax._internal import _checks
-from normjax.norms._affine import check_affine
 from normjax.norms._per_sample import spatial_axes
 from normjax.statistics import _measure, _normalize, _shapes
 from normjax.statistics._types import Array
@@ -57,7 +56,7 @@ def adain(
         Huang, Belongie, "Arbitrary Style Transfer in Real-time with Adaptive Instance
         Normalization", 2017.
     """
-    check_affine(eps)
+    _checks.positive("eps", eps)
     content, style = _checks.floating(content, "adain"), _checks.floating(style, "adain")
     over = spatial_axes(_checks.axes(axes), content.ndim, "adain", empty=False)
     kept = tuple(a for a in range(content.ndim) if a not in over)

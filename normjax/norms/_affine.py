@@ -1,4 +1,4 @@
-"""The affine after the statistics: how it starts, and where it stands against x."""
+"""The affine after the statistics: its start, and the checks of its settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks
 from normjax.base import Affine
-from normjax.statistics._shapes import expand
 
 
 def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
@@ -20,38 +19,15 @@ def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
     )
 
 
-def broadcast_affine(params: Affine, kept: tuple[int, ...], shape: tuple[int, ...]) -> Affine:
-    """Give an affine of the axes `kept` the rank of x, so that it broadcasts against it.
-
-    An array with more axes than `kept` is one affine per sample: its first axes are the first
-    axes of x, those of the batch.
-    """
-    return Affine(*(broadcast_one(v, kept, shape) for v in (params.scale, params.bias)))
+def check_running(decay: float, correction: int) -> None:
+    """Refuse settings of a running average outside their ranges."""
+    _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
+    _checks.one_of("correction", correction, (0, 1))
 
 
-def broadcast_one(v: Any, kept: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """Place one array of parameters; `None` stays `None`."""
-    if v is None:
-        return None
-    v = jnp.asarray(v)
-    extra = v.ndim - len(kept)
-    first = min(kept, default=len(shape))
-    axes = (*range(extra), *kept)
-    fits = 0 <= extra <= first and all(
-        size in (1, shape[a]) for size, a in zip(v.shape, axes, strict=True)
-    )
-    if not fits:
-        features = tuple(shape[a] for a in kept)
-        raise ValueError(
-            f"scale or bias of shape {v.shape} does not fit x of shape {shape}: give one of shape "
-            f"{features}, as init(x.shape) does, or one per sample of shape "
-            f"{(*shape[: min(first, 1)], *features)}"
-        )
-    return expand(v, axes, len(shape))
-
-
-def check_affine(eps: float, scale_init: float = 1.0, bias_init: float = 0.0) -> None:
-    """Refuse numbers outside their ranges, when a factory is called."""
-    _checks.positive("eps", eps)
+def check_affine(scale_init: float, bias_init: float, eps: float | None = None) -> None:
+    """Refuse numbers outside their ranges."""
+    if eps is not None:
+        _checks.positive("eps", eps)
     _checks.number("scale_init", scale_init)
     _checks.number("bias_init", bias_init)

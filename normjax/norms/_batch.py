@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms import _dispatch
-from normjax.norms._affine import broadcast_affine, initial_affine
-from normjax.statistics import _measure, _normalize, _running
-from normjax.statistics._types import Accumulator, Array, AxisName, Moments, Running
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, check_running, initial_affine
+from normjax.statistics import _core, _running
+from normjax.statistics._shapes import broadcast_affine
+from normjax.statistics._types import Accumulator, Moments, Running
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class BatchNorm(Norm):
-    """The value behind `batch_norm`; see there."""
+    """Batch normalization as a value; made by `batch_norm`."""
 
     factory: ClassVar[str] = "batch_norm"
     stateful: ClassVar[bool] = True
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     eps: float = 1e-5
     decay: float = 0.99
     correction: int = 0
@@ -33,69 +32,59 @@ class BatchNorm(Norm):
     use_bias: bool = True
     scale_init: float = 1.0
     bias_init: float = 0.0
-    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
-    impl: _dispatch.Impl = "xla"
+    axis_index_groups: Sequence[Sequence[int]] | None = None
+    impl: _core.Impl = "xla"
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        check_affine(self.scale_init, self.bias_init, self.eps)
+        check_running(self.decay, self.correction)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+        _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
+        _checks.one_of("impl", self.impl, get_args(_core.Impl))
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, Running]:
-        """Return `(Affine, Running)` of the shape of the features; `key` is not used."""
+        """Return `(Affine, Running)` of the shape of the features."""
         del key
-        features = tuple(shape[a] for a in self._kept(len(shape)))
+        features = tuple(shape[a] for a in self.feature_axes(len(shape)))
         return initial_affine(self, features, dtype), _running.initial_running(features, dtype)
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Moments:
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
         """Measure this batch, over all devices of `axis_name`."""
         del params
-        groups = self.axis_index_groups if axis_name is not None else None
-        axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
-        found = _dispatch.kernel_moments(self, x, axes, mask)
-        if found is not None:
-            return _measure.pool(found, axis_name, groups)
-        return _measure.moments(x, axes, mask=mask, axis_name=axis_name, axis_index_groups=groups)
+        axes = _checks.resolve_axes(self.axes, x.ndim)
+        groups = self.axis_index_groups if call.axis_name is not None else None
+        return _core.moments(x, axes, call.mask, call.axis_name, groups, impl=self.impl)
 
     def transform(
         self,
         params: Affine,
         state: Running | Accumulator,
         measured: Moments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        x: jax.Array,
+        call: Call,
     ) -> jax.Array:
-        """Normalize with this batch's statistics or the kept ones."""
-        del hyper
-        kept = self._kept(jnp.ndim(x))
-        _checks.same_features(state, tuple(jnp.shape(x)[a] for a in kept), self.factory)
-        at = broadcast_affine(params, kept, jnp.shape(x))
-        m = _running.select(state, measured, stats)
-        axes = _checks.resolve_axes(self.axes, jnp.ndim(x))
-        y = _dispatch.kernel_standardize(self, params, m, x, axes, mask)
-        if y is not None:
-            return y
-        return _normalize.normalize(
-            x, m, axes, scale=at.scale, bias=at.bias, eps=self.eps, mask=mask
-        )
+        """Normalize with this batch's statistics or the running ones."""
+        features = self.feature_axes(x.ndim)
+        _checks.same_features(state, tuple(x.shape[a] for a in features), self.factory)
+        m = _running.select(state, measured, call.stats)
+        axes = _checks.resolve_axes(self.axes, x.ndim)
+        scale, bias = broadcast_affine(params, features, x.shape)
+        return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
 
     def update(
-        self,
-        state: Running | Accumulator,
-        measured: Moments | None,
-        *,
-        stats: Stats,
-        hyper: Hyper = None,
+        self, state: Running | Accumulator, measured: Moments | None, call: Call
     ) -> Running | Accumulator:
         """Move the running average; never toward an empty or non-finite batch."""
-        decay = (hyper or {}).get("decay", self.decay)
+        decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=stats, decay=decay, correction=self.correction
+            state, measured, stats=call.stats, decay=decay, correction=self.correction
         )
 
-    def _kept(self, ndim: int) -> tuple[int, ...]:
+    def feature_axes(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes that are not averaged over."""
         axes = _checks.resolve_axes(self.axes, ndim)
         return tuple(a for a in range(ndim) if a not in axes)
 
@@ -112,7 +101,7 @@ def batch_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
     r"""Batch normalization: each feature over the batch (and space), Ioffe and Szegedy's.
 
@@ -159,26 +148,4 @@ def batch_norm(
         Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
         Internal Covariate Shift", 2015.
     """
-    _checks.positive("eps", eps)
-    _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
-    _checks.one_of("correction", correction, (0, 1))
-    _checks.number("scale_init", scale_init)
-    _checks.number("bias_init", bias_init)
-    groups = axis_index_groups
-    return BatchNorm(
-        axes=_checks.axes(axes),
-        eps=eps,
-        decay=decay,
-        correction=correction,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        axis_index_groups=None if groups is None else tuple(tuple(g) for g in groups),
-        impl=_dispatch.check(impl),
-    )
-
-
-def fields_of(norm: Any) -> dict[str, Any]:
-    """Return the fields of a norm, to make a relative with more of them."""
-    return {f.name: getattr(norm, f.name) for f in dataclasses.fields(norm)}
+    return BatchNorm(**locals())

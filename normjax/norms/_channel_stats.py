@@ -3,82 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks
-from normjax.base import Hyper, Stats
-from normjax.norms._affine import check_affine
-from normjax.norms._per_sample import PerSampleNorm, spatial_axes
-from normjax.statistics import _measure, _running
-from normjax.statistics._types import Accumulator, Array, AxisName, Moments, Running
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, check_running, initial_affine
+from normjax.norms._per_sample import spatial_axes
+from normjax.statistics import _core, _running
+from normjax.statistics._types import Accumulator, Moments, Running
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ChannelStatsNorm(PerSampleNorm):
-    """What B0 and switchable norm share: running batch statistics of each channel."""
+class ChannelStatsNorm(Norm):
+    """A norm with running batch statistics of each channel, used beside those of a sample."""
 
     stateful: ClassVar[bool] = True
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
+    eps: float = 1e-5
     decay: float = 0.9
     correction: int = 0
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: float = 1.0
+    bias_init: float = 0.0
 
-    def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of space."""
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        check_affine(self.scale_init, self.bias_init, self.eps)
+        check_running(self.decay, self.correction)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+
+    def start_channels(self, shape: tuple[int, ...], dtype: Any) -> tuple[Affine, Running]:
+        """Return the affine and the running statistics, of the shape of the channels."""
+        self.space(len(shape))  # So that a shape that does not fit is refused here already.
+        channels = shape[-1:]
+        return initial_affine(self, channels, dtype), _running.initial_running(channels, dtype)
+
+    def space(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of space, which a sample's own statistics run over."""
         return spatial_axes(self.axes, ndim, self.factory, empty=False)
 
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the last axis."""
-        return (ndim - 1,)
-
-    def moments(
-        self, params: Any, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Moments:
+    def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
         """Measure each channel over batch and space, over all devices of `axis_name`."""
         del params
-        return _measure.moments(x, None, mask=mask, axis_name=axis_name)
+        axes = _checks.resolve_axes(None, x.ndim)
+        return _core.moments(x, axes, call.mask, call.axis_name)
 
     def update(
-        self,
-        state: Running | Accumulator,
-        measured: Moments | None,
-        *,
-        stats: Stats,
-        hyper: Hyper = None,
+        self, state: Running | Accumulator, measured: Moments | None, call: Call
     ) -> Running | Accumulator:
         """Move the running average; never toward an empty or non-finite batch."""
-        decay = (hyper or {}).get("decay", self.decay)
+        decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=stats, decay=decay, correction=self.correction
+            state, measured, stats=call.stats, decay=decay, correction=self.correction
         )
 
 
-def channel_stats(
-    axes: Any, eps: float, decay: float, correction: int, scale_init: float, bias_init: float
-) -> dict[str, Any]:
-    """Check the arguments that B0 and switchable norm share."""
-    check_affine(eps, scale_init, bias_init)
-    _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
-    _checks.one_of("correction", correction, (0, 1))
-    return {
-        "axes": _checks.axes(axes),
-        "eps": eps,
-        "decay": decay,
-        "correction": correction,
-        "scale_init": scale_init,
-        "bias_init": bias_init,
-    }
-
-
-def require_real(x: Array, who: str) -> jax.Array:
-    x = jnp.asarray(x)
+def require_real(x: jax.Array, who: str) -> None:
+    """Refuse complex x, whose values the nonlinearity of `who` has no order for."""
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"{who} has a nonlinearity of real numbers and got {x.dtype}: write x.real and x.imag "
             "as two channels"
         )
-    return x

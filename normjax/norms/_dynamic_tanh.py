@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_affine, broadcast_one, initial_affine
-from normjax.norms._per_sample import widen
+from normjax.base import Call, Norm
+from normjax.norms._affine import check_affine, initial_affine
 from normjax.statistics import _formulas
-from normjax.statistics._types import Array, AxisName, PyTree
+from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, widen
+from normjax.statistics._types import Array, PyTree
 
 
 class DynamicTanhParams(NamedTuple):
@@ -33,7 +33,7 @@ class DynamicTanhParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DynamicTanh(Norm):
-    """The value behind `dynamic_tanh`; see there."""
+    """Dynamic tanh as a value; made by `dynamic_tanh`."""
 
     factory: ClassVar[str] = "dynamic_tanh"
 
@@ -43,45 +43,32 @@ class DynamicTanh(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse starting values that are no numbers."""
+        check_affine(self.scale_init, self.bias_init)
+        _checks.number("alpha_init", self.alpha_init)
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[DynamicTanhParams, PyTree]:
-        """Return `(Tanh, ())`, the affine over the last axis; `key` is not used."""
+        """Return `(DynamicTanhParams, ())`, the affine over the last axis."""
         del key
         affine = initial_affine(self, shape[-1:], dtype)
-        return DynamicTanhParams(
-            jnp.full((), self.alpha_init, dtype), affine.scale, affine.bias
-        ), ()
+        alpha = jnp.full((), self.alpha_init, dtype)
+        return DynamicTanhParams(alpha, affine.scale, affine.bias), ()
 
-    def moments(
-        self,
-        params: DynamicTanhParams,
-        x: Array,
-        *,
-        mask: Array | None = None,
-        axis_name: AxisName = None,
-    ) -> None:
+    def measure(self, params: DynamicTanhParams, x: jax.Array, call: Call) -> None:
         """Measure nothing."""
-        del params, x, mask, axis_name
 
     def transform(
-        self,
-        params: DynamicTanhParams,
-        state: PyTree,
-        measured: None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: DynamicTanhParams, state: PyTree, measured: None, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Squash each value by itself."""
-        del state, measured, stats, hyper
-        x = jnp.asarray(x)
-        alpha = broadcast_one(params.alpha, (), x.shape)
-        squashed = jnp.tanh(_formulas.affine(widen(x, mask), alpha, None))
-        at = broadcast_affine(Affine(params.scale, params.bias), (x.ndim - 1,), x.shape)
-        return _formulas.affine(squashed, at.scale, at.bias).astype(x.dtype)
+        """Squash each value."""
+        del state, measured
+        alpha = broadcast_parameter(params.alpha, (), x.shape)
+        squashed = jnp.tanh(_formulas.affine(widen(x, call.mask), alpha, None))
+        scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
+        return _formulas.affine(squashed, scale, bias).astype(x.dtype)
 
 
 @_hints.with_hints()
@@ -122,10 +109,4 @@ def dynamic_tanh(
     Reference:
         Zhu, Chen, He, LeCun, Liu, "Transformers without Normalization", 2025.
     """
-    for name, value in (
-        ("alpha_init", alpha_init),
-        ("scale_init", scale_init),
-        ("bias_init", bias_init),
-    ):
-        _checks.number(name, value)
-    return DynamicTanh(alpha_init, use_scale, use_bias, scale_init, bias_init)
+    return DynamicTanh(**locals())

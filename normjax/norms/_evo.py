@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_affine, broadcast_one, check_affine
-from normjax.norms._channel_stats import ChannelStatsNorm, channel_stats, require_real
-from normjax.norms._group import GroupNorm, group_count, groups_argument, split
-from normjax.norms._per_sample import spatial_axes_argument, widen
-from normjax.statistics import _formulas, _measure, _normalize, _running, _shapes
+from normjax.base import Call, Norm
+from normjax.norms._channel_stats import ChannelStatsNorm, require_real
+from normjax.norms._group import GroupNorm, split
+from normjax.statistics import _core, _formulas, _running, _shapes
+from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, widen
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
@@ -36,43 +35,39 @@ class EvoNormParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class EvoNormB0(ChannelStatsNorm):
-    """The value behind `evo_norm_b0`; see there."""
+    """EvoNorm B0 as a value; made by `evo_norm_b0`."""
 
     factory: ClassVar[str] = "evo_norm_b0"
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[EvoNormParams, Running]:
-        """Return `(Evo, Running)` of the shape of the channels; `key` is not used."""
-        affine, _ = super().init(shape, dtype, key=key)
-        params = EvoNormParams(affine.scale, affine.bias, jnp.ones(shape[-1:], dtype))
-        return params, _running.initial_running(shape[-1:], dtype)
+        """Return `(EvoNormParams, Running)` of the shape of the channels."""
+        del key
+        affine, running = self.start_channels(shape, dtype)
+        return EvoNormParams(affine.scale, affine.bias, jnp.ones(shape[-1:], dtype)), running
 
     def transform(
         self,
         params: EvoNormParams,
         state: Running | Accumulator,
         measured: Moments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        x: jax.Array,
+        call: Call,
     ) -> jax.Array:
         """Divide by the larger of the batch's deviation and the sample's plus v x."""
-        del hyper
-        x, kept = require_real(x, self.factory), (jnp.ndim(x) - 1,)
-        d = widen(x, mask)
-        batch = _running.select(state, measured, stats).var
-        over = self.averaged(x.ndim)
-        own = _measure.moments(x, over, mask=mask).var
-        others = [a for a in range(x.ndim) if a not in over]
-        slope = broadcast_one(params.slope, kept, x.shape).astype(d.dtype)
-        instance = _shapes.expand(jnp.sqrt(own + self.eps), others, x.ndim)
-        batch = _shapes.expand(jnp.sqrt(batch + self.eps), kept, x.ndim)
+        require_real(x, self.factory)
+        channels, space = (x.ndim - 1,), self.space(x.ndim)
+        d = widen(x, call.mask)
+        of_batch = _running.select(state, measured, call.stats).var
+        of_sample = _core.moments(x, space, call.mask).var
+        others = [a for a in range(x.ndim) if a not in space]
+        slope = broadcast_parameter(params.slope, channels, x.shape).astype(d.dtype)
+        instance = _shapes.expand(jnp.sqrt(of_sample + self.eps), others, x.ndim)
+        batch = _shapes.expand(jnp.sqrt(of_batch + self.eps), channels, x.ndim)
         y = d / jnp.maximum(batch.astype(d.dtype), slope * d + instance)
-        at = broadcast_affine(Affine(params.scale, params.bias), kept, x.shape)
-        return _formulas.affine(y, at.scale, at.bias).astype(x.dtype)
+        scale, bias = broadcast_affine(params, channels, x.shape)
+        return _formulas.affine(y, scale, bias).astype(x.dtype)
 
 
 @_hints.with_hints()
@@ -125,52 +120,39 @@ def evo_norm_b0(
     Reference:
         Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers", 2020.
     """
-    return EvoNormB0(
-        **channel_stats(axes, eps, decay, correction, scale_init, bias_init),
-        use_scale=use_scale,
-        use_bias=use_bias,
-    )
+    return EvoNormB0(**locals())
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class EvoNormS0(GroupNorm):
-    """The value behind `evo_norm_s0`; see there."""
+    """EvoNorm S0 as a value; made by `evo_norm_s0`."""
 
     factory: ClassVar[str] = "evo_norm_s0"
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
-    ) -> tuple[Any, Any]:
-        """Return `(Evo, ())`, each of the shape of the channels; `key` is not used."""
-        affine, state = super().init(shape, dtype, key=key)
+    def start(self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None) -> tuple[Any, Any]:
+        """Return `(EvoNormParams, ())`, each of the shape of the channels."""
+        affine, state = super().start(shape, dtype, key)
         return EvoNormParams(affine.scale, affine.bias, jnp.ones(shape[-1:], dtype)), state
 
     def transform(
-        self,
-        params: Any,
-        state: Any,
-        measured: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Any, state: Any, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
         """Divide the swish of x by the deviation of its group; x is not centred."""
-        del state, stats, hyper
-        x, kept = require_real(x, self.factory), (jnp.ndim(x) - 1,)
-        d = widen(x, mask)
-        slope = broadcast_one(params.slope, kept, x.shape).astype(d.dtype)
+        del state
+        require_real(x, self.factory)
+        channels = (x.ndim - 1,)
+        d = widen(x, call.mask)
+        slope = broadcast_parameter(params.slope, channels, x.shape).astype(d.dtype)
         swish = d * jax.nn.sigmoid(slope * d)
-        groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
-        at = broadcast_affine(Affine(params.scale, params.bias), kept, x.shape)
-        y = _normalize.normalize(
+        groups = self.count(x.shape[-1])
+        scale, bias = broadcast_affine(params, channels, x.shape)
+        y = _core.normalize(
             split(swish, groups),
             measured._replace(mean=jnp.zeros_like(measured.mean)),
             self.averaged(x.ndim),
-            scale=split(at.scale, groups),
-            bias=split(at.bias, groups),
-            eps=self.eps,
+            split(scale, groups),
+            split(bias, groups),
+            self.eps,
         )
         return y.reshape(x.shape).astype(x.dtype)
 
@@ -219,15 +201,4 @@ def evo_norm_s0(
     Reference:
         Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers", 2020.
     """
-    groups = groups_argument(groups, group_size, "evo_norm_s0")
-    check_affine(eps, scale_init, bias_init)
-    return EvoNormS0(
-        groups=groups,
-        group_size=group_size,
-        axes=spatial_axes_argument(axes),
-        eps=eps,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-    )
+    return EvoNormS0(**locals())

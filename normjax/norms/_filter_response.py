@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_one, check_affine
-from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument, widen
-from normjax.statistics import _measure
+from normjax.base import Call, Norm
+from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
+from normjax.statistics import _core
+from normjax.statistics._shapes import broadcast_parameter, widen
 from normjax.statistics._types import Array, Moments, PyTree
 
 
@@ -36,69 +36,66 @@ class FilterResponseParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FilterResponseNorm(PerSampleNorm):
-    """The value behind `filter_response_norm`; see there."""
+    """Filter response normalization as a value; made by `filter_response_norm`."""
 
     factory: ClassVar[str] = "filter_response_norm"
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     eps: float = 1e-6
     threshold: bool = True
     learn_eps: bool = False
     eps_init: float = 1e-4
 
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        super().__post_init__()
+        _checks.positive("eps_init", self.eps_init)
+        _checks.set_field(self, "axes", spatial_axes_argument(self.axes))
+
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of space."""
         return spatial_axes(self.axes, ndim, self.factory)
 
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the last axis."""
-        return (ndim - 1,)
-
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[FilterResponseParams, PyTree]:
-        """Return `(FilterResponse, ())`, each of the shape of the channels."""
-        affine, state = super().init(shape, dtype, key=key)
+        """Return `(FilterResponseParams, ())`, each of the shape of the channels."""
+        affine, state = super().start(shape, dtype, key)
         tau = jnp.zeros(shape[-1:], dtype) if self.threshold else None
         eps = jnp.full(shape[-1:], self.eps_init, dtype) if self.learn_eps else None
         return FilterResponseParams(affine.scale, affine.bias, tau, eps), state
 
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return the mean square over space."""
+    def measure(self, params: FilterResponseParams, x: jax.Array, call: Call) -> Moments:
+        """Take the mean square over space."""
+        del params
         if jnp.iscomplexobj(x) and self.threshold:
             raise TypeError(
                 "filter_response_norm thresholds its output, and complex numbers have no order: "
                 "write filter_response_norm(threshold=False)"
             )
-        return _measure.mean_square(x, self.averaged(x.ndim), mask=mask)
+        return _core.mean_square(x, self.averaged(x.ndim), call.mask)
 
     def transform(
         self,
         params: FilterResponseParams,
         state: PyTree,
         measured: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        x: jax.Array,
+        call: Call,
     ) -> jax.Array:
         """Divide each filter's response by its energy over space; threshold it."""
-        x = jnp.asarray(x)
-        kept, shape = self.features(x.ndim), x.shape
+        channels = self.features(x.ndim)
         if params.eps is not None:
             learned = jnp.abs(jnp.asarray(params.eps)).astype(measured.var.dtype)
             # The rank of the statistics, which are x's without the axes of space.
-            over = self.averaged(x.ndim)
-            learned = jnp.squeeze(broadcast_one(learned, kept, shape), over)
+            learned = broadcast_parameter(learned, channels, x.shape)
+            learned = jnp.squeeze(learned, self.averaged(x.ndim))
             measured = measured._replace(var=measured.var + learned)
-        affine = Affine(params.scale, params.bias)
         # In the dtype of the statistics to the end: tau is compared before anything is rounded.
-        y = super().transform(
-            affine, state, measured, widen(x, mask), stats=stats, mask=mask, hyper=hyper
-        )
+        y = super().transform(params, state, measured, widen(x, call.mask), call)
         if params.threshold is not None:
-            y = jnp.maximum(y, broadcast_one(params.threshold, kept, shape).astype(y.dtype))
+            tau = broadcast_parameter(params.threshold, channels, x.shape)
+            y = jnp.maximum(y, tau.astype(y.dtype))
         return y.astype(x.dtype)
 
 
@@ -155,16 +152,4 @@ def filter_response_norm(
         Singh, Krishnan, "Filter Response Normalization Layer: Eliminating Batch Dependence in
         the Training of Deep Neural Networks", 2019.
     """
-    check_affine(eps, scale_init, bias_init)
-    _checks.positive("eps_init", eps_init)
-    return FilterResponseNorm(
-        axes=spatial_axes_argument(axes),
-        eps=eps,
-        threshold=threshold,
-        learn_eps=learn_eps,
-        eps_init=eps_init,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-    )
+    return FilterResponseNorm(**locals())

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._batch import BatchNorm, batch_norm, fields_of
-from normjax.statistics import _kinds, _measure, _normalize, _shapes
-from normjax.statistics._types import Array, AxisName, Moments, PyTree
+from normjax.base import Affine, Call, Norm
+from normjax.norms._batch import BatchNorm
+from normjax.statistics import _core, _kinds, _shapes
+from normjax.statistics._types import Array, Moments, PyTree
 
 
 class GhostMoments(NamedTuple):
@@ -31,53 +31,43 @@ class GhostMoments(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GhostBatchNorm(BatchNorm):
-    """The value behind `ghost_batch_norm`; see there."""
+    """Ghost batch normalization as a value; made by `ghost_batch_norm`."""
 
     factory: ClassVar[str] = "ghost_batch_norm"
 
     size: int = dataclasses.field(kw_only=True)
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Any:
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.positive_int("size", self.size)
+
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Any:
         """Measure each virtual batch; only what is kept is pooled over `axis_name`."""
         del params
-        xs, masks, axes, _ = self._split(jnp.asarray(x), mask)
-        groups = _measure.moments(xs, axes, mask=masks)
-        whole = _measure.pool(_kinds.merge_axis(groups), axis_name, self.axis_index_groups)
+        xs, masks, axes, _ = self._split(x, call.mask)
+        groups = _core.moments(xs, axes, masks)
+        whole = _core.pool(_kinds.merge_axis(groups), call.axis_name, self.axis_index_groups)
         return GhostMoments(groups, whole)
 
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: Any,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: Any, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize each virtual batch by itself, or all with the kept statistics."""
-        if stats == "running":
-            return super().transform(params, state, None, x, stats=stats, mask=mask)
-        x = jnp.asarray(x)
-        xs, masks, axes, join = self._split(x, mask)
-        kept = tuple(a + 1 for a in self._kept(x.ndim))
+        """Normalize each virtual batch alone, or all with the running statistics."""
+        if call.stats == "running":
+            return super().transform(params, state, None, x, call)
+        xs, masks, axes, join = self._split(x, call.mask)
+        features = tuple(a + 1 for a in self.feature_axes(x.ndim))
         scale, bias = (
-            None if v is None else _shapes.expand(v, kept, xs.ndim)
+            None if v is None else _shapes.expand(v, features, xs.ndim)
             for v in (params.scale, params.bias)
         )
-        return join(
-            _normalize.normalize(
-                xs, measured.groups, axes, scale=scale, bias=bias, eps=self.eps, mask=masks
-            )
-        )
+        return join(_core.normalize(xs, measured.groups, axes, scale, bias, self.eps, masks))
 
-    def update(self, state: PyTree, measured: Any, *, stats: Stats, hyper: Hyper = None) -> Any:
+    def update(self, state: PyTree, measured: Any, call: Call) -> Any:
         """Move the running average by the whole batch, as batch norm does."""
         whole = None if measured is None else measured.whole
-        return super().update(state, whole, stats=stats, hyper=hyper)
+        return super().update(state, whole, call)
 
     def _split(self, x: jax.Array, mask: Array | None) -> tuple[Any, Any, tuple[int, ...], Any]:
         """Return x and mask as `[groups, members, ...]`, axes to average there, and the way back.
@@ -169,16 +159,4 @@ def ghost_batch_norm(
         Hoffer, Hubara, Soudry, "Train longer, generalize better: closing the generalization
         gap in large batch training of neural networks", 2017, algorithm 1.
     """
-    _checks.positive_int("size", size)
-    plain = batch_norm(
-        axes=axes,
-        eps=eps,
-        decay=decay,
-        correction=correction,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        axis_index_groups=axis_index_groups,
-    )
-    return GhostBatchNorm(**fields_of(plain), size=size)
+    return GhostBatchNorm(**locals())

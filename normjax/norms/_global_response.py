@@ -9,60 +9,53 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from normjax._internal import _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_affine, check_affine
-from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument, widen
-from normjax.statistics import _formulas, _measure, _shapes
-from normjax.statistics._types import Array, Moments, PyTree
+from normjax._internal import _checks, _hints
+from normjax.base import Affine, Call, Norm
+from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
+from normjax.statistics import _core, _formulas, _shapes
+from normjax.statistics._shapes import broadcast_affine, widen
+from normjax.statistics._types import Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GlobalResponseNorm(PerSampleNorm):
-    """The value behind `global_response_norm`; see there."""
+    """Global response normalization as a value; made by `global_response_norm`."""
 
     factory: ClassVar[str] = "global_response_norm"
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     eps: float = 1e-6
     scale_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.set_field(self, "axes", spatial_axes_argument(self.axes))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of space."""
         return spatial_axes(self.axes, ndim, self.factory)
 
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the last axis."""
-        return (ndim - 1,)
-
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return the mean square over space."""
-        return _measure.mean_square(x, self.averaged(x.ndim), mask=mask)
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
+        """Take the mean square over space."""
+        del params
+        return _core.mean_square(x, self.averaged(x.ndim), call.mask)
 
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
         """Scale each channel by its share of the response, and add x back."""
-        del state, stats, hyper
-        x = jnp.asarray(x)
-        kept = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
+        del state
+        others = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
         energy = measured.var * measured.count
         # The root has no slope at 0; a dead channel takes 0, as a norm's subgradient does.
         alive = energy > 0
         length = jnp.where(alive, jnp.sqrt(jnp.where(alive, energy, 1)), 0)
-        typical = _measure.moments(length, -1, mask=measured.count > 0).mean
+        typical = _core.moments(length, (length.ndim - 1,), measured.count > 0).mean
         share = length / (typical[..., None] + self.eps)
-        at = broadcast_affine(params, self.features(x.ndim), x.shape)
-        d = widen(x, mask)
-        y = _formulas.affine(d, at.scale, at.bias, mul=_shapes.expand(share, kept, x.ndim))
+        scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
+        d = widen(x, call.mask)
+        y = _formulas.affine(d, scale, bias, mul=_shapes.expand(share, others, x.ndim))
         return (y + d).astype(x.dtype)
 
 
@@ -106,7 +99,4 @@ def global_response_norm(
         Woo, Debnath, Hu, Chen, Liu, Kweon, Xie, "ConvNeXt V2: Co-designing and Scaling ConvNets
         with Masked Autoencoders", 2023.
     """
-    check_affine(eps, scale_init, bias_init)
-    return GlobalResponseNorm(
-        axes=spatial_axes_argument(axes), eps=eps, scale_init=scale_init, bias_init=bias_init
-    )
+    return GlobalResponseNorm(**locals())

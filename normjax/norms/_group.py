@@ -4,84 +4,88 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Norm
-from normjax.norms import _dispatch
-from normjax.norms._affine import broadcast_affine, check_affine
+from normjax.base import Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
-from normjax.statistics import _kinds, _measure, _normalize
-from normjax.statistics._types import Array, Moments, PyTree
+from normjax.statistics import _core, _kinds
+from normjax.statistics._shapes import broadcast_affine
+from normjax.statistics._types import Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GroupNorm(PerSampleNorm):
-    """The value behind `group_norm`; see there."""
+    """Group normalization as a value; made by `group_norm`."""
 
     factory: ClassVar[str] = "group_norm"
 
     groups: int | None = None
     group_size: int | None = None
-    axes: tuple[int, ...] | None = None
-    impl: _dispatch.Impl = "xla"
+    axes: int | Sequence[int] | None = None
+    impl: _core.Impl = "xla"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges; with neither count the channels make 32 groups."""
+        super().__post_init__()
+        groups = groups_argument(self.groups, self.group_size, self.factory)
+        _checks.set_field(self, "groups", groups)
+        _checks.set_field(self, "axes", spatial_axes_argument(self.axes))
+        _checks.one_of("impl", self.impl, get_args(_core.Impl))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes averaged over once the channels are `[groups, channels of a group]`."""
         return (*self._space(ndim), ndim)
 
-    def _space(self, ndim: int) -> tuple[int, ...]:
-        return spatial_axes(self.axes, ndim, self.factory)
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
+    ) -> tuple[Any, PyTree]:
+        """Return `(Affine, ())`, the affine of the shape of the channels."""
+        self.count(shape[-1])
+        return super().start(shape, dtype, key)
 
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the last axis."""
-        return (ndim - 1,)
+    def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
+        """Measure each group of each sample."""
+        del params
+        groups = self.count(x.shape[-1])
+        if self.impl == "kernel":  # it measures channels, whose moments merge
+            channels = _core.moments(x, self._space(x.ndim), call.mask, impl="kernel")
+            return _kinds.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
+        mask = split(call.mask, groups)
+        return _core.moments(split(x, groups), self.averaged(x.ndim), mask)
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
-    ) -> tuple[Affine, PyTree]:
-        """Return `(Affine, ())`, the affine of the shape of the channels; `key` is not used."""
-        group_count(shape[-1], self.groups, self.group_size, self.factory)
-        return super().init(shape, dtype, key=key)
-
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return mean and variance of each group of each sample."""
-        groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
-        channels = _dispatch.kernel_moments(self, x, self._space(x.ndim), mask)
-        if channels is not None:
-            apart = jax.tree.map(lambda v: split(v, groups), channels)
-            return _kinds.merge_axis(apart, axis=-1)
-        return _measure.moments(split(x, groups), self.averaged(x.ndim), mask=split(mask, groups))
-
-    def by_kernel(
-        self, params: Affine, measured: Moments, x: jax.Array, mask: Array | None
-    ) -> jax.Array | None:
-        """Normalize each channel with its group's statistics."""
-        if self.impl == "xla":
-            return None
-        size = x.shape[-1] // measured.mean.shape[-1]
-        each = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
-        return _dispatch.kernel_standardize(self, params, each, x, self._space(x.ndim), mask)
-
-    def normalized(
-        self, params: Affine, measured: Moments, x: jax.Array, mask: Array | None
+    def transform(
+        self, params: Any, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Return x with each group of each sample normalized by itself."""
-        groups = group_count(x.shape[-1], self.groups, self.group_size, self.factory)
-        at = broadcast_affine(params, self.features(x.ndim), x.shape)
-        y = _normalize.normalize(
-            split(x, groups),
+        """Normalize each group of each sample with its own statistics."""
+        del state
+        groups = self.count(x.shape[-1])
+        scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
+        if self.impl == "kernel":
+            size = x.shape[-1] // groups
+            each = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
+            space = self._space(x.ndim)
+            return _core.normalize(x, each, space, scale, bias, self.eps, call.mask, impl="kernel")
+        y = _core.normalize(
+            split(x, groups),  # [..., groups, channels of a group]
             measured,
             self.averaged(x.ndim),
-            scale=split(at.scale, groups),
-            bias=split(at.bias, groups),
-            eps=self.eps,
-            mask=split(mask, groups),
+            split(scale, groups),
+            split(bias, groups),
+            self.eps,
+            split(call.mask, groups),
         )
         return y.reshape(x.shape)
+
+    def count(self, channels: int) -> int:
+        """Return the number of groups of so many channels."""
+        return group_count(channels, self.groups, self.group_size, self.factory)
+
+    def _space(self, ndim: int) -> tuple[int, ...]:
+        return spatial_axes(self.axes, ndim, self.factory)
 
 
 def split(v: Any, groups: int) -> Any:
@@ -132,7 +136,7 @@ def group_norm(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
     r"""Group normalization: space and a group of channels of one sample; channels are last.
 
@@ -176,16 +180,4 @@ def group_norm(
     Reference:
         Wu, He, "Group Normalization", 2018.
     """
-    groups = groups_argument(groups, group_size, "group_norm")
-    check_affine(eps, scale_init, bias_init)
-    return GroupNorm(
-        groups=groups,
-        group_size=group_size,
-        axes=spatial_axes_argument(axes),
-        eps=eps,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        impl=_dispatch.check(impl),
-    )
+    return GroupNorm(**locals())

@@ -6,19 +6,18 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
-from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_affine, initial_affine
-from normjax.norms._per_sample import widen
+from normjax._internal import _hints
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, initial_affine
 from normjax.statistics import _formulas
-from normjax.statistics._types import Array, AxisName, PyTree
+from normjax.statistics._shapes import broadcast_affine, widen
+from normjax.statistics._types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Identity(Norm):
-    """The value behind `identity`; see there."""
+    """No normalization as a value; made by `identity`."""
 
     factory: ClassVar[str] = "identity"
 
@@ -27,35 +26,27 @@ class Identity(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse starting values that are no numbers."""
+        check_affine(self.scale_init, self.bias_init)
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
-        """Return `(Affine, ())`, the affine over the last axis; `key` is not used."""
+        """Return `(Affine, ())`, the affine over the last axis."""
         del key
         return initial_affine(self, shape[-1:], dtype), ()
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> None:
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> None:
         """Measure nothing."""
-        del params, x, mask, axis_name
 
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: None, x: jax.Array, call: Call
     ) -> jax.Array:
         """Apply the affine alone."""
-        del state, measured, stats, hyper
-        x = jnp.asarray(x)
-        at = broadcast_affine(params, (x.ndim - 1,), x.shape)
-        return _formulas.affine(widen(x, mask), at.scale, at.bias).astype(x.dtype)
+        del state, measured
+        scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
+        return _formulas.affine(widen(x, call.mask), scale, bias).astype(x.dtype)
 
 
 @_hints.with_hints()
@@ -96,6 +87,4 @@ def identity(
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017
         (the baseline of its experiments).
     """
-    _checks.number("scale_init", scale_init)
-    _checks.number("bias_init", bias_init)
-    return Identity(use_scale, use_bias, scale_init, bias_init)
+    return Identity(**locals())

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import jax
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Norm
-from normjax.norms import _dispatch
-from normjax.norms._affine import check_affine
+from normjax.base import Affine, Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes
-from normjax.statistics._types import Array, Moments
+from normjax.statistics import _core
+from normjax.statistics._shapes import broadcast_affine
+from normjax.statistics._types import Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class InstanceNorm(PerSampleNorm):
-    """The value behind `instance_norm`; see there."""
+    """Instance normalization as a value; made by `instance_norm`."""
 
     factory: ClassVar[str] = "instance_norm"
 
-    axes: tuple[int, ...] | None = None
-    impl: _dispatch.Impl = "xla"
+    axes: int | Sequence[int] | None = None
+    impl: _core.Impl = "xla"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+        _checks.one_of("impl", self.impl, get_args(_core.Impl))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of space."""
         return spatial_axes(self.axes, ndim, self.factory, empty=False)
 
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return mean and variance of each channel of each sample."""
-        found = _dispatch.kernel_moments(self, x, self.averaged(x.ndim), mask)
-        return super().measure(x, mask) if found is None else found
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
+        """Measure each channel of each sample."""
+        del params
+        return _core.moments(x, self.averaged(x.ndim), call.mask, impl=self.impl)
 
-    def by_kernel(
-        self, params: Affine, measured: Moments, x: jax.Array, mask: Array | None
-    ) -> jax.Array | None:
-        """Normalize each channel of each sample by itself."""
-        return _dispatch.kernel_standardize(self, params, measured, x, self.averaged(x.ndim), mask)
-
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the last axis."""
-        return (ndim - 1,)
+    def transform(
+        self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
+    ) -> jax.Array:
+        """Normalize each channel of each sample with its own statistics."""
+        del state
+        scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
+        axes = self.averaged(x.ndim)
+        return _core.normalize(x, measured, axes, scale, bias, self.eps, call.mask, impl=self.impl)
 
 
 @_hints.with_hints()
@@ -54,7 +59,7 @@ def instance_norm(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
     r"""Instance normalization: each channel of one sample over space; channels are last.
 
@@ -94,13 +99,4 @@ def instance_norm(
         Stylization", 2016; Dumoulin, Shlens, Kudlur, "A Learned Representation for Artistic
         Style", 2017 (the conditional one).
     """
-    check_affine(eps, scale_init, bias_init)
-    return InstanceNorm(
-        axes=_checks.axes(axes),
-        eps=eps,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        impl=_dispatch.check(impl),
-    )
+    return InstanceNorm(**locals())

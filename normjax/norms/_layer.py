@@ -4,49 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import jax
-
-from normjax._internal import _checks, _hints
-from normjax.base import Affine, Norm
-from normjax.norms import _dispatch
-from normjax.norms._affine import check_affine
-from normjax.norms._per_sample import PerSampleNorm
-from normjax.statistics import _measure
-from normjax.statistics._types import Array, AxisName, Moments
+from normjax._internal import _hints
+from normjax.base import Norm
+from normjax.norms._per_sample import FeatureNorm
+from normjax.statistics._types import AxisName
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LayerNorm(PerSampleNorm):
-    """The value behind `layer_norm`; see there."""
+class LayerNorm(FeatureNorm):
+    """Layer normalization as a value; made by `layer_norm`."""
 
     factory: ClassVar[str] = "layer_norm"
-
-    axes: tuple[int, ...] = (-1,)
-    feature_axes: tuple[int, ...] | None = None
-    feature_axis_name: AxisName = None
-    impl: _dispatch.Impl = "xla"
-
-    def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the features."""
-        return _checks.resolve_axes(self.axes, ndim)
-
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the affine, by default the same."""
-        axes = self.axes if self.feature_axes is None else self.feature_axes
-        return _checks.resolve_axes(axes, ndim, name="feature_axes")
-
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return mean and variance, over all devices that share the features."""
-        return _measure.moments(x, self.axes, mask=mask, axis_name=self.feature_axis_name)
-
-    def by_kernel(
-        self, params: Affine, measured: Moments, x: jax.Array, mask: Array | None
-    ) -> jax.Array | None:
-        """Normalize rows; the kernel measures them once more, on the chip."""
-        del measured
-        return _dispatch.kernel_row_norm(self, params, x, mask, centred=True)
+    centred: ClassVar[bool] = True
 
 
 @_hints.with_hints()
@@ -60,7 +31,7 @@ def layer_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     feature_axis_name: AxisName = None,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
     r"""Layer normalization: all features of one sample, at every position by itself.
 
@@ -108,15 +79,4 @@ def layer_norm(
         Ba, Kiros, Hinton, "Layer Normalization", 2016; Peebles, Xie, "Scalable Diffusion Models
         with Transformers", 2023 (the adaptive one).
     """
-    check_affine(eps, scale_init, bias_init)
-    return LayerNorm(
-        axes=_checks.axes(axes) or (-1,),
-        feature_axes=_checks.axes(feature_axes),
-        eps=eps,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        feature_axis_name=feature_axis_name,
-        impl=_dispatch.check(impl),
-    )
+    return LayerNorm(**locals())

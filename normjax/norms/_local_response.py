@@ -6,18 +6,17 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Hyper, Norm, Stats
-from normjax.norms._per_sample import widen
-from normjax.statistics import _formulas, _measure
-from normjax.statistics._types import Array, AxisName, PyTree
+from normjax.base import Call, Norm
+from normjax.statistics import _core, _formulas
+from normjax.statistics._shapes import widen
+from normjax.statistics._types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LocalResponseNorm(Norm):
-    """The value behind `local_response_norm`; see there."""
+    """Local response normalization as a value; made by `local_response_norm`."""
 
     factory: ClassVar[str] = "local_response_norm"
 
@@ -27,40 +26,34 @@ class LocalResponseNorm(Norm):
     k: float = 2.0
     over: Literal["sum", "mean"] = "sum"
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        _checks.positive_int("size", self.size)
+        _checks.positive("alpha", self.alpha, zero=True)
+        _checks.positive("beta", self.beta, zero=True)
+        _checks.positive("k", self.k)
+        _checks.one_of("over", self.over, ("sum", "mean"))
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
-        """Return `((), ())`: nothing is learned and nothing kept."""
+        """Return `((), ())`: there are no parameters and no state."""
         del shape, dtype, key
         return (), ()
 
-    def moments(
-        self, params: PyTree, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> jax.Array:
+    def measure(self, params: PyTree, x: jax.Array, call: Call) -> jax.Array:
         """Return the sum of squares around each channel, of the shape of x."""
-        del params, axis_name
-        x = _checks.floating(x, self.factory)
-        return _measure.window_square(x, self.size, mask=_checks.mask(mask, x.shape))
+        del params
+        return _core.window_square(x, self.size, call.mask)
 
     def transform(
-        self,
-        params: PyTree,
-        state: PyTree,
-        measured: jax.Array,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: PyTree, state: PyTree, measured: jax.Array, x: jax.Array, call: Call
     ) -> jax.Array:
         """Divide each response by the power of those around it."""
-        del params, state, stats, hyper
-        x = jnp.asarray(x)
+        del params, state
         alpha = self.alpha / self.size if self.over == "mean" else self.alpha
-        y = _formulas.affine(
-            widen(x, mask), None, None, mul=(self.k + alpha * measured) ** -self.beta
-        )
-        return y.astype(x.dtype)
+        power = (self.k + alpha * measured) ** -self.beta
+        return _formulas.affine(widen(x, call.mask), None, None, mul=power).astype(x.dtype)
 
 
 @_hints.with_hints()
@@ -105,9 +98,4 @@ def local_response_norm(
         Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural
         Networks", 2012.
     """
-    _checks.positive_int("size", size)
-    _checks.positive("alpha", alpha, zero=True)
-    _checks.positive("beta", beta, zero=True)
-    _checks.positive("k", k)
-    _checks.one_of("over", over, ("sum", "mean"))
-    return LocalResponseNorm(size=size, alpha=alpha, beta=beta, k=k, over=over)
+    return LocalResponseNorm(**locals())

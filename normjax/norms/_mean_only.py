@@ -10,74 +10,68 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.statistics import _formulas, _measure, _running, _shapes
-from normjax.statistics._types import Array, AxisName, Means, PyTree, RunningMean
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, check_running
+from normjax.statistics import _core, _formulas, _running, _shapes
+from normjax.statistics._types import Means, PyTree, RunningMean
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MeanOnlyBatchNorm(Norm):
-    """The value behind `mean_only_batch_norm`; see there."""
+    """Mean-only batch normalization as a value; made by `mean_only_batch_norm`."""
 
     factory: ClassVar[str] = "mean_only_batch_norm"
     stateful: ClassVar[bool] = True
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     decay: float = 0.9
     use_bias: bool = True
     bias_init: float = 0.0
-    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        check_affine(1.0, self.bias_init)
+        check_running(self.decay, correction=0)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+        _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
-        """Return `(Affine(None, bias), RunningMean)`; `key` is not used."""
+        """Return `(Affine(None, bias), RunningMean)`."""
         del key
-        features = tuple(shape[a] for a in self._kept(len(shape)))
+        features = tuple(shape[a] for a in self.feature_axes(len(shape)))
         bias = jnp.full(features, self.bias_init, dtype) if self.use_bias else None
         mean = jnp.zeros(features, _shapes.stat_dtype(dtype))
         return Affine(None, bias), RunningMean(mean)
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Means:
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Means:
         """Measure this batch's means, over all devices of `axis_name`."""
         del params
-        groups = self.axis_index_groups if axis_name is not None else None
-        return _measure.means(
-            x, self.axes, mask=mask, axis_name=axis_name, axis_index_groups=groups
-        )
+        axes = _checks.resolve_axes(self.axes, x.ndim)
+        groups = self.axis_index_groups if call.axis_name is not None else None
+        return _core.means(x, axes, call.mask, call.axis_name, groups)
 
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: Means | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: Means | None, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Subtract this batch's means or the kept ones."""
-        del hyper
-        x = jnp.asarray(x)
-        kept = self._kept(x.ndim)
-        _checks.same_features(state, tuple(x.shape[a] for a in kept), self.factory)
-        mean = _running.select(state, measured, stats).mean
-        d = _formulas.center(x, _shapes.expand(mean, kept, x.ndim), mask)
-        bias = None if params.bias is None else _shapes.expand(params.bias, kept, x.ndim)
+        """Subtract this batch's means or the running ones."""
+        features = self.feature_axes(x.ndim)
+        _checks.same_features(state, tuple(x.shape[a] for a in features), self.factory)
+        mean = _running.select(state, measured, call.stats).mean
+        d = _formulas.center(x, _shapes.expand(mean, features, x.ndim), call.mask)
+        bias = None if params.bias is None else _shapes.expand(params.bias, features, x.ndim)
         return _formulas.affine(d, None, bias).astype(x.dtype)
 
-    def update(
-        self, state: PyTree, measured: Means | None, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
+    def update(self, state: PyTree, measured: Means | None, call: Call) -> PyTree:
         """Move the running means; never toward an empty or non-finite batch."""
-        decay = (hyper or {}).get("decay", self.decay)
-        return _running.accumulate(state, measured, stats=stats, decay=decay, correction=0)
+        decay = (call.hyper or {}).get("decay", self.decay)
+        return _running.accumulate(state, measured, stats=call.stats, decay=decay, correction=0)
 
-    def _kept(self, ndim: int) -> tuple[int, ...]:
+    def feature_axes(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes that are not averaged over."""
         axes = _checks.resolve_axes(self.axes, ndim)
         return tuple(a for a in range(ndim) if a not in axes)
 
@@ -125,13 +119,4 @@ def mean_only_batch_norm(
         Salimans, Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate
         Training of Deep Neural Networks", 2016, section 4.
     """
-    _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
-    _checks.number("bias_init", bias_init)
-    groups = axis_index_groups
-    return MeanOnlyBatchNorm(
-        axes=_checks.axes(axes),
-        decay=decay,
-        use_bias=use_bias,
-        bias_init=bias_init,
-        axis_index_groups=None if groups is None else tuple(tuple(g) for g in groups),
-    )
+    return MeanOnlyBatchNorm(**locals())

@@ -1,28 +1,29 @@
 """What the norms over one sample share: no state, statistics of each sample, an affine.
 
 A subclass names the axes it averages over and the axes of its affine. The affine may also be
-given per sample, which makes any of these norms an adaptive one; see `_affine.place`.
+given per sample, which makes any of these norms an adaptive one; see `broadcast_affine`.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, get_args
 
 import jax
-import jax.numpy as jnp
 
 from normjax._internal import _checks
-from normjax.base import Hyper, Norm, Stats
-from normjax.norms._affine import broadcast_affine, initial_affine
-from normjax.statistics import _measure, _normalize, _shapes
-from normjax.statistics._types import Array, AxisName, Moments, PyTree
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, initial_affine
+from normjax.statistics import _core
+from normjax.statistics._shapes import broadcast_affine
+from normjax.statistics._types import AxisName, Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PerSampleNorm(Norm):
-    """A norm of each sample by itself; nothing is kept and both modes are the same."""
+    """A norm of each sample alone; it keeps nothing and both modes are the same."""
 
     eps: float = 1e-5
     use_scale: bool = True
@@ -30,80 +31,92 @@ class PerSampleNorm(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        check_affine(self.scale_init, self.bias_init, self.eps)
+
     @abc.abstractmethod
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes averaged over, of an x with `ndim` axes."""
 
-    @abc.abstractmethod
     def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes that scale and bias run over."""
+        """Return the axes that scale and bias run over, by default the last."""
+        return (ndim - 1,)
 
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return the statistics of each sample."""
-        return _measure.moments(x, self.averaged(x.ndim), mask=mask)
-
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Any, PyTree]:
-        """Return `(Affine, ())`, the affine of the shape of the feature axes; `key` is not used."""
+        """Return `(Affine, ())`, the affine of the shape of the feature axes."""
         del key
         self.averaged(len(shape))  # So that a shape that does not fit is refused here already.
         return initial_affine(self, tuple(shape[a] for a in self.features(len(shape))), dtype), ()
 
-    def moments(
-        self, params: Any, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> Any:
-        """Measure each sample; `axis_name`, the batch's, does not matter."""
-        del params, axis_name
-        x = _checks.floating(x, self.factory)
-        return self.measure(x, _checks.mask(mask, x.shape))
+    def measure(self, params: Any, x: jax.Array, call: Call) -> Any:
+        """Measure each sample; the batch's device axis does not matter."""
+        del params
+        return _core.moments(x, self.averaged(x.ndim), call.mask)
 
     def transform(
-        self,
-        params: Any,
-        state: PyTree,
-        measured: Any,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Any, state: PyTree, measured: Any, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize each sample by itself."""
-        del state, stats, hyper
-        x = jnp.asarray(x)
-        y = self.by_kernel(params, measured, x, mask)
-        return self.normalized(params, measured, x, mask) if y is None else y
-
-    def by_kernel(
-        self, params: Any, measured: Any, x: jax.Array, mask: Array | None
-    ) -> jax.Array | None:
-        """Return what a kernel makes of x, or `None` where none is asked for or serves."""
-        del params, measured, x, mask
-        return None
-
-    def normalized(self, params: Any, measured: Any, x: jax.Array, mask: Array | None) -> jax.Array:
-        """Return x normalized with what was measured."""
-        at = broadcast_affine(params, self.features(x.ndim), x.shape)
-        return _normalize.normalize(
-            x,
-            measured,
-            self.averaged(x.ndim),
-            scale=at.scale,
-            bias=at.bias,
-            eps=self.eps,
-            mask=mask,
-        )
+        """Normalize each sample with its own statistics."""
+        del state
+        scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
+        return _core.normalize(x, measured, self.averaged(x.ndim), scale, bias, self.eps, call.mask)
 
 
-def widen(x: Array, mask: Array | None = None) -> jax.Array:
-    """Return x in the dtype of its statistics, 0 under the mask."""
-    x = jnp.asarray(x)
-    x = x.astype(_shapes.stat_dtype(x.dtype))
-    return x if mask is None else jnp.where(mask, x, 0)
+@dataclasses.dataclass(frozen=True, repr=False)
+class FeatureNorm(PerSampleNorm):
+    """A norm over the features: layer and RMS norm, which may be split over devices."""
+
+    centred: ClassVar[bool]
+
+    axes: int | Sequence[int] = (-1,)
+    feature_axes: int | Sequence[int] | None = None
+    feature_axis_name: AxisName = None
+    impl: _core.Impl = "xla"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
+        _checks.set_field(self, "feature_axes", _checks.axes(self.feature_axes))
+        _checks.one_of("impl", self.impl, get_args(_core.Impl))
+
+    def averaged(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of the features."""
+        return _checks.resolve_axes(self.axes, ndim)
+
+    def features(self, ndim: int) -> tuple[int, ...]:
+        """Return the axes of the affine, by default the same."""
+        if self.feature_axes is None:
+            return self.averaged(ndim)
+        return _checks.resolve_axes(self.feature_axes, ndim, name="feature_axes")
+
+    def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
+        """Measure each sample, over all devices that share the features."""
+        del params
+        take = _core.moments if self.centred else _core.mean_square
+        return take(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
+
+    def transform(
+        self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
+    ) -> jax.Array:
+        """Normalize each sample with its own statistics, by a kernel where one serves."""
+        axes, features = self.averaged(x.ndim), self.features(x.ndim)
+        scale, bias = broadcast_affine(params, features, x.shape)
+        if self.impl == "kernel" and self.feature_axis_name is None and axes == features:
+            y = _core.normalize_rows(
+                x, axes, scale, bias, self.eps, call.mask, centred=self.centred
+            )
+            if y is not None:
+                return y
+        return _core.normalize(x, measured, axes, scale, bias, self.eps, call.mask)
 
 
-def spatial_axes(axes: tuple[int, ...] | None, ndim: int, who: str, *, empty: bool = True) -> Any:
+def spatial_axes(
+    axes: int | Sequence[int] | None, ndim: int, who: str, *, empty: bool = True
+) -> Any:
     """Return the axes of space: those named, or all between the first and the last.
 
     With `empty=False` a norm that would have one value per set refuses, instead of giving 0.

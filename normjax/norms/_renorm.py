@@ -12,15 +12,15 @@ import numpy as np
 from jax import lax
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._batch import BatchNorm, batch_norm, fields_of
-from normjax.statistics import _normalize, _running, _shapes
+from normjax.base import Affine, Call, Norm
+from normjax.norms._batch import BatchNorm
+from normjax.statistics import _core, _running, _shapes
 from normjax.statistics._types import Array, Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class BatchRenorm(BatchNorm):
-    """The value behind `batch_renorm`; see there."""
+    """Batch renormalization as a value; made by `batch_renorm`."""
 
     factory: ClassVar[str] = "batch_renorm"
     hyper_names: ClassVar[tuple[str, ...]] = ("decay", "r_max", "d_max")
@@ -28,32 +28,30 @@ class BatchRenorm(BatchNorm):
     r_max: float = 3.0
     d_max: float = 5.0
 
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.number("r_max", self.r_max)
+        _checks.number("d_max", self.d_max)
+        _check_limits(self.r_max, self.d_max)
+
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: Moments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: Moments | None, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize with the batch's statistics, corrected toward the kept ones."""
-        x = jnp.asarray(x)
+        """Normalize with the batch's statistics, corrected toward the running ones."""
         if jnp.iscomplexobj(x):
             raise TypeError(
                 "batch_renorm clips a difference of means, which complex x has no order for: "
                 "normalize x.real and x.imag apart, or write batch_norm"
             )
-        if stats == "running":
-            return super().transform(params, state, measured, x, stats=stats, mask=mask)
+        if call.stats == "running":
+            return super().transform(params, state, measured, x, call)
         assert measured is not None
         _checks.same_features(state, measured.mean.shape, self.factory)
-        kept_stats = _running.select(state, measured, "running")
-        mean, var = kept_stats.mean, kept_stats.var
+        running = _running.select(state, measured, "running")
+        mean, var = running.mean, running.var
         real = measured.var.dtype
-        limits = [(hyper or {}).get(name, getattr(self, name)) for name in ("r_max", "d_max")]
+        limits = [(call.hyper or {}).get(name, getattr(self, name)) for name in ("r_max", "d_max")]
         _check_limits(*limits)
         r_max, d_max = (jnp.asarray(limit).astype(real) for limit in limits)
         # Constants to the gradient (section 3): else it would undo the correction.
@@ -65,11 +63,10 @@ class BatchRenorm(BatchNorm):
             scale, bias = (v * params.scale.astype(real) for v in (r, d))
         if params.bias is not None:
             bias = bias + params.bias.astype(real)
-        kept = self._kept(x.ndim)
-        scale, bias = (_shapes.expand(v, kept, x.ndim) for v in (scale, bias))
-        return _normalize.normalize(
-            x, measured, self.axes, scale=scale, bias=bias, eps=self.eps, mask=mask
-        )
+        features = self.feature_axes(x.ndim)
+        scale, bias = (_shapes.expand(v, features, x.ndim) for v in (scale, bias))
+        axes = _checks.resolve_axes(self.axes, x.ndim)
+        return _core.normalize(x, measured, axes, scale, bias, self.eps, call.mask)
 
 
 def _check_limits(r_max: Any, d_max: Any) -> None:
@@ -144,21 +141,7 @@ def batch_renorm(
         Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
         Batch-Normalized Models", 2017.
     """
-    _checks.number("r_max", r_max)
-    _checks.number("d_max", d_max)
-    _check_limits(r_max, d_max)
-    plain = batch_norm(
-        axes=axes,
-        eps=eps,
-        decay=decay,
-        correction=correction,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        axis_index_groups=axis_index_groups,
-    )
-    return BatchRenorm(**fields_of(plain), r_max=r_max, d_max=d_max)
+    return BatchRenorm(**locals())
 
 
 def renorm_schedule(

@@ -5,92 +5,72 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms import _dispatch
-from normjax.norms._affine import check_affine
-from normjax.norms._per_sample import PerSampleNorm
-from normjax.statistics import _measure, _shapes
-from normjax.statistics._types import Array, AxisName, Moments, PyTree
+from normjax.base import Affine, Call, Norm
+from normjax.norms._per_sample import FeatureNorm, PerSampleNorm
+from normjax.statistics import _core, _shapes
+from normjax.statistics._types import AxisName, Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RMSNorm(PerSampleNorm):
-    """The value behind `rms_norm`; see there."""
+class RMSNorm(FeatureNorm):
+    """Root mean square normalization as a value; made by `rms_norm`."""
 
     factory: ClassVar[str] = "rms_norm"
+    centred: ClassVar[bool] = False
 
-    axes: tuple[int, ...] = (-1,)
-    feature_axes: tuple[int, ...] | None = None
     use_bias: bool = False
     unit_offset: bool = False
     partial: float = 1.0
-    feature_axis_name: AxisName = None
-    impl: _dispatch.Impl = "xla"
 
-    def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the features."""
-        return _checks.resolve_axes(self.axes, ndim)
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges, and a part of features that are split up."""
+        super().__post_init__()
+        _checks.unit_interval("partial", self.partial)
+        _checks.positive("partial", self.partial)
+        if self.partial < 1 and (len(self.axes) > 1 or self.feature_axis_name is not None):
+            raise ValueError(
+                "rms_norm(partial=...) takes the first features of one axis that is whole on each "
+                "device: write axes=-1 and no feature_axis_name"
+            )
 
-    def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the affine, by default the same."""
-        axes = self.axes if self.feature_axes is None else self.feature_axes
-        return _checks.resolve_axes(axes, ndim, name="feature_axes")
-
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
         """Return `(Affine, ())`; with `unit_offset` the scale is stored less 1."""
         if not self.unit_offset:
-            return super().init(shape, dtype, key=key)
+            return super().start(shape, dtype, key)
         stored = dataclasses.replace(self, unit_offset=False, scale_init=self.scale_init - 1)
-        return stored.init(shape, dtype, key=key)
+        return stored.start(shape, dtype, key)
 
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return the mean square, over all devices that share the features."""
-        axes = self.averaged(x.ndim)
-        if self.partial < 1:
-            (axis,) = axes
-            # Less a hair, so that 0.07 of 100 features, 7.000000000000001, are 7 and not 8.
-            first = max(1, math.ceil(x.shape[axis] * self.partial - 1e-9))
-            x = jax.lax.slice_in_dim(x, 0, first, axis=axis)
-            if mask is not None and mask.shape[axis] > 1:
-                mask = jax.lax.slice_in_dim(mask, 0, first, axis=axis)
-        return _measure.mean_square(x, axes, mask=mask, axis_name=self.feature_axis_name)
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
+        """Take the mean square, of the first features where only a part is asked for."""
+        if self.partial == 1:
+            return super().measure(params, x, call)
+        (axis,), mask = self.averaged(x.ndim), call.mask
+        # Subtract a tolerance so that 0.07 of 100 features, 7.000000000000001, are 7 and not 8.
+        first = max(1, math.ceil(x.shape[axis] * self.partial - 1e-9))
+        x = jax.lax.slice_in_dim(x, 0, first, axis=axis)
+        if mask is not None and mask.shape[axis] > 1:
+            mask = jax.lax.slice_in_dim(mask, 0, first, axis=axis)
+        return _core.mean_square(x, (axis,), mask)
 
     def transform(
-        self,
-        params: Affine,
-        state: PyTree,
-        measured: Moments,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Scale each sample by itself."""
+        """Scale each sample by its own root mean square."""
         if self.unit_offset and params.scale is not None:
             # Widened first: near 1, a bfloat16 sum would round most of what was learned away.
             scale = jnp.asarray(params.scale)
             params = params._replace(scale=1 + scale.astype(_shapes.stat_dtype(scale.dtype)))
-        return super().transform(params, state, measured, x, stats=stats, mask=mask, hyper=hyper)
-
-    def by_kernel(
-        self, params: Affine, measured: Moments, x: jax.Array, mask: Array | None
-    ) -> jax.Array | None:
-        """Scale rows; the kernel measures them once more, on the chip."""
-        del measured
-        return (
-            None
-            if self.partial < 1
-            else _dispatch.kernel_row_norm(self, params, x, mask, centred=False)
-        )
+        if self.partial < 1:  # a kernel measures whole rows
+            return PerSampleNorm.transform(self, params, state, measured, x, call)
+        return super().transform(params, state, measured, x, call)
 
 
 @_hints.with_hints()
@@ -106,7 +86,7 @@ def rms_norm(
     unit_offset: bool = False,
     partial: float = 1.0,
     feature_axis_name: AxisName = None,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
     r"""Root mean square normalization: layer norm without centring.
 
@@ -147,25 +127,4 @@ def rms_norm(
     Reference:
         Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
-    check_affine(eps, scale_init, bias_init)
-    _checks.unit_interval("partial", partial)
-    _checks.positive("partial", partial)
-    found = _checks.axes(axes) or (-1,)
-    if partial < 1 and (len(found) > 1 or feature_axis_name is not None):
-        raise ValueError(
-            "rms_norm(partial=...) takes the first features of one axis that is whole on each "
-            "device: write axes=-1 and no feature_axis_name"
-        )
-    return RMSNorm(
-        axes=found,
-        feature_axes=_checks.axes(feature_axes),
-        eps=eps,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        unit_offset=unit_offset,
-        partial=partial,
-        feature_axis_name=feature_axis_name,
-        impl=_dispatch.check(impl),
-    )
+    return RMSNorm(**locals())

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._channel_stats import ChannelStatsNorm, channel_stats
-from normjax.statistics import _kinds, _measure, _running, _shapes
+from normjax.base import Call, Norm
+from normjax.norms._channel_stats import ChannelStatsNorm
+from normjax.statistics import _core, _kinds, _running, _shapes
+from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
@@ -35,40 +36,36 @@ class SwitchableNormParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SwitchableNorm(ChannelStatsNorm):
-    """The value behind `switchable_norm`; see there."""
+    """Switchable normalization as a value; made by `switchable_norm`."""
 
     factory: ClassVar[str] = "switchable_norm"
 
     decay: float = 0.997
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[SwitchableNormParams, Running]:
-        """Return `(Switch, Running)`; all three start with equal weight; `key` is not used."""
-        affine, _ = super().init(shape, dtype, key=key)
+        """Return `(SwitchableNormParams, Running)`; all three start with equal weight."""
+        del key
+        affine, running = self.start_channels(shape, dtype)
         # Logits are real even where x is complex.
         ones = jnp.ones((3,), jnp.finfo(dtype).dtype)
-        return SwitchableNormParams(
-            affine.scale, affine.bias, ones, ones
-        ), _running.initial_running(shape[-1:], dtype)
+        return SwitchableNormParams(affine.scale, affine.bias, ones, ones), running
 
     def transform(
         self,
         params: SwitchableNormParams,
         state: Running | Accumulator,
         measured: Moments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        x: jax.Array,
+        call: Call,
     ) -> jax.Array:
         """Blend the statistics of three norms, then normalize once."""
-        over = self.averaged(jnp.ndim(x))
-        own = _measure.moments(x, over, mask=mask)
+        space = self.space(x.ndim)
+        own = _core.moments(x, space, call.mask)
         # A sample's layer statistics are its instance statistics pooled: one pass for both.
         layer = _kinds.merge_axis(own, -1)
-        batch = _running.select(state, measured, stats)
+        batch = _running.select(state, measured, call.stats)
 
         def blend(logits: Array, instance: Array, layer: Array, batch: Array) -> jax.Array:
             instance = jnp.asarray(instance)
@@ -82,8 +79,8 @@ class SwitchableNorm(ChannelStatsNorm):
             blend(params.var_weight, own.var, layer.var, batch.var),
             own.count,
         )
-        affine = Affine(params.scale, params.bias)
-        return super().transform(affine, state, blended, x, stats=stats, mask=mask, hyper=hyper)
+        scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
+        return _core.normalize(x, blended, space, scale, bias, self.eps, call.mask)
 
 
 @_hints.with_hints()
@@ -136,8 +133,4 @@ def switchable_norm(
         Luo, Ren, Peng, Zhang, Li, "Differentiable Learning-to-Normalize via Switchable
         Normalization", 2018.
     """
-    return SwitchableNorm(
-        **channel_stats(axes, eps, decay, correction, scale_init, bias_init),
-        use_scale=use_scale,
-        use_bias=use_bias,
-    )
+    return SwitchableNorm(**locals())

@@ -8,27 +8,30 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Norm
-from normjax.norms._affine import check_affine
+from normjax.base import Affine, Call, Norm
 from normjax.norms._per_sample import PerSampleNorm
-from normjax.statistics import _measure
+from normjax.statistics import _core
 from normjax.statistics._types import AxisName, Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class L2Norm(PerSampleNorm):
-    """The value behind `l2_norm`; see there."""
+    """Unit length as a value; made by `l2_norm`."""
 
     factory: ClassVar[str] = "l2_norm"
 
-    axes: tuple[int, ...] = (-1,)
+    axes: int | Sequence[int] = (-1,)
     eps: float = 1e-12
     use_scale: bool = False
     use_bias: bool = False
     feature_axis_name: AxisName = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
         """Return the axes of one vector."""
@@ -38,10 +41,10 @@ class L2Norm(PerSampleNorm):
         """Return the same axes."""
         return self.averaged(ndim)
 
-    def measure(self, x: jax.Array, mask: jax.Array | None) -> Moments:
-        """Return moments whose spread is the squared length: the sum, not the mean."""
-        axes = self.averaged(x.ndim)
-        m = _measure.mean_square(x, axes, mask=mask, axis_name=self.feature_axis_name)
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
+        """Take moments whose variance is the squared length: the sum, not the mean."""
+        del params
+        m = _core.mean_square(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
         return m._replace(var=m.var * m.count)
 
 
@@ -83,19 +86,12 @@ def l2_norm(
     Reference:
         Liu, Rabinovich, Berg, "ParseNet: Looking Wider to See Better", 2015 (with the gain).
     """
-    check_affine(eps, scale_init)
-    return L2Norm(
-        axes=_checks.axes(axes) or (-1,),
-        eps=eps,
-        use_scale=use_scale,
-        scale_init=scale_init,
-        feature_axis_name=feature_axis_name,
-    )
+    return L2Norm(**locals())
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ScaleNorm(L2Norm):
-    """The value behind `scale_norm`; see there."""
+    """Scale normalization as a value; made by `scale_norm`."""
 
     factory: ClassVar[str] = "scale_norm"
 
@@ -103,18 +99,25 @@ class ScaleNorm(L2Norm):
     use_scale: bool = True
     scale_init: float | None = None  # type: ignore[assignment]  # None: the root of the features
 
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        if self.scale_init is not None:
+            return super().__post_init__()
+        dataclasses.replace(self, scale_init=1.0)  # checks all the rest
+        _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
+
     def features(self, ndim: int) -> tuple[int, ...]:
         """Return no axis: one gain for all features."""
         return ()
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
         """Return `(Affine, ())`, the gain a scalar; `key` is not used."""
         if self.scale_init is not None:
-            return super().init(shape, dtype, key=key)
+            return super().start(shape, dtype, key)
         size = math.prod(shape[a] for a in self.averaged(len(shape)))
-        return dataclasses.replace(self, scale_init=math.sqrt(size)).init(shape, dtype, key=key)
+        return dataclasses.replace(self, scale_init=math.sqrt(size)).start(shape, dtype, key)
 
 
 @_hints.with_hints()
@@ -149,5 +152,4 @@ def scale_norm(
         Nguyen, Salazar, "Transformers without Tears: Improving the Normalization of
         Self-Attention", 2019.
     """
-    check_affine(eps, 1.0 if scale_init is None else scale_init)
-    return ScaleNorm(axes=_checks.axes(axes) or (-1,), eps=eps, scale_init=scale_init)
+    return ScaleNorm(**locals())

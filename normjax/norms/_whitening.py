@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Affine, Hyper, Norm, Stats
-from normjax.norms._affine import initial_affine
+from normjax.base import Affine, Call, Norm
+from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._inverse_root import inverse_root, newton_inverse_root
 from normjax.norms._whiten import Whitening, _ridge, whiten
-from normjax.statistics import _formulas, _measure, _running, _shapes
-from normjax.statistics._types import Array, AxisName, PyTree, RunningCov, SecondMoments
+from normjax.statistics import _core, _formulas, _running, _shapes
+from normjax.statistics._types import Array, PyTree, RunningCov, SecondMoments
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -27,7 +27,7 @@ class WhiteningNorm(Norm):
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
 
     group_size: int | None = None
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     eps: float = 1e-5
     decay: float = 0.9
     correction: int = 0
@@ -35,14 +35,23 @@ class WhiteningNorm(Norm):
     use_bias: bool = True
     scale_init: float = 1.0
     bias_init: float = 0.0
-    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
         """Return the whitening matrices of covariances to which eps was added."""
 
-    def init(
-        self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        if self.group_size is not None:
+            _checks.positive_int("group_size", self.group_size)
+        check_affine(self.scale_init, self.bias_init, self.eps)
+        check_running(self.decay, self.correction)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+        _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
+
+    def start(
+        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, RunningCov]:
         """Return `(Affine, RunningCov)`, statistics `[*kept, groups, group_size]`, no `key`."""
         del key
@@ -53,19 +62,16 @@ class WhiteningNorm(Norm):
         eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
         return initial_affine(self, features, dtype), RunningCov(jnp.zeros(groups, wide), eyes)
 
-    def moments(
-        self, params: Affine, x: Array, *, mask: Array | None = None, axis_name: AxisName = None
-    ) -> SecondMoments:
+    def measure(self, params: Affine, x: jax.Array, call: Call) -> SecondMoments:
         """Measure means and covariances of each group, over all devices of `axis_name`."""
         del params
-        x = jnp.asarray(x)
-        groups = self.axis_index_groups if axis_name is not None else None
-        return _measure.second_moments(
+        groups = self.axis_index_groups if call.axis_name is not None else None
+        return _core.second_moments(
             self._split(x),
             self._axes(x.ndim),
-            mask=self._split_mask(mask, x),
-            axis_name=axis_name,
-            axis_index_groups=groups,
+            self._split_mask(call.mask, x),
+            call.axis_name,
+            groups,
         )
 
     def transform(
@@ -73,20 +79,17 @@ class WhiteningNorm(Norm):
         params: Affine,
         state: PyTree,
         measured: SecondMoments | None,
-        x: Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        hyper: Hyper = None,
+        x: jax.Array,
+        call: Call,
     ) -> jax.Array:
-        """Whiten with this batch's covariance or the kept one."""
-        del hyper
-        x = jnp.asarray(x)
+        """Whiten with this batch's covariance or the running one."""
         axes = self._axes(x.ndim)
-        m = _running.select(state, measured, stats)
+        m = _running.select(state, measured, call.stats)
         fit = Whitening(self.matrix(_ridge(m.cov, self.eps)), m.mean)
         wide = x.astype(_shapes.stat_dtype(x.dtype))
-        y = whiten(self._split(wide), fit, axes, mask=self._split_mask(mask, x)).reshape(x.shape)
+        y = whiten(self._split(wide), fit, axes, mask=self._split_mask(call.mask, x)).reshape(
+            x.shape
+        )
         kept = [a for a in range(x.ndim) if a not in axes]
         scale, bias = (
             None if v is None else _shapes.expand(v, kept, x.ndim)
@@ -94,13 +97,11 @@ class WhiteningNorm(Norm):
         )
         return _formulas.affine(y, scale, bias).astype(x.dtype)
 
-    def update(
-        self, state: PyTree, measured: SecondMoments | None, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
+    def update(self, state: PyTree, measured: SecondMoments | None, call: Call) -> PyTree:
         """Move the running statistics; never toward an empty or non-finite batch."""
-        decay = (hyper or {}).get("decay", self.decay)
+        decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=stats, decay=decay, correction=self.correction
+            state, measured, stats=call.stats, decay=decay, correction=self.correction
         )
 
     def _axes(self, ndim: int) -> tuple[int, ...]:
@@ -135,7 +136,7 @@ class WhiteningNorm(Norm):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DecorrelatedBatchNorm(WhiteningNorm):
-    """The value behind `decorrelated_batch_norm`; see there."""
+    """Decorrelated batch normalization as a value; made by `decorrelated_batch_norm`."""
 
     factory: ClassVar[str] = "decorrelated_batch_norm"
 
@@ -146,13 +147,18 @@ class DecorrelatedBatchNorm(WhiteningNorm):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class IterativeNorm(WhiteningNorm):
-    """The value behind `iterative_norm`; see there."""
+    """Iterative normalization as a value; made by `iterative_norm`."""
 
     factory: ClassVar[str] = "iterative_norm"
 
     use_scale: bool = False
     use_bias: bool = False
     iterations: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges and axes that name nothing."""
+        super().__post_init__()
+        _checks.positive_int("iterations", self.iterations)
 
     def matrix(self, cov: jax.Array) -> jax.Array:
         """Return Newton's approximation of the inverse root."""
@@ -218,19 +224,7 @@ def decorrelated_batch_norm(
     Reference:
         Huang, Yang, Lang, Deng, "Decorrelated Batch Normalization", 2018.
     """
-    made = DecorrelatedBatchNorm(
-        group_size=group_size,
-        axes=_checks.axes(axes),
-        eps=eps,
-        decay=decay,
-        correction=correction,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        axis_index_groups=_tuples(axis_index_groups),
-    )
-    return _checked(made)
+    return DecorrelatedBatchNorm(**locals())
 
 
 @_hints.with_hints()
@@ -292,33 +286,4 @@ def iterative_norm(
         Huang, Zhou, Zhu, Liu, Shao, "Iterative Normalization: Beyond Standardization towards
         Efficient Whitening", 2019, algorithm 1.
     """
-    _checks.positive_int("iterations", iterations)
-    made = IterativeNorm(
-        group_size=group_size,
-        axes=_checks.axes(axes),
-        eps=eps,
-        decay=decay,
-        correction=correction,
-        use_scale=use_scale,
-        use_bias=use_bias,
-        scale_init=scale_init,
-        bias_init=bias_init,
-        axis_index_groups=_tuples(axis_index_groups),
-        iterations=iterations,
-    )
-    return _checked(made)
-
-
-def _checked(norm: WhiteningNorm) -> Norm:
-    if norm.group_size is not None:
-        _checks.positive_int("group_size", norm.group_size)
-    _checks.positive("eps", norm.eps)
-    _checks.unit_interval("decay", norm.decay, hint=": it is the weight of the old value")
-    _checks.one_of("correction", norm.correction, (0, 1))
-    _checks.number("scale_init", norm.scale_init)
-    _checks.number("bias_init", norm.bias_init)
-    return norm
-
-
-def _tuples(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
-    return None if groups is None else tuple(tuple(g) for g in groups)
+    return IterativeNorm(**locals())

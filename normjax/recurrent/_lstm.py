@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
 from normjax.base import Norm
-from normjax.norms import _dispatch
 from normjax.recurrent import _lstm_kernel
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._carry import zoneout
@@ -41,7 +40,7 @@ class LSTM(Recurrent):
     forget_bias: float = 0.0
     zoneout_c: float = 0.0
     carry_normalized: bool = False
-    impl: _dispatch.Impl = "xla"
+    impl: Literal["xla", "kernel"] = "xla"
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: LSTMCarry
@@ -103,7 +102,7 @@ def lstm(
     dropout_h: float = 0.0,
     remat_steps: int | None = None,
     time_major: bool = False,
-    impl: _dispatch.Impl = "xla",
+    impl: Literal["xla", "kernel"] = "xla",
 ) -> Recurrent:
     r"""LSTM with a norm in any place.
 
@@ -182,7 +181,7 @@ def lstm(
         dropout_h=dropout_h,
         remat_steps=remat_steps,
         time_major=time_major,
-        impl=_dispatch.check(impl),
+        impl=impl,
     )
     if impl == "kernel":
         _lstm_kernel.check(layer)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Hyper, Norm, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent._seq_norm import Beyond, SeqNorm, unlifted
 from normjax.statistics import _kinds
 from normjax.statistics._types import Array, PyTree
@@ -81,7 +81,7 @@ class PerStep(SeqNorm):
             measured = jax.tree.map(lambda s: s[:n], measured)
 
         def move(state_t: PyTree, measured_t: PyTree) -> PyTree:
-            return self.norm.update(state_t, measured_t, stats=stats, hyper=hyper)
+            return self.norm.update(state_t, measured_t, Call(stats, hyper=hyper))
 
         moved = jax.vmap(move)(jax.tree.map(lambda s: jnp.asarray(s)[:n], state), measured)
         if n == self.max_steps:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks
-from normjax.base import Hyper, Norm, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.statistics._types import Array, AxisName, PyTree, is_accumulator
 
 Beyond = Literal["last", "merge", "error"]
@@ -41,7 +41,7 @@ class SeqNorm(abc.ABC):
         self,
         params: PyTree,
         state: PyTree,
-        x: Array,
+        x: jax.Array,
         *,
         stats: Stats,
         mask: Array | None = None,
@@ -71,11 +71,11 @@ class SeqNorm(abc.ABC):
         return y, self.update_state(state, measured, stats=stats, hyper=hyper)
 
     def sequence(
-        self, params: PyTree, state: PyTree, x: Array, *, mask: Array | None = None, **how: Any
+        self, params: PyTree, state: PyTree, x: jax.Array, *, mask: Array | None = None, **how: Any
     ) -> tuple[jax.Array, PyTree]:
         """Normalize all steps at once; return `(y, measured)`, `measured` for `update_state`."""
 
-        def one(at: PyTree, x_t: Array, mask_t: Array | None) -> tuple[jax.Array, PyTree]:
+        def one(at: PyTree, x_t: jax.Array, mask_t: Array | None) -> tuple[jax.Array, PyTree]:
             return self.normalize_step(params, state, at, x_t, mask=mask_t, **how)
 
         return jax.vmap(one)(
@@ -86,7 +86,7 @@ class SeqNorm(abc.ABC):
         self,
         params: PyTree,
         state: PyTree,
-        x: Array,
+        x: jax.Array,
         *,
         stats: Stats,
         mask: Array | None = None,
@@ -98,9 +98,9 @@ class SeqNorm(abc.ABC):
         if not needs_measuring(self.norm, state, stats):
             return None
 
-        def one(at: PyTree, x_t: Array, mask_t: Array | None) -> PyTree:
+        def one(at: PyTree, x_t: jax.Array, mask_t: Array | None) -> PyTree:
             own, _ = self.slice_for_step(params, state, at)
-            return self.norm.moments(own, x_t, mask=mask_t, axis_name=axis_name)
+            return self.norm.measure(own, x_t, Call(stats, mask_t, axis_name))
 
         return jax.vmap(one)(
             self.per_step_inputs(params, state, x.shape[0]), x, _per_step_mask(mask, x)
@@ -112,7 +112,7 @@ class SeqNorm(abc.ABC):
         state: PyTree,
         at: PyTree,
         measured: PyTree,
-        x: Array,
+        x: jax.Array,
         *,
         stats: Stats,
         mask: Array | None = None,
@@ -122,7 +122,7 @@ class SeqNorm(abc.ABC):
         """Normalize one step with what `measure` found for it."""
         del axis_name
         own, kept = self.slice_for_step(params, state, at)
-        return self.norm.transform(own, kept, measured, x, stats=stats, mask=mask, hyper=hyper)
+        return self.norm.transform(own, kept, measured, x, Call(stats, mask, hyper=hyper))
 
     def slice_for_step(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and state of one step, `at` being its slice of `per_step_inputs`."""
@@ -139,7 +139,7 @@ class SeqNorm(abc.ABC):
         params: PyTree,
         state: PyTree,
         at: PyTree,
-        x: Array,
+        x: jax.Array,
         *,
         stats: Stats,
         mask: Array | None = None,
@@ -177,17 +177,18 @@ def normalize_now(
     norm: Norm,
     params: PyTree,
     state: PyTree,
-    x: Array,
+    x: jax.Array,
     stats: Stats,
     mask: Array | None,
     axis_name: AxisName,
     hyper: Hyper,
 ) -> tuple[jax.Array, PyTree]:
     """`Norm.apply` with the state's move left for later: return `(y, measured)`."""
+    call = Call(stats, mask, axis_name, hyper)
     measured = None
     if needs_measuring(norm, state, stats):
-        measured = norm.moments(params, x, mask=mask, axis_name=axis_name)
-    y = norm.transform(params, state, measured, x, stats=stats, mask=mask, hyper=hyper)
+        measured = norm.measure(params, x, call)
+    y = norm.transform(params, state, measured, x, call)
     return y, (measured if norm.stateful else None)
 
 
@@ -195,7 +196,7 @@ def needs_measuring(norm: Norm, state: PyTree, stats: Stats) -> bool:
     return stats == "batch" or not norm.stateful or is_accumulator(state)
 
 
-def _per_step_mask(mask: Array | None, x: Array) -> Array | None:
+def _per_step_mask(mask: Array | None, x: jax.Array) -> Array | None:
     """The mask of every step of x, where it is one for all."""
     return None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
 

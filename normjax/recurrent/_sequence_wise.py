@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _hints
-from normjax.base import Hyper, Norm, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent._seq_norm import SeqNorm, normalize_now, unlifted
 from normjax.statistics._types import Array, PyTree
 
@@ -22,7 +22,7 @@ class SequenceWise(SeqNorm):
     stepwise: ClassVar[bool] = False
 
     def sequence(
-        self, params: PyTree, state: PyTree, x: Array, *, mask: Array | None = None, **how: Any
+        self, params: PyTree, state: PyTree, x: jax.Array, *, mask: Array | None = None, **how: Any
     ) -> tuple[jax.Array, PyTree]:
         """Normalize over time and batch together."""
         stats, axis_name, hyper = how["stats"], how.get("axis_name"), how.get("hyper")
@@ -52,7 +52,7 @@ class SequenceWise(SeqNorm):
         return (
             state
             if measured is None
-            else self.norm.update(state, measured, stats=stats, hyper=hyper)
+            else self.norm.update(state, measured, Call(stats, hyper=hyper))
         )
 
 

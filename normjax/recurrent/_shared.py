@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from normjax._internal import _hints
-from normjax.base import Hyper, Norm, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent._seq_norm import SeqNorm, unlifted
 from normjax.statistics import _kinds
 from normjax.statistics._types import PyTree
@@ -24,7 +24,7 @@ class Shared(SeqNorm):
         """Move the one set of statistics by the moments of all steps together."""
         if measured is None:
             return state
-        return self.norm.update(state, _kinds.merge_axis(measured), stats=stats, hyper=hyper)
+        return self.norm.update(state, _kinds.merge_axis(measured), Call(stats, hyper=hyper))
 
 
 @_hints.with_hints()

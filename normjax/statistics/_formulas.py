@@ -56,6 +56,7 @@ def mean_and_var(
     plain_mean: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance over `n` values each; `None`: over all. 0 must stand under the mask."""
+    # A first estimate of the mean, and what the second pass finds missing.
     shift = mean_over(x, axes, n)
     rest, var = moments_about(x, shift, mask, n, axes)
     mean = shift + rest
@@ -93,8 +94,15 @@ def standardize(
     bias: jax.Array | None,
     mask: Array | None,
 ) -> jax.Array:
-    """`(x - mean) * inverse * scale + bias`, all of the rank of x."""
-    return affine(center(x, mean, mask), scale, bias, mul=inverse)
+    """`(x - mean) * inverse * scale + bias`, all of the rank of x and at least float32."""
+    d = x if mask is None else jnp.where(mask, x, 0)
+    d = d - mean
+    if mask is not None:
+        # Before and after, so that neither value nor gradient ever meets what is under the mask.
+        d = jnp.where(mask, d, 0)
+    factor = inverse if scale is None else inverse.astype(scale.dtype) * scale
+    y = d * factor.astype(d.dtype)
+    return y if bias is None else y + bias
 
 
 @standardize.defjvp

@@ -3,7 +3,7 @@
 XLA makes a reduction over a CPU's memory fast where its operand is an array that exists, and
 writes out, at full size, what would have to be broadcast or computed into it. So here sums are
 taken of `x`, of `x * x` and of one product of the size of x, and what multiplies a row or a
-column of it is a matrix product. The rules are those of `_rules`, their plain twins, which serve
+column of it is a matrix product. The rules are those of `_formulas`, their plain twins, which serve
 small arrays, masks and other devices.
 """
 
@@ -31,8 +31,8 @@ ONE_PASS_LIMIT = 2.0
 _barrier = lax.optimization_barrier
 
 
-def applies(x: jax.Array, mask: Any) -> bool:
-    """Whether these paths serve `x`."""
+def applies(x: jax.Array, mask: Any = None) -> bool:
+    """Whether these formulas serve `x`: large, real, without a mask, on a CPU."""
     return (
         mask is None
         and x.size >= MIN_SIZE

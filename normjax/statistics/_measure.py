@@ -7,30 +7,14 @@ data (what counts as centred, `_large` says), and never in half precision.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jaxtyping import Bool, Inexact
 
 # Merging and keeping belong to the verbs, and are found here with them.
 from normjax._internal import _checks
-from normjax.statistics import _large_cpu
-from normjax.statistics._formulas import mean_and_var
-from normjax.statistics._shapes import (
-    abs2,
-    append_axes,
-    as_vectors,
-    expand,
-    outer,
-    scale_by_weight,
-    stat_dtype,
-)
-from normjax.statistics._types import Array, AxisName, Means, Moments, PyTree, SecondMoments
+from normjax.statistics import _core
+from normjax.statistics._types import Array, AxisName, Means, Moments, SecondMoments
 
 
 def moments(
@@ -79,21 +63,8 @@ def moments(
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
     """
     x = _checks.floating(x, "moments")
-    mask = _checks.mask(mask, x.shape)
-    axes = _checks.resolve_axes(axes, x.ndim)
-    x = x.astype(stat_dtype(x.dtype))
-    count = value_counts(mask, x, axes)
-    n = None if mask is None else jnp.maximum(count, 1)
-    if mask is not None:
-        x = jnp.where(mask, x, 0)
-
-    if _large_cpu.applies(x, mask):
-        mean, var = _large_cpu.mean_and_var(x, axes, plain_mean)
-    else:
-        mean, var = mean_and_var(x, mask, n, axes, plain_mean)
-    if axis_name is not None:
-        mean, var, count = _pool_devices(mean, var, count, axis_name, axis_index_groups)
-    return Moments(mean, var, count)
+    axes, mask = _checks.resolve_axes(axes, x.ndim), _checks.mask(mask, x.shape)
+    return _core.moments(x, axes, mask, axis_name, axis_index_groups, plain_mean=plain_mean)
 
 
 def means(
@@ -109,17 +80,8 @@ def means(
     Args, errors: as `moments`.
     """
     x = _checks.floating(x, "means")
-    mask = _checks.mask(mask, x.shape)
-    axes = _checks.resolve_axes(axes, x.ndim)
-    x = x.astype(stat_dtype(x.dtype))
-    count = value_counts(mask, x, axes)
-    mean, _ = _two_pass(x, axes, mask, jnp.maximum(count, 1))
-    if axis_name is not None:
-        count, total = lax.psum(
-            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups=axis_index_groups
-        )
-        mean = total / jnp.maximum(count, 1).astype(total.dtype)
-    return Means(mean, count)
+    axes, mask = _checks.resolve_axes(axes, x.ndim), _checks.mask(mask, x.shape)
+    return _core.means(x, axes, mask, axis_name, axis_index_groups)
 
 
 def second_moments(
@@ -161,32 +123,13 @@ def second_moments(
         Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983.
     """
     x = _checks.floating(x, "second_moments")
-    mask = _checks.mask(mask, x.shape)
-    axes = _checks.resolve_axes(axes, x.ndim)
+    axes, mask = _checks.resolve_axes(axes, x.ndim), _checks.mask(mask, x.shape)
     if x.ndim - 1 in axes:
         raise ValueError(
             f"axes={axes} averages over the last axis of x of shape {x.shape}, whose covariance "
             "is taken: move the features last, jnp.moveaxis(x, features, -1)"
         )
-    x = x.astype(stat_dtype(x.dtype))
-    if mask is not None:
-        mask = jnp.all(mask, -1, keepdims=True)
-    count = value_counts(mask, x, axes)[..., 0]
-    n = jnp.maximum(count, 1)
-    mean, d = _two_pass(x, axes, mask, n[..., None])
-    vectors, _ = as_vectors(d, axes)
-    cov = _gram(vectors) / append_axes(n, mean.ndim + 1).astype(x.dtype)
-    if axis_name is not None:
-
-        def total(tree: PyTree) -> PyTree:
-            return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
-
-        whole, weighted = total((count, scale_by_weight(count, mean)))
-        n = jnp.maximum(whole, 1)
-        pooled = weighted / append_axes(n, mean.ndim).astype(x.dtype)
-        spread = total(scale_by_weight(count, cov + outer(mean - pooled)))
-        mean, cov, count = pooled, spread / append_axes(n, cov.ndim).astype(x.dtype), whole
-    return SecondMoments(mean, cov, count)
+    return _core.second_moments(x, axes, mask, axis_name, axis_index_groups)
 
 
 def mean_square(
@@ -226,88 +169,5 @@ def mean_square(
         Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
     x = _checks.floating(x, "mean_square")
-    mask = _checks.mask(mask, x.shape)
-    axes = _checks.resolve_axes(axes, x.ndim)
-    x = x.astype(stat_dtype(x.dtype))
-    count = value_counts(mask, x, axes)
-    if mask is not None:
-        x = jnp.where(mask, x, 0)
-    total = jnp.sum(abs2(x), axes)
-    if axis_name is not None:
-        count, total = lax.psum((count, total), axis_name, axis_index_groups=axis_index_groups)
-    return Moments(jnp.zeros(count.shape, x.dtype), total / jnp.maximum(count, 1), count)
-
-
-def window_square(
-    x: Inexact[Array, "*shape"], size: int, *, mask: Bool[Array, "..."] | None = None
-) -> Inexact[jax.Array, "*shape"]:
-    """Sum of |x|^2 over the `size` neighbours on the last axis, itself among them.
-
-    Position i sums from i - size // 2 to i + (size - 1) // 2; what is beyond the edge or
-    masked counts as 0. A running sum minus a running sum would lose the small values.
-    """
-    x = x.astype(stat_dtype(x.dtype))
-    if mask is not None:
-        x = jnp.where(mask, x, 0)
-    square = abs2(x)
-    window = (1,) * (x.ndim - 1) + (size,)
-    edges = ((0, 0),) * (x.ndim - 1) + ((size // 2, (size - 1) // 2),)
-    zero = np.zeros((), square.dtype)
-    return lax.reduce_window(square, zero, lax.add, window, (1,) * x.ndim, edges)
-
-
-def pool(m: Moments, axis_name: AxisName, groups: Any = None) -> Moments:
-    """Pool moments over devices, by their counts."""
-    if axis_name is None:
-        return m
-    return Moments(*_pool_devices(m.mean, m.var, m.count, axis_name, groups))
-
-
-def _two_pass(
-    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, n: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean of `x` over `axes`, from `n` values each, and the centred values, 0 under the mask."""
-    kept = [a for a in range(x.ndim) if a not in axes]
-    n = n.astype(x.dtype)
-    if mask is not None:
-        x = jnp.where(mask, x, 0)
-    # The shift carries no gradient: neither mean nor spread depends on it.
-    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
-    d = x - expand(shift, kept, x.ndim)
-    if mask is not None:
-        d = jnp.where(mask, d, 0)
-    rest = jnp.sum(d, axes) / n
-    d = d - expand(rest, kept, x.ndim)
-    return shift + rest, d if mask is None else jnp.where(mask, d, 0)
-
-
-def _gram(d: jax.Array) -> jax.Array:
-    """Sum of d d^* over rows, in full precision: accelerators round products by default."""
-    return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
-
-
-def value_counts(mask: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> Array:
-    """Values in each set; the mask is summed in its own small shape, in integers.
-
-    In a program that is being traced, what no mask decides is known already: a NumPy array says so.
-    """
-    kept_shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
-    dtype = jnp.finfo(x.dtype).dtype
-    if mask is None:
-        count = np.full(kept_shape, math.prod(x.shape[a] for a in axes), dtype)
-        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
-    repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
-    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
-    return jnp.broadcast_to(real, kept_shape)
-
-
-def _pool_devices(
-    mean: Array, var: Array, count: Array, axis_name: AxisName, groups: Any
-) -> tuple[jax.Array, jax.Array, Array]:
-    def total(tree: PyTree) -> PyTree:
-        return lax.psum(tree, axis_name, axis_index_groups=groups)
-
-    n, weighted = total((count, scale_by_weight(count, mean)))
-    pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
-    spread = total(count * (var + abs2(mean - pooled)))
-    return pooled, spread / jnp.maximum(n, 1), n
+    axes, mask = _checks.resolve_axes(axes, x.ndim), _checks.mask(mask, x.shape)
+    return _core.mean_square(x, axes, mask, axis_name, axis_index_groups)

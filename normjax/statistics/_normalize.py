@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Bool, Inexact, Num
 
 # Merging and keeping belong to the verbs, and are found here with them.
 from normjax._internal import _checks
-from normjax.statistics import _large_cpu
-from normjax.statistics._formulas import standardize
-from normjax.statistics._shapes import as_factor, expand, stat_dtype, to_rank
+from normjax.statistics import _core
+from normjax.statistics._shapes import to_rank
 from normjax.statistics._types import Array, Moments, Running
 
 
@@ -68,11 +66,5 @@ def normalize(
     _checks.positive("eps", eps, zero=True)
     for name, v in (("scale", scale), ("bias", bias)):
         _checks.broadcasts(name, v, x.shape)
-    wide = x.astype(stat_dtype(x.dtype))
-    mean = expand(m.mean, kept, x.ndim).astype(wide.dtype)
-    inverse = expand(lax.rsqrt(m.var + eps), kept, x.ndim).astype(jnp.finfo(wide.dtype).dtype)
-    scale = None if scale is None else as_factor(scale, wide)
-    bias = None if bias is None else to_rank(bias, x.ndim).astype(wide.dtype)
-    if _large_cpu.applies(wide, mask):
-        return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
-    return standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
+    scale, bias = (None if v is None else to_rank(v, x.ndim) for v in (scale, bias))
+    return _core.normalize(x, m, axes, scale, bias, eps, _checks.mask(mask, x.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# Merging and keeping belong to the verbs, and are found here with them.
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +30,48 @@ def expand(v: Array, kept: Sequence[int], ndim: int) -> jax.Array:
     for axis, size in zip(kept, v.shape, strict=True):
         shape[axis] = size
     return v.reshape(shape)
+
+
+def broadcast_affine(
+    params: Any, features: Sequence[int], shape: Sequence[int]
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Give the scale and bias of the axes `features` the rank of x, so that they broadcast.
+
+    An array with more axes than `features` is one affine per sample: its first axes are the
+    first axes of x, those of the batch.
+    """
+    return tuple(
+        None if v is None else broadcast_parameter(v, features, shape)
+        for v in (params.scale, params.bias)
+    )  # type: ignore[return-value]
+
+
+def broadcast_parameter(v: Any, features: Sequence[int], shape: Sequence[int]) -> jax.Array:
+    """Give one array of parameters, of the axes `features`, the rank of x."""
+    v = jnp.asarray(v)
+    extra = v.ndim - len(features)
+    first = min(features, default=len(shape))
+    full = [1] * len(shape)
+    fits = 0 <= extra <= first
+    if fits:
+        for axis, size in zip((*range(extra), *features), v.shape, strict=True):
+            fits &= size in (1, shape[axis])
+            full[axis] = size
+    if not fits:
+        of_features = tuple(shape[a] for a in features)
+        raise ValueError(
+            f"scale or bias of shape {v.shape} does not fit x of shape {tuple(shape)}: give one "
+            f"of shape {of_features}, as init(x.shape) does, or one per sample of shape "
+            f"{(*shape[: min(first, 1)], *of_features)}"
+        )
+    return v.reshape(full)
+
+
+def widen(x: Array, mask: Array | None = None) -> jax.Array:
+    """Return x in the dtype of its statistics, 0 under the mask."""
+    x = jnp.asarray(x)
+    x = x.astype(stat_dtype(x.dtype))
+    return x if mask is None else jnp.where(mask, x, 0)
 
 
 def as_factor(scale: Any, d: Any) -> jax.Array:

@@ -1,0 +1,277 @@
+"""The unchecked core: measures and normalizes, with the program that serves the array.
+
+Arguments are checked once, in the public verbs (`_measure.py`, `_normalize.py`) and in
+`Norm.apply`; the functions here take floating arrays, resolved axes and a boolean mask of the
+rank of x, and trust them. They are also the one place that chooses which program computes a
+norm: the plain formulas, the CPU's formulas for large arrays, or a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from normjax.statistics import _formulas, _large_cpu
+from normjax.statistics._shapes import (
+    abs2,
+    append_axes,
+    as_vectors,
+    expand,
+    outer,
+    scale_by_weight,
+    stat_dtype,
+)
+from normjax.statistics._types import (
+    Array,
+    AxisName,
+    Means,
+    Moments,
+    PyTree,
+    Running,
+    SecondMoments,
+)
+
+Impl = Literal["xla", "kernel"]
+Axes = tuple[int, ...]
+
+
+def moments(
+    x: jax.Array,
+    axes: Axes,
+    mask: Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Any = None,
+    *,
+    plain_mean: bool = False,
+    impl: Impl = "xla",
+) -> Moments:
+    """Mean, variance and count over `axes`; arguments as `normjax.moments`."""
+    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
+    given, x = x, x.astype(stat_dtype(x.dtype))
+    count = value_counts(mask, x, axes)
+    if kernel is not None:
+        mean, var = kernel.moments(given, axes)
+    elif mask is not None:
+        x = jnp.where(mask, x, 0)
+        n = jnp.maximum(count, 1)
+        mean, var = _formulas.mean_and_var(x, mask, n, axes, plain_mean)
+    elif _large_cpu.applies(x):
+        mean, var = _large_cpu.mean_and_var(x, axes, plain_mean)
+    else:
+        mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
+    if axis_name is None:
+        return Moments(mean, var, count)
+    return pool(Moments(mean, var, count), axis_name, axis_index_groups)
+
+
+def means(
+    x: jax.Array,
+    axes: Axes,
+    mask: Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Any = None,
+) -> Means:
+    """Mean and count over `axes`."""
+    x = x.astype(stat_dtype(x.dtype))
+    count = value_counts(mask, x, axes)
+    mean, _ = _centred(x, axes, mask, jnp.maximum(count, 1))
+    if axis_name is not None:
+        count, total = lax.psum(
+            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups=axis_index_groups
+        )
+        mean = total / jnp.maximum(count, 1).astype(total.dtype)
+    return Means(mean, count)
+
+
+def mean_square(
+    x: jax.Array,
+    axes: Axes,
+    mask: Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Any = None,
+) -> Moments:
+    """Mean square over `axes`, as moments around 0."""
+    x = x.astype(stat_dtype(x.dtype))
+    count = value_counts(mask, x, axes)
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    total = jnp.sum(abs2(x), axes)
+    if axis_name is not None:
+        count, total = lax.psum((count, total), axis_name, axis_index_groups=axis_index_groups)
+    return Moments(jnp.zeros(count.shape, x.dtype), total / jnp.maximum(count, 1), count)
+
+
+def second_moments(
+    x: jax.Array,
+    axes: Axes,
+    mask: Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Any = None,
+) -> SecondMoments:
+    """Mean, covariance and count of the vectors on the last axis."""
+    x = x.astype(stat_dtype(x.dtype))
+    if mask is not None:
+        mask = jnp.all(mask, -1, keepdims=True)  # a vector counts where all of its values do
+    count = value_counts(mask, x, axes)[..., 0]
+    n = jnp.maximum(count, 1)
+    mean, d = _centred(x, axes, mask, n[..., None])
+    vectors, _ = as_vectors(d, axes)  # [*sets, vectors, features]
+    cov = _gram(vectors) / append_axes(n, mean.ndim + 1).astype(x.dtype)
+    if axis_name is None:
+        return SecondMoments(mean, cov, count)
+
+    def total(tree: PyTree) -> PyTree:
+        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
+
+    whole, weighted = total((count, scale_by_weight(count, mean)))
+    n = jnp.maximum(whole, 1)
+    pooled = weighted / append_axes(n, mean.ndim).astype(x.dtype)
+    spread = total(scale_by_weight(count, cov + outer(mean - pooled)))
+    return SecondMoments(pooled, spread / append_axes(n, cov.ndim).astype(x.dtype), whole)
+
+
+def window_square(x: jax.Array, size: int, mask: Array | None = None) -> jax.Array:
+    """Sum of |x|^2 over the `size` neighbours on the last axis, itself among them.
+
+    Position i sums from i - size // 2 to i + (size - 1) // 2; what is beyond the edge or
+    masked counts as 0. A running sum minus a running sum would lose the small values.
+    """
+    x = x.astype(stat_dtype(x.dtype))
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    square = abs2(x)
+    window = (1,) * (x.ndim - 1) + (size,)
+    edges = ((0, 0),) * (x.ndim - 1) + ((size // 2, (size - 1) // 2),)
+    zero = np.zeros((), square.dtype)
+    return lax.reduce_window(square, zero, lax.add, window, (1,) * x.ndim, edges)
+
+
+def normalize(
+    x: jax.Array,
+    m: Moments | Running,
+    axes: Axes,
+    scale: Array | None,
+    bias: Array | None,
+    eps: float,
+    mask: Array | None = None,
+    *,
+    impl: Impl = "xla",
+) -> jax.Array:
+    """Centre and scale with given statistics, then the affine, of the rank of x."""
+    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
+    if kernel is not None and _one_affine(x, axes, scale, bias):
+        inverse = lax.rsqrt(jnp.asarray(m.var) + eps)
+        affine = (None if v is None else v.ravel().astype(jnp.float32) for v in (scale, bias))
+        return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine)
+    wide = x.astype(stat_dtype(x.dtype))
+    shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
+    real = jnp.finfo(wide.dtype).dtype
+    mean = jnp.reshape(m.mean, shape).astype(wide.dtype)
+    inverse = jnp.reshape(lax.rsqrt(m.var + eps), shape).astype(real)
+    if scale is not None:
+        scale = jnp.asarray(scale)
+        scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)
+    bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)
+    if _large_cpu.applies(wide, mask):
+        return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+    return _formulas.standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
+
+
+def normalize_rows(
+    x: jax.Array,
+    axes: Axes,
+    scale: Array | None,
+    bias: Array | None,
+    eps: float,
+    mask: Array | None,
+    *,
+    centred: bool,
+) -> jax.Array | None:
+    """Layer norm (`centred`) or RMS norm of rows by a kernel; `None` where none serves.
+
+    The kernel measures and normalizes a row at once, on the chip.
+    """
+    # Pallas takes longer to import than all of normjax.
+    from normjax.kernels import _layer_norm
+
+    features = x.shape[min(axes) :]
+    same = all(v is None or v.shape == (1,) * min(axes) + features for v in (scale, bias))
+    if not same or not _layer_norm.supports(x, axes, mask):
+        return None
+    gain, shift = (
+        None if v is None else jnp.asarray(v).reshape(features).astype(jnp.float32)
+        for v in (scale, bias)
+    )
+    return _layer_norm.row_norm(x, gain, shift, axes, eps, centred=centred)
+
+
+def pool(m: Moments, axis_name: AxisName, axis_index_groups: Any = None) -> Moments:
+    """Pool moments over devices, by their counts."""
+    if axis_name is None:
+        return m
+    mean, var, count = m
+
+    def total(tree: PyTree) -> PyTree:
+        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
+
+    n, weighted = total((count, scale_by_weight(count, mean)))
+    pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
+    spread = total(count * (var + abs2(mean - pooled)))
+    return Moments(pooled, spread / jnp.maximum(n, 1), n)
+
+
+def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
+    """Values in each set; the mask is summed in its own small shape, in integers.
+
+    In a program that is being traced, what no mask decides is known already: a NumPy array says so.
+    """
+    kept_shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
+    dtype = jnp.finfo(x.dtype).dtype
+    if mask is None:
+        count = np.full(kept_shape, math.prod(x.shape[a] for a in axes), dtype)
+        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
+    repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
+    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
+    return jnp.broadcast_to(real, kept_shape)
+
+
+def _column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
+    """The kernels of batch, group and instance norm, or `None` where they do not serve."""
+    from normjax.kernels import _batch_norm
+
+    return _batch_norm if _batch_norm.supports(x, axes, mask) else None
+
+
+def _one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:
+    """Whether scale and bias, of the rank of x, are those of the features behind `axes`."""
+    end = max(axes) + 1
+    shape = (1,) * end + x.shape[end:]
+    return all(v is None or v.shape == shape for v in (scale, bias))
+
+
+def _centred(
+    x: jax.Array, axes: Axes, mask: Array | None, n: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean of `x` over `axes`, from `n` values each, and the centred values, 0 under the mask."""
+    kept = [a for a in range(x.ndim) if a not in axes]
+    n = n.astype(x.dtype)
+    if mask is not None:
+        x = jnp.where(mask, x, 0)
+    # The shift carries no gradient: neither mean nor spread depends on it.
+    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
+    d = x - expand(shift, kept, x.ndim)
+    if mask is not None:
+        d = jnp.where(mask, d, 0)
+    rest = jnp.sum(d, axes) / n
+    d = d - expand(rest, kept, x.ndim)
+    return shift + rest, d if mask is None else jnp.where(mask, d, 0)
+
+
+def _gram(d: jax.Array) -> jax.Array:
+    """Sum of d d^* over rows, in full precision: accelerators round products by default."""
+    return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
