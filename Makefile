@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(PY) -m experiments.demo --workdir=runs/demo
 
+# Compiling is most of the time: XLA's optimizer is left out, but for tests marked `optimized`.
 test: $(STAMP)
-	$(PY) -m pytest -n auto -m 'not slow'
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -n auto -m 'not slow'
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n auto -m slow

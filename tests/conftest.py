@@ -29,7 +29,11 @@ import normjax.recurrent  # noqa: E402, F401
 
 _hook.uninstall()
 
-MOST = 2 * 2**30  # bytes of compiled programs that are kept
+CACHE_LIMIT = 2 * 2**30  # bytes of compiled programs in the cache; above, it starts empty
+
+# `make test` sets JAX_DISABLE_MOST_OPTIMIZATIONS: XLA then compiles a third faster, to slower
+# programs, which is what these small ones want. Plain `pytest` and `make test-slow` do not.
+QUICK = jax.config.read("jax_disable_most_optimizations")
 
 
 def pytest_configure(config):
@@ -43,13 +47,22 @@ def pytest_configure(config):
     folder = cache.mkdir("xla")
     if (
         not hasattr(config, "workerinput")
-        and sum(f.stat().st_size for f in folder.iterdir()) > MOST
+        and sum(f.stat().st_size for f in folder.iterdir()) > CACHE_LIMIT
     ):
         shutil.rmtree(folder)
         folder.mkdir()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Give a test marked `optimized` XLA's optimizer, also where `make test` leaves it out."""
+    plain = QUICK and item.get_closest_marker("optimized") is None
+    if jax.config.read("jax_disable_most_optimizations") != plain:
+        jax.config.update("jax_disable_most_optimizations", plain)
+        jax.clear_caches()  # JAX would use what it compiled the other way
 
 
 @pytest.fixture(autouse=True)

@@ -14,29 +14,68 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 
+# Batteries that take seconds each. `make test` runs them for one norm of each path through the
+# code, `make test-slow` for all others; the cheap ones are run for all by `make test`.
+COSTLY = {"transforms_batch", "gradients_batch", "masks", "sharded", "bfloat16"}
+REPRESENTATIVES = {
+    "batch_norm": "mean and variance over the batch, and a running average",
+    "ghost_batch_norm": "the same of parts of the batch, which a reshape cuts",
+    "iterative_norm": "covariances, and the root of a matrix",
+    "layer_norm": "mean and variance of each sample",
+    "group_norm": "the same of groups of features, over space",
+    "rms_norm": "mean squares of each sample",
+    "filter_response_norm": "mean squares over space, params of its own, a threshold",
+    "evo_norm_b0": "statistics of the batch and of each sample in one formula",
+    "switchable_norm": "three statistics, mixed by learned weights",
+    "dynamic_tanh": "no statistics",
+}
+# The other norms, each with the representative whose statistics, axes and modes it shares; what
+# its formula adds has tests of its own in tests/norms.
+REPRESENTED_BY = {
+    "mean_only_batch_norm": "batch_norm",
+    "batch_renorm": "batch_norm",
+    "decorrelated_batch_norm": "iterative_norm",
+    "instance_norm": "group_norm",
+    "evo_norm_s0": "group_norm",
+    "scale_norm": "rms_norm",
+    "l2_norm": "rms_norm",
+    "local_response_norm": "rms_norm",
+    "global_response_norm": "filter_response_norm",
+    "identity": "dynamic_tanh",
+}
+
 
 def with_repeats(samples):
     """Each sample, and whether one of its factory came before: `make test` runs less of those."""
-    seen = set()
+    factories = set()
     for sample in samples:
         factory = (sample.norm if hasattr(sample, "norm") else sample.reparam).factory
-        yield sample, factory in seen
-        seen.add(factory)
+        yield sample, factory in factories
+        factories.add(factory)
 
 
 def started(sample, dtype=jnp.float32, seed=0):
-    """Params away from their start values, a state that has seen a batch, an input."""
-    params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
-    leaves = [
-        v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
-        for v, k in zip(leaves, keys, strict=False)
-    ]
-    params = jax.tree.unflatten(tree, leaves)
-    warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
-    _, state = sample.norm.apply(params, state, warm, stats="batch")
-    return params, state, sample.input(seed, dtype)
+    """Params away from their start values, a state that has measured a batch, an input."""
+    return _started(sample, jnp.dtype(dtype), seed, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _started(sample, dtype, seed, x64):
+    @jax.jit  # one program for what are forty small ones otherwise
+    def start():
+        params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
+        leaves = [
+            v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
+            for v, k in zip(leaves, keys, strict=False)
+        ]
+        params = jax.tree.unflatten(tree, leaves)
+        warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
+        _, state = sample.norm.apply(params, state, warm, stats="batch")
+        return params, state, sample.input(seed, dtype)
+
+    return start()
 
 
 def weights(sample, dtype=jnp.float32):
@@ -218,10 +257,11 @@ def all_masked(sample):
     y, new = sample.norm.apply(params, state, x * jnp.nan, stats="batch", mask=mask)
     finite(y)
     same(new, state, rtol=0, atol=0)
-    finite(jax.grad(loss_of(sample, "batch", mask), argnums=(0, 1))(params, x * jnp.nan, state))
+    grad = jax.jit(jax.grad(loss_of(sample, "batch", mask), argnums=(0, 1)))
+    finite(grad(params, x * jnp.nan, state))
 
 
-def broken_batch(sample):
+def nonfinite_batch(sample):
     """A NaN or an infinity in a batch never enters what is kept, averaged or gathered."""
     params, state, x = started(sample)
     for junk in (jnp.nan, jnp.inf):
@@ -234,10 +274,11 @@ def broken_batch(sample):
 def constant(sample):
     """Constant input, and a batch of one: finite value and gradient."""
     params, state, x = started(sample)
+    grad = jax.jit(jax.grad(loss_of(sample, "batch"), argnums=(0, 1)))
     for flat in (jnp.zeros_like(x), jnp.full_like(x, 3000.1)):
         y, new = sample.norm.apply(params, state, flat, stats="batch")
         finite((y, new))
-        finite(jax.grad(loss_of(sample, "batch"), argnums=(0, 1))(params, flat, state))
+        finite(grad(params, flat, state))
 
 
 def moments_of_output(sample):
@@ -286,10 +327,11 @@ def accumulation(sample):
     if not sample.norm.stateful:
         return
     params, state, x = started(sample)
-    _, full = sample.norm.apply(params, nj.accumulate_statistics(state), x, stats="batch")
+    gather = jax.jit(lambda s, x: sample.norm.apply(params, s, x, stats="batch")[1])
+    full = gather(nj.accumulate_statistics(state), x)
     parts = nj.accumulate_statistics(state)
     for micro in (x[:1], x[1:3], x[3:]):
-        _, parts = sample.norm.apply(params, parts, micro, stats="batch")
+        parts = gather(parts, micro)
     same(nj.finalize_statistics(parts), nj.finalize_statistics(full), rtol=1e-5, atol=1e-6)
 
 
@@ -342,11 +384,12 @@ def sharded(sample):
         return v.reshape(4, v.shape[0] // 4, *v.shape[1:])
 
     whole = mask is not None and split == P("d")
-    y, new = jax.vmap(
+    mapped = jax.vmap(
         functools.partial(apply, axis_name="d"),
         in_axes=(None, None, 0, 0 if whole else None),
         axis_name="d",
-    )(params, state, fold(x), fold(mask) if whole else mask)
+    )
+    y, new = jax.jit(mapped)(params, state, fold(x), fold(mask) if whole else mask)
     close((y.reshape(x.shape), jax.tree.map(lambda s: s[0], new)))
 
 
@@ -362,7 +405,7 @@ ALL = {
     "float16": lambda s: half(s, jnp.float16),
     "masks": masks,
     "all_masked": all_masked,
-    "broken_batch": broken_batch,
+    "nonfinite_batch": nonfinite_batch,
     "constant": constant,
     "moments_of_output": moments_of_output,
     "invariances": invariances,

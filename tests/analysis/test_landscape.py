@@ -124,7 +124,7 @@ def test_a_linear_loss_has_no_curvature():
     np.testing.assert_allclose(out.cosine, 1, rtol=1e-6)
 
 
-def test_refusals():
+def test_errors_say_what_to_write():
     with pytest.raises(ValueError, match="iterations"):
         unchecked(analysis.hessian_spectrum)(lambda w: w.sum(), jnp.ones(2), iterations=0)
     with pytest.raises(ValueError, match="no array"):

@@ -35,9 +35,8 @@ def test_gradient_shift_of_a_linear_network_by_hand(x64):
     def loss(w):
         return 0.5 * jnp.sum((jnp.asarray(x) @ w[0] @ w[1] - jnp.asarray(y)) ** 2)
 
-    out = analysis.gradient_shift(
-        loss, [jnp.asarray(w) for w in before], [jnp.asarray(w) for w in after]
-    )
+    run = jax.jit(lambda before, after: analysis.gradient_shift(loss, before, after))
+    out = run([jnp.asarray(w) for w in before], [jnp.asarray(w) for w in after])
 
     def gradient(w1, w2):
         return (x @ w1).T @ (x @ w1 @ w2 - y)
@@ -64,15 +63,15 @@ def test_layers_may_be_any_trees():
     assert out.l2.shape == (2,) and out.l2[0] == 0 and out.l2[1] > 0
 
 
-def test_refusals():
+def test_errors_say_what_to_write():
     x = jnp.ones((2, 3))
-    with pytest.raises(ValueError, match="before has 1 layers and after 2"):
+    with pytest.raises(ValueError, match="1 layers"):
         analysis.covariate_shift([x], [x, x])
-    with pytest.raises(ValueError, match="features are last"):
+    with pytest.raises(ValueError, match="features"):
         analysis.covariate_shift([x], [x[:, :2]])
     with pytest.raises(ValueError, match="empty"):
         analysis.covariate_shift([], [])
-    with pytest.raises(ValueError, match="before has 2 layers"):
+    with pytest.raises(ValueError, match="2 layers"):
         analysis.gradient_shift(lambda w: w[0], [1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="empty"):
         analysis.gradient_shift(lambda w: jnp.zeros(()), [], [])

@@ -8,15 +8,25 @@ import normjax as nj
 from normjax import testing
 from tests._support import check
 
-# Seconds each, and close relatives of what `make test` runs in mode "batch", unmasked.
+# Close relatives of what `make test` runs in mode "batch", unmasked.
 SLOW = ("transforms_running", "gradients_running", "gradients_masked")
 
 
+def is_slow(sample, again, battery):
+    """Whether `make test` leaves a battery to `make test-slow`.
+
+    It runs the first of several samples of one factory (kernels have own tests), and what is
+    costly for the representatives of `check`.
+    """
+    costly = battery in check.COSTLY and sample.norm.factory not in check.REPRESENTATIVES
+    return again or battery in SLOW or costly
+
+
 def cases():
-    """Of several samples of one factory `make test` runs the first; kernels have own tests."""
+    """Every sample with every battery."""
     for sample, again in check.with_repeats(testing.SAMPLES):
         for battery in check.ALL:
-            marks = [pytest.mark.slow] if again or battery in SLOW else []
+            marks = [pytest.mark.slow] if is_slow(sample, again, battery) else []
             yield pytest.param(sample, battery, id=f"{sample.name}-{battery}", marks=marks)
 
 
@@ -39,3 +49,22 @@ def test_every_factory_is_in_the_list():
 def test_names_are_unique():
     names = [s.name for s in testing.SAMPLES]
     assert len(set(names)) == len(names)
+
+
+def test_every_norm_is_a_representative_or_has_one():
+    factories = {s.norm.factory for s in testing.SAMPLES}
+    assert check.REPRESENTATIVES.keys() | check.REPRESENTED_BY.keys() == factories
+    assert check.REPRESENTATIVES.keys().isdisjoint(check.REPRESENTED_BY)
+    assert {*check.REPRESENTED_BY.values()} <= check.REPRESENTATIVES.keys()
+
+
+def test_nothing_is_dropped_from_the_batteries():
+    """Each battery is run by `make test` or `make test-slow`, the costly ones by both."""
+    collected = list(cases())
+    assert len(collected) == len(testing.SAMPLES) * len(check.ALL)
+    fast = {(c.values[0].norm.factory, c.values[1]) for c in collected if not c.marks}
+    for factory in check.REPRESENTATIVES:
+        assert check.ALL.keys() - {*SLOW} == {b for f, b in fast if f == factory}
+    for factory in check.REPRESENTED_BY:
+        assert check.ALL.keys() - {*SLOW} - check.COSTLY == {b for f, b in fast if f == factory}
+    assert check.ALL.keys() - {*SLOW} > check.COSTLY

@@ -19,16 +19,24 @@ from tests._support.check import finite, same, with_repeats
 
 def started(sample, dtype=jnp.float32, seed=0):
     """Params away from their start values, and a state that has moved."""
-    params, state = sample.reparam.init(sample.weight(seed, dtype))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 7), len(leaves))
-    leaves = [
-        leaf + 0.2 * jax.random.normal(k, leaf.shape, leaf.dtype)
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    params = jax.tree.unflatten(tree, leaves)
-    _, state = sample.reparam.apply(params, state, stats="batch")
-    return params, state
+    return _started(sample, jnp.dtype(dtype), seed, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _started(sample, dtype, seed, x64):
+    @jax.jit  # one program for what are dozens of small ones otherwise
+    def start():
+        params, state = sample.reparam.init(sample.weight(seed, dtype))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + 7), len(leaves))
+        leaves = [
+            leaf + 0.2 * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ]
+        params = jax.tree.unflatten(tree, leaves)
+        return params, sample.reparam.apply(params, state, stats="batch")[1]
+
+    return start()
 
 
 def settled(sample, params, state, steps=400):
@@ -93,10 +101,10 @@ def transforms(sample):
         same(jax.jit(apply)(params, state), want)
         chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, params, state), want)
         many = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a, a + 1]), params)
-        mapped, _ = jax.vmap(apply, in_axes=(0, None))(many, state)
+        mapped, _ = jax.jit(jax.vmap(apply, in_axes=(0, None)))(many, state)
         each = [apply(jax.tree.map(lambda a, i=i: a[i], many), state)[0] for i in range(3)]
         same(mapped, jnp.stack(each))
-        same(jax.vmap(sample.reparam.init)(many.v)[0].v, many.v)
+        same(jax.jit(jax.vmap(sample.reparam.init))(many.v)[0].v, many.v)
 
         def body(s, p, apply=apply):
             w, s = apply(p, s)
@@ -109,7 +117,8 @@ def transforms(sample):
             outs.append(w)
         same((last, ws), (s, jnp.stack(outs)))
         loss = loss_of(sample, state, stats)
-        same(jax.grad(jax.checkpoint(loss))(params), jax.grad(loss)(params))
+        grads = [jax.grad(f) for f in (jax.checkpoint(loss), loss)]
+        same(*jax.jit(lambda params, grads=grads: [grad(params) for grad in grads])(params))
 
 
 def gradients(sample):
@@ -126,16 +135,22 @@ def gradients(sample):
             jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         )
         h = 1e-5
-        along = lambda f, s: f(jax.tree.map(lambda a, d: a + s * d, params, t))  # noqa: E731
-        finite(grad(params))
-        _, forward = jax.jvp(loss, (params,), (t,))
-        same(forward, dot(grad(params), t), rtol=1e-9, atol=1e-10)
-        _, hvp = jax.jvp(grad, (params,), (t,))
+
+        @jax.jit  # one program: a step at a time compiles hundreds of small ones
+        def everything(params):
+            ahead = jax.tree.map(lambda a, d: a + h * d, params, t)
+            behind = jax.tree.map(lambda a, d: a - h * d, params, t)
+            forward = jax.jvp(loss, (params,), (t,))[1], jax.jvp(grad, (params,), (t,))[1]
+            two = (ahead, behind)
+            return [loss(p) for p in two], [grad(p) for p in two], grad(params), forward
+
+        (ahead, behind), (up, down), slope, (forward, hvp) = everything(params)
+        finite(slope)
+        same(forward, dot(slope, t), rtol=1e-9, atol=1e-10)
         finite(hvp)
         if sample.detached:
             return
-        same(dot(grad(params), t), (along(loss, h) - along(loss, -h)) / (2 * h), rtol=1e-6)
-        up, down = along(grad, h), along(grad, -h)
+        same(dot(slope, t), (ahead - behind) / (2 * h), rtol=1e-6)
         fd = jax.tree.map(lambda a, b: (a - b) / (2 * h), up, down)
         same(hvp, fd, rtol=1e-5, atol=1e-5)
 
@@ -152,7 +167,7 @@ def free_scale(sample):
             want = sample.reparam.apply(params, state, stats="running")[0]
             moved = params._replace(v=params.v * factor)
             same(sample.reparam.apply(moved, state, stats="running")[0], want, rtol=1e-7)
-        grad = jax.grad(loss_of(sample, state, "running", jnp.float64))(params)
+        grad = jax.jit(jax.grad(loss_of(sample, state, "running", jnp.float64)))(params)
         axes = tuple(i for i, s in enumerate(sample.free) if s == 1 or sample.shape[i] == 1)
         inner = jnp.sum(grad.v * params.v, axes)
         same(inner, jnp.zeros_like(inner), rtol=0, atol=1e-8)
@@ -161,6 +176,7 @@ def free_scale(sample):
 def hard_weights(sample):
     """Zero, constant, huge and tiny weights, at the start and later: finite, with gradient."""
     params, state = started(sample)
+    slopes = [jax.jit(jax.grad(loss_of(sample, state, stats))) for stats in ("batch", "running")]
     flats = (jnp.zeros(sample.shape), jnp.full(sample.shape, 3.1), sample.weight() * 1e20)
     for flat in (*flats, sample.weight() * 1e-22):
         first, own = sample.reparam.init(flat)
@@ -169,9 +185,9 @@ def hard_weights(sample):
         if sample.unchanged:
             same(w, flat, rtol=1e-5, atol=1e-30)
         later = params._replace(v=flat)
-        for stats in ("batch", "running"):
+        for stats, slope in zip(("batch", "running"), slopes, strict=True):
             finite(sample.reparam.apply(later, state, stats=stats))
-            finite(jax.grad(loss_of(sample, state, stats))(first._replace(v=flat)))
+            finite(slope(first._replace(v=flat)))
     zero = params._replace(v=jnp.zeros(sample.shape))
     finite(jax.jvp(loss_of(sample, state, "batch"), (zero,), (params,)))
     # A broken weight never enters what is kept.

@@ -46,7 +46,7 @@ def test_unbiased_estimates_leave_single_values_out():
     np.testing.assert_allclose((alone.mean[0], alone.var[0]), (6.0, 1.0), rtol=1e-6)
 
 
-def test_population_measures_one_model_though_its_weights_would_move(x64):
+def test_population_statistics_measure_one_model_though_its_weights_would_move(x64):
     inner = recurrent.rnn(6, norm_x=recurrent.sequence_wise(nj.batch_norm()))
     layer = nj.reparam(inner, {"w_x": nj.spectral_norm()})
     params, state = layer.init(jax.random.key(0), 3, jnp.float64)
@@ -67,7 +67,7 @@ def test_complex_statistics_need_a_complex_state():
         norm.apply(params, state, x, stats="batch")
 
 
-def test_what_overflows_in_the_state_is_not_kept(x64):
+def test_nonfinite_variance_does_not_enter_the_state(x64):
     norm = nj.batch_norm()
     params, state = norm.init((1, 1), jnp.float32)
     _, new = norm.apply(params, state, jnp.array([[1e30], [-1e30]]), stats="batch")
@@ -80,7 +80,7 @@ def test_the_hessian_of_a_variance_at_a_constant_set(x64):
     np.testing.assert_allclose(hessian, [[0.5, -0.5], [-0.5, 0.5]], rtol=1e-12)
 
 
-def test_the_moments_of_nothing():
+def test_moments_of_an_empty_batch():
     m = nj.moments(jnp.zeros((0, 3)), 0)
     for leaf in m:
         np.testing.assert_array_equal(leaf, 0)
@@ -89,7 +89,7 @@ def test_the_moments_of_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-def test_zoneout_and_dropout_rest_in_evaluation_though_h0_has_noise():
+def test_zoneout_and_dropout_are_off_in_evaluation_though_h0_has_noise():
     layer = recurrent.lstm(4, h0_noise=1e-9, zoneout_h=0.5, zoneout_c=0.5, dropout_h=0.5)
     params, state = layer.init(jax.random.key(0), 3)
     x = jax.random.normal(jax.random.key(1), (3, 6, 3))
@@ -99,10 +99,10 @@ def test_zoneout_and_dropout_rest_in_evaluation_though_h0_has_noise():
     np.testing.assert_allclose(*runs, atol=1e-6)
 
 
-def test_a_state_of_other_features_is_refused():
+def test_state_of_another_shape_is_refused():
     norm = nj.batch_norm()
     params, state = norm.init((1, 1))
-    with pytest.raises(ValueError, match="init with the shape of this x"):
+    with pytest.raises(ValueError, match="shape of this x"):
         unchecked(type(norm).apply)(norm, params, state, jnp.ones((5, 4)), stats="batch")
 
 
@@ -117,14 +117,14 @@ def test_conditional_batch_norm_takes_an_affine_per_sample():
     np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-6)
 
 
-def test_a_nudge_takes_the_dtype_of_the_computation():
+def test_hidden_perturbation_takes_the_dtype_of_the_computation():
     layer = recurrent.rnn(4)
     params, state = layer.init(jax.random.key(0), 3)
     x = jnp.ones((2, 5, 3), jnp.bfloat16)
     layer.apply(params, state, x, stats="running", hidden_perturbation=jnp.zeros((2, 5, 4)))
 
 
-def test_a_reparametrized_layer_can_be_looked_into():
+def test_info_of_a_reparametrized_layer():
     layer, plain = recurrent.wn_lstm(4), recurrent.lstm(4)
     x = jax.random.normal(jax.random.key(1), (3, 6, 3))
     got = layer.info(*layer.init(jax.random.key(0), 3), x, stats="running")
@@ -132,10 +132,10 @@ def test_a_reparametrized_layer_can_be_looked_into():
     np.testing.assert_allclose(got.hidden_norm, want.hidden_norm, rtol=1e-5)
 
 
-def test_two_directions_take_a_pair_of_carries():
+def test_bidirectional_takes_a_pair_of_carries():
     layer = recurrent.bidirectional(recurrent.rnn(4))
     params, state = layer.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match="carry has 3 entries for 2 directions: give one each"):
+    with pytest.raises(ValueError, match="carry has 3"):
         layer.apply(params, state, jnp.ones((2, 5, 3)), stats="running", carry=(None,) * 3)
 
 
@@ -165,7 +165,7 @@ def test_accumulated_microbatches_move_the_average_as_one_batch():
 @pytest.mark.parametrize(
     "norm", [nj.batch_norm(), nj.batch_renorm(), nj.mean_only_batch_norm()], ids=lambda n: n.factory
 )
-def test_what_is_no_state_of_this_norm_is_refused(norm):
+def test_state_of_another_norm_is_refused(norm):
     params, state = norm.init((1, 4))
     x = jnp.ones((6, 4))
     with pytest.raises((TypeError, ValueError)):
@@ -174,7 +174,7 @@ def test_what_is_no_state_of_this_norm_is_refused(norm):
         unchecked(type(norm).apply)(norm, params, state, x[:, :1], stats="batch")
 
 
-def test_a_traced_length_past_the_end_is_the_end():
+def test_traced_lengths_past_the_end_are_the_end():
     layer = recurrent.bidirectional(recurrent.rnn(4))
     params, state = layer.init(jax.random.key(0), 3)
     x = jax.random.normal(jax.random.key(1), (2, 5, 3))
@@ -182,16 +182,16 @@ def test_a_traced_length_past_the_end_is_the_end():
     np.testing.assert_array_equal(run(jnp.array([9, 4])), run(jnp.array([5, 4])))
 
 
-def test_a_decay_outside_its_range_is_refused_in_hyper_too():
+def test_decay_outside_its_range_is_refused_in_hyper_too():
     norm = nj.batch_norm()
     params, state = norm.init((1, 1))
     for decay in (2.0, np.float32(9), np.float64(-1)):
-        with pytest.raises(ValueError, match="weight of the old value"):
+        with pytest.raises(ValueError, match="decay"):
             norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper={"decay": decay})
     norm = nj.batch_renorm()
     for hyper, words in (
-        ({"r_max": 0.1}, "r_max=0.1 must be at least 1"),
-        ({"d_max": np.float32(-1)}, "must be a non-negative number"),
+        ({"r_max": 0.1}, r"r_max=0\.1"),
+        ({"d_max": np.float32(-1)}, "d_max"),
     ):
         with pytest.raises(ValueError, match=words):
             norm.apply(params, state, jnp.ones((2, 1)), stats="batch", hyper=hyper)
@@ -201,7 +201,7 @@ def test_params_or_state_of_another_layer_are_refused():
     layer = recurrent.bn_lstm(4, 5)
     params, state = layer.init(jax.random.key(0), 3)
     x = jnp.ones((2, 5, 3))
-    with pytest.raises(ValueError, match="that init of this layer returned"):
+    with pytest.raises(ValueError, match="init of this layer"):
         recurrent.lstm(4).apply(params, {}, x, stats="running")
     with pytest.raises(ValueError, match="write max_steps=5"):
         recurrent.bn_lstm(4, 7).apply(params, state, x, stats="batch")
@@ -212,15 +212,15 @@ def test_params_or_state_of_another_layer_are_refused():
     [s for s in testing.SAMPLES if jax.tree.leaves(s.norm.init(s.shape))],
     ids=lambda s: s.name,
 )
-def test_params_and_state_in_the_wrong_order_are_told(sample):
+def test_params_and_state_in_the_wrong_order_are_refused(sample):
     params, state = sample.norm.init(sample.shape)
-    with pytest.raises(TypeError, match=r"apply takes \(params, state, x\), in this order"):
+    with pytest.raises(TypeError, match=r"\(params, state, x\)"):
         unchecked(type(sample.norm).apply)(
             sample.norm, state, params, sample.input(), stats="batch"
         )
 
 
-def test_population_takes_batches_of_inputs_alone():
+def test_population_statistics_take_batches_of_inputs_alone():
     layer = recurrent.bn_lstm(4, 5)
     for apply, shape in ((nj.batch_norm(), (4, 3)), (layer, (2, 5, 3))):
         args = (shape,) if apply is not layer else (jax.random.key(0), 3)
@@ -230,7 +230,7 @@ def test_population_takes_batches_of_inputs_alone():
             with pytest.raises(TypeError, match=r'write \(\{"x": x\} for x, y in batches\)'):
                 nj.population_statistics(apply, params, state, [batch])
         for batches in (x, np.asarray(x)):
-            with pytest.raises(TypeError, match=r"an array of shape .*write \[x\] for one batch"):
+            with pytest.raises(TypeError, match=r"write \[x\]"):
                 nj.population_statistics(apply, params, state, batches)
     # A function of a whole model takes what it takes.
     norm = nj.batch_norm()
@@ -240,9 +240,9 @@ def test_population_takes_batches_of_inputs_alone():
     np.testing.assert_allclose(nj.population_statistics(run, params, state, [pair]).mean, 1.0)
 
 
-def test_settling_what_gathered_nothing_is_refused():
+def test_finalize_statistics_that_accumulated_nothing_is_refused():
     _, state = recurrent.bn_lstm(4, 5).init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+    with pytest.raises(ValueError, match=r"write state = .*accumulate_statistics\(state\)"):
         nj.finalize_statistics(state)
-    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+    with pytest.raises(ValueError, match=r"write state = .*accumulate_statistics\(state\)"):
         nj.finalize_statistics(())

@@ -174,21 +174,21 @@ def test_the_paper_has_32_groups():
     nj.group_norm().init((1, 5, 64))
 
 
-def test_what_does_not_fit_says_what_to_write():
+def test_errors_say_what_to_write():
     with pytest.raises(ValueError, match="write one of them"):
         nj.group_norm(groups=2, group_size=3)
-    with pytest.raises(ValueError, match="groups=0 must be a positive integer"):
+    with pytest.raises(ValueError, match="groups=0"):
         nj.group_norm(groups=0)
-    with pytest.raises(ValueError, match=r"write groups=12 \(divisors"):
+    with pytest.raises(ValueError, match=r"write groups=12"):
         nj.group_norm().init((1, 5, 12))
     with pytest.raises(ValueError, match="write group_size=4"):
         nj.group_norm(group_size=5).init((1, 5, 12))
-    with pytest.raises(ValueError, match="names the last axis"):
+    with pytest.raises(ValueError, match="last axis"):
         nj.group_norm(groups=2, axes=(1, 2)).init((1, 5, 12))
-    with pytest.raises(ValueError, match="has none between the batch and the channels") as raised:
+    with pytest.raises(ValueError, match="between the batch") as raised:
         nj.instance_norm().init((4, 6))
     assert "write layer_norm()" in str(raised.value) and "axes=" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"eps=0\.0 must be a positive number"):
+    with pytest.raises(ValueError, match=r"eps=0\.0"):
         nj.instance_norm(eps=0.0)
     norm = nj.group_norm(groups=2)
     with pytest.raises(ValueError, match=r"give one of shape \(6,\).*per sample of shape \(3, 6\)"):
@@ -196,11 +196,11 @@ def test_what_does_not_fit_says_what_to_write():
     with pytest.raises(ValueError, match=r"give one of shape \(6,\)"):
         run(norm, draw(3, 4, 6), nj.Affine(draw(5), None))
     # As many axes as x: all of them would be batch axes and leave none for the features.
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="fit"):
         run(norm, draw(3, 4, 6), nj.Affine(draw(3, 4, 6, 6), None))
 
 
-def test_a_mean_far_from_zero_costs_no_digits():
+def test_large_mean_costs_no_digits():
     """Flax's default, E[x^2] - E[x]^2, gives a standard deviation of 1009 where it is 1."""
     x = (RNG.normal(size=(3, 40, 6)) + 1e4).astype(np.float32)
     got = run(nj.group_norm(groups=2), x)

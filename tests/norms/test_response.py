@@ -180,13 +180,13 @@ def test_gradient_of_a_dead_channel():
     np.testing.assert_allclose(grad[..., 1], np.ones((1, 3, 2)), rtol=1e-6)
 
 
-def test_what_does_not_fit_says_what_to_write():
+def test_errors_say_what_to_write():
     # In these tests jaxtyping speaks first, and our own message outside them.
     with pytest.raises((TypeError, ValueError), match="over"):
         nj.local_response_norm(over="average")
-    with pytest.raises(ValueError, match=r"k=0\.0 must be a positive number"):
+    with pytest.raises(ValueError, match=r"k=0\.0"):
         nj.local_response_norm(k=0.0)
     with pytest.raises(TypeError, match="threshold=False"):
         run(nj.filter_response_norm(), jnp.ones((1, 2, 3), jnp.complex64))
-    with pytest.raises(ValueError, match="names the last axis"):
+    with pytest.raises(ValueError, match="last axis"):
         run(nj.global_response_norm(axes=(1, 3)), draw(1, 2, 3, 4))

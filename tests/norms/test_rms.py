@@ -40,7 +40,7 @@ def test_rms_norm_is_the_equation():
     np.testing.assert_allclose(got, rms_reference(x, gamma, eps=0.5, axes=(1, 2)), **CLOSE)
 
 
-def test_no_bias_unless_asked():
+def test_no_bias_by_default():
     params, state = nj.rms_norm().init((1, 4))
     assert params.bias is None and state == ()
     np.testing.assert_array_equal(params.scale, np.ones(4))
@@ -101,7 +101,7 @@ def test_l2_norm_is_of_unit_length():
     np.testing.assert_allclose(got, gamma * x / length, **CLOSE)
 
 
-def test_length_counts_what_is_not_masked():
+def test_length_leaves_out_what_the_mask_does():
     x = np.array([[3.0, 4.0, 100.0]], np.float32)
     mask = jnp.array([[True, True, False]])
     np.testing.assert_allclose(run(nj.l2_norm(), x, mask=mask)[0, :2], [0.6, 0.8], rtol=1e-6)
@@ -168,10 +168,10 @@ def test_torch_rms_norm():
     np.testing.assert_allclose(run(nj.rms_norm(), x, nj.Affine(gamma, None)), want, **CLOSE)
 
 
-def test_what_does_not_fit_says_what_to_write():
-    with pytest.raises(ValueError, match=r"partial=0\.0 must be a positive number"):
+def test_errors_say_what_to_write():
+    with pytest.raises(ValueError, match=r"partial=0\.0"):
         nj.rms_norm(partial=0.0)
-    with pytest.raises(ValueError, match=r"partial=2\.0 must be a number in"):
+    with pytest.raises(ValueError, match=r"partial=2\.0"):
         nj.rms_norm(partial=2.0)
     with pytest.raises(ValueError, match="write axes=-1"):
         nj.rms_norm(partial=0.5, axes=(1, 2))

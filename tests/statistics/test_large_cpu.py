@@ -14,6 +14,9 @@ from normjax import testing
 from normjax.statistics import _large_cpu
 from tests._support import check
 
+# These paths are there for what the optimizer makes of them: its bits, and its memory.
+pytestmark = pytest.mark.optimized
+
 RNG = np.random.default_rng(0)
 NORMS = {
     "layer": (nj.layer_norm(), (6, 40)),
@@ -71,7 +74,7 @@ def _all(norm, params, state, x, dy):
 
 @CASES
 @pytest.mark.parametrize("mean", [0.7, 50.0])
-def test_everything_is_the_twins(norm, shape, mean, large, x64):
+def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, mean, large, x64):
     params, state, x, dy = _started(norm, shape, mean, jnp.float64)
     params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
     fast, plain = jax.jit(functools.partial(_all, norm)), jax.jit(functools.partial(_all, norm))
@@ -170,7 +173,7 @@ def test_a_sample_does_not_depend_on_its_neighbours_to_the_bit(large):
     ],
     ids=["layer", "rms", "batch", "group"],
 )
-def test_nothing_of_the_size_of_x_is_held_but_the_results(norm, shape):
+def test_memory_holds_nothing_of_the_size_of_x_but_the_results(norm, shape):
     params, state = norm.init(shape)
     x = jnp.zeros(shape)
 
@@ -182,7 +185,7 @@ def test_nothing_of_the_size_of_x_is_held_but_the_results(norm, shape):
     assert compiled.memory_analysis().temp_size_in_bytes < x.nbytes / 4
 
 
-def test_who_is_served(monkeypatch):
+def test_which_arrays_are_served(monkeypatch):
     x = jnp.zeros((512, 512))
     assert _large_cpu.applies(x, None)
     assert not _large_cpu.applies(x, jnp.ones((512, 1), bool))

@@ -76,7 +76,7 @@ def test_half_precision_is_measured_in_float32(dtype):
     assert nj.second_moments(x).cov.dtype == jnp.float32
 
 
-def test_a_large_mean_costs_no_digits():
+def test_large_mean_costs_no_digits():
     x = draw((4096, 3), mean=1e4)
     _, var, _ = reference.moments(x, 0)
     close(nj.moments(x, 0).var, var, rtol=1e-5)
@@ -94,7 +94,7 @@ def test_float64(x64):
     close(nj.second_moments(x).cov, covariance(x)[1], 1e-11, 1e-11)
 
 
-def test_constants_are_exact():
+def test_moments_of_constants_are_exact():
     x = jnp.full((7, 3), 3000.1)
     np.testing.assert_array_equal(nj.moments(x, 0).var, 0)
     np.testing.assert_array_equal(nj.second_moments(x).cov, 0)
@@ -117,7 +117,7 @@ def test_second_moments(masked, dtype):
             close(got[t], want)
 
 
-def test_a_vector_counts_where_all_its_values_do():
+def test_mask_of_second_moments_counts_whole_vectors_and_hides_nan():
     x = draw((4, 2))
     mask = np.array([[True, True], [True, False], [True, True], [False, False]])
     m = nj.second_moments(np.where(mask, x, np.nan), mask=mask)
@@ -159,7 +159,7 @@ def test_merge_is_exact(verb, dtype):
 
 @pytest.mark.parametrize("correction", [0, 1])
 @pytest.mark.parametrize("verb", VERBS)
-def test_ema(verb, correction):
+def test_ema_leaves_out_empty_and_nonfinite_batches(verb, correction):
     x = draw((5, 3))
     m = VERBS[verb](x)
     kind = _kinds.kind_of(m)
@@ -207,17 +207,17 @@ def test_normalize(shape, axes, dtype):
     close(y, (x - mean) / np.sqrt(var + eps) * scale + bias, 1e-5, 1e-5)
 
 
-def test_statistics_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="init with the shape of this x"):
+def test_statistics_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="shape of this x"):
         nj.normalize(jnp.ones((2, 3)), nj.moments(jnp.ones((2, 4)), 0), 0, eps=1e-5)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "error", "message"),
     [
-        (3, 1, ValueError, "of the same features and got shapes"),
-        (3, "cov", TypeError, "got Moments and SecondMoments"),
-        ("running", "running", TypeError, "got Running and Running"),
+        (3, 1, ValueError, "same features"),
+        (3, "cov", TypeError, "Moments and SecondMoments"),
+        ("running", "running", TypeError, "Running and Running"),
     ],
 )
 def test_merge_takes_two_of_one_kind_and_shape(a, b, error, message):
@@ -241,7 +241,7 @@ def test_merge_takes_two_of_one_kind_and_shape(a, b, error, message):
         ),
         ({"bias": (5, 1, 1)}, r"bias of shape \(5, 1, 1\)"),
         ({"bias": (4,)}, r"bias of shape \(4,\)"),
-        ({"eps": -1.0}, "eps=-1.0 must be a non-negative number"),
+        ({"eps": -1.0}, "eps=-1.0"),
     ],
 )
 def test_the_output_has_the_shape_of_x(how, message):
@@ -279,7 +279,7 @@ def agree(got, verb):
         close(g, w, 1e-6, 1e-5)
 
 
-def test_the_spread_batch_tells_a_mean_of_means():
+def test_uneven_devices_tell_a_mean_from_a_mean_of_means():
     local = [reference.moments(x, 0, m)[0] for x, m in zip(split(X), split(MASK), strict=True)]
     assert np.abs(np.mean(local, 0) - wanted("moments")[0]).max() > 1
 
@@ -300,7 +300,7 @@ def test_shard_map(verb):
         in_specs=(batch, batch),
         out_specs=whole,
     )
-    agree(run(X, MASK), verb)
+    agree(jax.jit(run)(X, MASK), verb)
 
 
 @pytest.mark.parametrize("lift", [jax.pmap, jax.vmap])
@@ -313,7 +313,7 @@ def test_pmap_and_vmap(verb, lift):
 
 
 @pytest.mark.parametrize("verb", SPREAD)
-def test_groups_of_devices(verb):
+def test_axis_index_groups_of_devices(verb):
     groups = [[0, 3], [1, 2]]
     run = jax.pmap(
         lambda x, m: VERBS[verb](x, mask=m, axis_name="batch", axis_index_groups=groups),
@@ -337,7 +337,7 @@ def test_gradients_through_shared_statistics():
         total = jnp.sum(w * y)
         return total if axis_name is None else jax.lax.psum(total, axis_name)
 
-    want = jax.grad(loss)(jnp.asarray(X), weights, MASK)
+    want = jax.jit(jax.grad(loss))(jnp.asarray(X), weights, MASK)
     batch = PartitionSpec("batch")
     run = jax.shard_map(
         functools.partial(loss, axis_name="batch"),
@@ -345,4 +345,4 @@ def test_gradients_through_shared_statistics():
         in_specs=(batch, batch, batch),
         out_specs=PartitionSpec(),
     )
-    close(jax.grad(run)(jnp.asarray(X), weights, MASK), want, 1e-4, 1e-5)
+    close(jax.jit(jax.grad(run))(jnp.asarray(X), weights, MASK), want, 1e-4, 1e-5)
