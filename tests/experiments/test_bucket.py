@@ -15,14 +15,15 @@ RUN = "gs://bucket/runs/one"
 QUICK = {"steps": 40, "log_every": 5, "eval_every": 20, "checkpoint_every": 10}
 READ = """
 import sys
-from experiments import evaluate, report
+from experiments import evaluate
 from experiments.data import locate, sequences
+from experiments.runtime import curves
 from tests._support.processes import result, rows
 run, out, whole = sys.argv[1:]
 assert rows(run) == rows(whole) and result(run) == result(whole)
 told = evaluate.evaluate(run, split="test", stats="batch")
 assert told["loss"] == result(whole)["test"]["batch"]["loss"]
-assert "bn_lstm" in report.report(["gs://bucket/runs"], out)
+assert "bn_lstm" in curves.report(["gs://bucket/runs"], out)
 assert list(sequences.find_text("gs://bucket/text/one")) == ["all"]
 print(locate.cache_locally(locate.find("mnist", "gs://bucket/tfds")))
 """

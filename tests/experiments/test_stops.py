@@ -256,7 +256,7 @@ def test_a_term_saves_and_a_second_one_does_not_wait(tmp_path):
         one.send_signal(signal.SIGTERM)
         _, errors = one.communicate(timeout=100)
         assert one.returncode == 128 + signal.SIGTERM
-        assert "checkpoint written; the same command goes on" in errors
+        assert "checkpoint written; the same command continues" in errors
         (kept,) = (first / "checkpoints").iterdir()
         assert kept.name.isdigit()
         two.send_signal(signal.SIGSTOP)  # both signals wait for it
