@@ -85,15 +85,15 @@ def test_a_set_in_another_format_is_told(tmp_path):
 def test_the_folder_is_looked_for_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/tfds")
     monkeypatch.delenv("NORMJAX_DATA_DIR", raising=False)
-    assert str(locate.data_dir()) == "/tfds"
+    assert str(locate.root_folder()) == "/tfds"
     monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path))
-    assert locate.data_dir() == tmp_path
+    assert locate.root_folder() == tmp_path
     (tmp_path / "tensorflow_datasets").mkdir()
-    assert locate.data_dir() == tmp_path / "tensorflow_datasets"
-    assert str(locate.data_dir("/asked")) == "/asked"
+    assert locate.root_folder() == tmp_path / "tensorflow_datasets"
+    assert str(locate.root_folder("/asked")) == "/asked"
     monkeypatch.delenv("NORMJAX_DATA_DIR")
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert str(locate.data_dir()).endswith("tensorflow_datasets")
+    assert str(locate.root_folder()).endswith("tensorflow_datasets")
 
 
 def test_prepare_says_what_it_needs(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from experiments.config import validate
 from experiments.data import splits
 from experiments.ledger import records
 from experiments.runtime import step
-from experiments.tasks import image
+from experiments.tasks import Batch, image
 from experiments.usage import UsageError
 
 MINE = [
@@ -94,10 +94,9 @@ def test_padding_enters_no_sum_and_no_statistic(model):
     params, norm = task.init(jax.random.key(0))
     rotten = split._replace(pixels=split.pixels.at[4:].set(jnp.nan))
     weight = jnp.array([1.0, 1, 1, 1, 0, 0])
-    how = {"stats": "batch", "train": False}
 
-    def loss(params, batch, weight):
-        scores, kept = task.scores(params, norm, batch, weight=weight, **how)
+    def loss(params, examples, weight):
+        scores, kept = task(params, norm, Batch(examples, weight), stats="batch")
         return scores.loss, (scores, kept)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
@@ -113,9 +112,9 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
     task, split = make_task(norm_conv=BN, norm_dense=BN), make_split()
     params, norm = task.init(jax.random.key(0))
 
-    def scores(batch, axis_name=None):
+    def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, norm, batch, **how)
+        return task.scores(params, norm, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
@@ -151,8 +150,8 @@ def test_dropout_is_drawn_in_training_alone(order):
 
     @functools.partial(jax.jit, static_argnums=0)
     def loss(train, seed):
-        how = {"stats": "batch", "train": train, "key": jax.random.key(seed)}
-        return task.scores(params, norm, split, **how)[0].loss
+        batch = Batch(split, key=jax.random.key(seed))
+        return task.scores(params, norm, batch, stats="batch", train=train)[0].loss
 
     assert loss(False, 0) == loss(False, 1)
     assert loss(True, 0) != loss(True, 1)
@@ -176,9 +175,9 @@ def test_frozen_statistics_stay_as_they_are():
     made = image.layers(model, 8)
     task = image.ImageClassifier(made, 10, 255.0, "relu", model["order"], frozen=True)
     params, norm = task.init(jax.random.key(0))
-    _, kept = task.scores(params, norm, make_split(), stats="batch", train=True)
+    _, kept = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)
     close(kept, norm, rtol=0, atol=0)
-    _, kept = task.scores(params, norm, make_split(), stats="batch", train=False)
+    _, kept = task.scores(params, norm, Batch(make_split()), stats="batch", train=False)
     assert not np.allclose(kept["0"]["norm"].mean, norm["0"]["norm"].mean)
 
 

@@ -29,18 +29,18 @@ class Layer(models.Sequences):
 
 def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
     """Every all-reduce of a step over four devices: whether it is in a loop, and its shapes."""
-    task, spread = Layer(layer), parallel.DeviceLayout(mode, 4)
+    task, layout = Layer(layer), parallel.DeviceLayout(mode, 4)
     kept, rate = step.static(OPTIM)
     config = {"seed": 0, "log_every": 5}
-    now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
+    now = layout.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
     split = {
         "x": jnp.ones((8, steps, 2)),
         "lengths": jnp.full((8,), steps),
         "labels": jnp.zeros((8,), jnp.int32),
     }
-    batch = spread.split(spread.pad(np.arange(8, dtype=np.int32)))
-    run = step.compiled_step(spread, task, kept, False, False)
-    text = run.__wrapped__.lower(now, spread.replicate(split), *batch, rate).compile().as_text()
+    batch = layout.split(layout.pad(np.arange(8, dtype=np.int32)))
+    run = step.compiled_step(layout, task, kept, False, False)
+    text = run.__wrapped__.lower(now, layout.replicate(split), *batch, rate).compile().as_text()
     return in_loops(text)
 
 
@@ -77,7 +77,7 @@ def test_gradients_of_a_scan_are_reduced_once_under_shard_map():
 
 @pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 def test_on_cpu_devices_a_step_waits_for_the_one_before(mode, monkeypatch):
-    """Two all-reduces in flight can starve each other of threads: `Spread.done`."""
+    """Two all-reduces in flight can starve each other of threads: `DeviceLayout.block_on_cpu`."""
     seen = []
 
     def watched(self, function, several):
@@ -88,16 +88,18 @@ def test_on_cpu_devices_a_step_waits_for_the_one_before(mode, monkeypatch):
         compiled = over_devices(self, function, several)
         return call
 
-    def slow(now, split, index, weight, rate, how):
+    def slow(now, split, index, weight, rate, context):
         del split, weight
         x = jax.lax.fori_loop(0, 20_000, lambda _, x: jnp.sin(x + 1), now)
-        return how.sum(x * rate * index.sum())
+        total = x * rate * index.sum()
+        axis = context.axis_name
+        return total if axis is None else jax.lax.psum(total, axis)
 
     over_devices = parallel.DeviceLayout._over_devices
     monkeypatch.setattr(parallel.DeviceLayout, "_over_devices", watched)
-    spread = parallel.DeviceLayout(mode, 4)
-    step = spread.step(slow)
-    now, index = spread.replicate(jnp.ones(500)), spread.split(np.arange(8, dtype=np.int32))
+    layout = parallel.DeviceLayout(mode, 4)
+    step = layout.step(slow)
+    now, index = layout.replicate(jnp.ones(500)), layout.split(np.arange(8, dtype=np.int32))
     for _ in range(3):
         now = step(now, (), index, None, np.float32(1))
     assert not now.is_ready()  # or the test would hold of any step

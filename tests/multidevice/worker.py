@@ -2,7 +2,7 @@
 
     python -m tests.multidevice.worker OUT.npz MODES DEVICES DTYPE [PORT PROCESSES PROCESS]
 
-`MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no Spread.
+`MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no DeviceLayout.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def train(task, mode, devices, dtype, steps):
     if mode == "plain":
         take = lambda now, index: step.train_step(now, split, index, rate, task=task, optim=kept)  # noqa: E731
     else:
-        spread = parallel.DeviceLayout(mode, devices, stats)
-        run, split = spread.replicate(run), spread.replicate(split)
-        compiled = step.compiled_step(spread, task, kept, False, False)
-        take = lambda now, index: compiled(now, split, *spread.split(spread.pad(index)), rate)  # noqa: E731
+        layout = parallel.DeviceLayout(mode, devices, stats)
+        run, split = layout.replicate(run), layout.replicate(split)
+        compiled = step.compiled_step(layout, task, kept, False, False)
+        take = lambda now, index: compiled(now, split, *layout.split(layout.pad(index)), rate)  # noqa: E731
     found = {}
     for i in range(steps):
         run = take(run, np.asarray(next(iterator), np.int32))
