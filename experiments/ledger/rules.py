@@ -94,7 +94,7 @@ class Claim:
 
 
 class Result(NamedTuple):
-    """What some numbers say of a rule."""
+    """The interval of a rule's contrast, and the verdict that follows."""
 
     rule: Rule
     mean: float

@@ -1,4 +1,4 @@
-"""Curves and a table of runs, read from their workdirs."""
+"""Draws the curves of some runs and lays out their table, read from their workdirs."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def reraise_as_broken(what: str) -> Iterator[None]:
 
 
 class Stop:
-    """Holds back a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
+    """Hold back a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
 
     def __enter__(self) -> Stop:
         self.number, self.when = 0, 0.0

@@ -84,7 +84,7 @@ def gradients(
 def _ghost_gradients(
     training: Callable[..., tuple[Any, Tree]], params: Tree, norm: Tree, batch: Batch, ghosts: int
 ) -> tuple[jax.Array, Any, Tree, Tree]:
-    """`gradients` on one device, each of some parts of the batch with statistics of its own."""
+    """Compute `gradients` on one device, with statistics of their own for parts of the batch."""
     keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(jnp.arange(ghosts))
 
     def split(x: jax.Array) -> jax.Array:  # [rows, ...] to [ghosts, rows / ghosts, ...]
@@ -109,7 +109,7 @@ def _mapped_gradients(
     batch: Batch,
     context: StepContext,
 ) -> tuple[jax.Array, Any, Tree, Tree]:
-    """`gradients` inside `shard_map` or `pmap`, where `batch` is this device's rows."""
+    """Compute `gradients` inside `shard_map` or `pmap`, where `batch` is this device's rows."""
     axis = context.axis_name
     if jax.lax.axis_size(axis) > 1:  # no two devices draw the same noise; one draws jit's
         batch = batch._replace(key=jax.random.fold_in(batch.key, jax.lax.axis_index(axis)))

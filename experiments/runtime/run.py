@@ -1,4 +1,4 @@
-"""One run in its workdir: where it starts, its training loop, and what it leaves behind.
+"""Trains one run in its workdir: finds where it starts, runs the loop, and writes the result.
 
 A run starts from, in this order: (1) the newest checkpoint in the workdir; (2) the newest
 checkpoint in `config.resume`, another workdir; (3) scratch.

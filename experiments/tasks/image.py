@@ -158,7 +158,7 @@ class ImageClassifier(Task):
         key: jax.Array | None,
         axis_name: str | None,
     ) -> tuple[jax.Array, Any]:
-        """What the last hidden layer puts out `[batch, features]`, and the next state."""
+        """Return the outputs of the last hidden layer, `[batch, features]`, and the next state."""
         new_state = {}
         for i, layer in enumerate(self.layers):
             own, state = params[str(i)], norm[str(i)]

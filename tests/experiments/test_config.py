@@ -24,8 +24,8 @@ def test_norm_config_builds_the_value_that_the_code_would():
 
 
 def test_norm_config_splits_arguments_between_norm_and_lift():
-    given = {"name": "batch_norm", "lift": "per_step", "max_steps": 7, "use_bias": False}
-    assert NormConfig.parse(given).build() == recurrent.per_step(nj.batch_norm(use_bias=False), 7)
+    norm = {"name": "batch_norm", "lift": "per_step", "max_steps": 7, "use_bias": False}
+    assert NormConfig.parse(norm).build() == recurrent.per_step(nj.batch_norm(use_bias=False), 7)
 
 
 def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
@@ -33,7 +33,7 @@ def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("norm", "message"),
     [
         ({}, r"names no norm; write for instance norm\.name=batch_norm"),
         ({"name": "bach_norm"}, r"known: .*layer_norm.*Did you mean 'batch_norm'\?"),
@@ -47,9 +47,9 @@ def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
         ({"name": "batch_norm", "eps": -1.0}, r"norm: .*eps"),
     ],
 )
-def test_norm_config_says_what_is_wrong(given, message):
+def test_norm_config_says_what_is_wrong(norm, message):
     with pytest.raises(UsageError, match=message):
-        NormConfig.parse(given).build()
+        NormConfig.parse(norm).build()
 
 
 def model_of(cell, *, norm, **more):
@@ -186,9 +186,9 @@ def test_gamma_is_one_key_for_all_norms():
 def test_check_says_what_to_write_instead(key, value, message):
     config = digits.get_config("bn_lstm")
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_check_knows_keys_that_a_config_file_invents():
@@ -232,18 +232,18 @@ def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("--c.n=1e2", "--c.n='1e2' is not an integer; write for instance --c.n=100."),
         ("--c.rate=fast", "--c.rate='fast' is not a number; write for instance --c.rate=0.01."),
         ("--c.on=maybe", "--c.on='maybe' is not True or False; write for instance --c.on=True."),
     ],
 )
-def test_a_value_of_another_type_is_told(word, told, monkeypatch):
+def test_a_value_of_another_type_is_told(word, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program", word])  # where config_flags looks for its keys
     values = flags.FlagValues()
     config = ml_collections.ConfigDict({"n": 1, "rate": 0.5, "on": False})
     config_flags.DEFINE_config_dict("c", config, flag_values=values)
     with pytest.raises(flags.Error) as error:
         values(sys.argv)
-    assert command_line._unreadable(str(error.value)) == told
+    assert command_line._unreadable(str(error.value)) == message

@@ -35,10 +35,10 @@ def make_task(arch="lenet", **model):
     """A tiny classifier of 8 x 8 images."""
     model = {**image.DEFAULTS, "arch": arch, "hidden": 6, "channels": 3, "kernel": 2, **model}
     order = tuple(model["order"])
-    made = image.layers({**model, "order": order}, 8)
+    layers = image.layers({**model, "order": order}, 8)
     first = model.pop("first", None)
     return image.ImageClassifier(
-        made, 10, 255.0, model["activation"], order, model["dropout"], first=first
+        layers, 10, 255.0, model["activation"], order, model["dropout"], first=first
     )
 
 
@@ -96,8 +96,8 @@ def test_padding_enters_no_sum_and_no_statistic(model):
     weight = jnp.array([1.0, 1, 1, 1, 0, 0])
 
     def loss(params, examples, weight):
-        scores, kept = task(params, norm, Batch(examples, weight), stats="batch")
-        return scores.loss, (scores, kept)
+        scores, new = task(params, norm, Batch(examples, weight), stats="batch")
+        return scores.loss, (scores, new)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, weight)
@@ -118,8 +118,8 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
-    sums, kept = jax.jit(over)(parts)
-    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], kept)
+    sums, states = jax.jit(over)(parts)
+    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], states)
     close((total, last), jax.jit(scores)(split))
 
 
@@ -172,13 +172,13 @@ def test_data_dependent_initialization_makes_preactivations_standard():
 
 def test_frozen_statistics_stay_as_they_are():
     model = {**image.DEFAULTS, "hidden": 6, "norm_dense": BN}
-    made = image.layers(model, 8)
-    task = image.ImageClassifier(made, 10, 255.0, "relu", model["order"], frozen=True)
+    layers = image.layers(model, 8)
+    task = image.ImageClassifier(layers, 10, 255.0, "relu", model["order"], frozen=True)
     params, norm = task.init(jax.random.key(0))
-    _, kept = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)
-    close(kept, norm, rtol=0, atol=0)
-    _, kept = task.scores(params, norm, Batch(make_split()), stats="batch", train=False)
-    assert not np.allclose(kept["0"]["norm"].mean, norm["0"]["norm"].mean)
+    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)
+    close(new, norm, rtol=0, atol=0)
+    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=False)
+    assert not np.allclose(new["0"]["norm"].mean, norm["0"]["norm"].mean)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,6 @@ def test_check_says_what_to_write_instead(key, value, message):
         place = place[name]
     with config.unlocked():
         place[last] = value
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config)
-    assert message in str(told.value)
+    assert message in str(error.value)

@@ -61,13 +61,13 @@ def test_a_report_names_what_went_first():
     task, split = models.MODELS["cnn"], poisoned()
     config = {"seed": 0, "log_every": 3, "optim": OPTIM}
     now = step.start(task, step.optimizer(OPTIM), config)["now"]
-    told = nonfinite.report(task, now, split, np.arange(12), None)
-    assert told.startswith("Not finite first: the batch's image. Then the loss; then the gradients")
-    assert "conv1" in told
+    line = nonfinite.report(task, now, split, np.arange(12), None)
+    assert line.startswith("Not finite first: the batch's image. Then the loss; then the gradients")
+    assert "conv1" in line
     affine = now["params"]["norm2"]
     now["params"]["norm2"] = affine._replace(scale=affine.scale.at[0].set(jnp.inf))
-    told = nonfinite.report(task, now, split, np.arange(4, 16), None)
-    assert told.startswith("Not finite first: the parameters before it: norm2/scale. Then")
+    line = nonfinite.report(task, now, split, np.arange(4, 16), None)
+    assert line.startswith("Not finite first: the parameters before it: norm2/scale. Then")
     assert "Repeated" in nonfinite.report(
         task, {**now, "params": task.init(jax.random.key(0))[0]}, split, np.arange(4, 9), None
     )
@@ -77,9 +77,9 @@ def test_a_report_names_what_went_first():
 def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)
     config.optim.update(name="sgd", clip_norm=0.0, learning_rate=1e38)
-    with pytest.raises(exits.Diverged) as told:
+    with pytest.raises(exits.Diverged) as error:
         train.train(config, tmp_path / "run")
-    text = str(told.value)
+    text = str(error.value)
     assert "not finite at step" in text and "Not finite first: the loss" in text
     assert "--config.nonfinite=skip" in text
     assert ("more than config.nonfinite_limit" in text) == (policy == "skip")

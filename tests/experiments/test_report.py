@@ -33,10 +33,10 @@ def two_runs(tmp_path, tiny):
 
 
 def test_report_draws_and_tells(two_runs):
-    told = curves.report([two_runs])
+    shown = curves.report([two_runs])
     assert (two_runs / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (two_runs / "table.md").read_text().startswith("| run ")
-    lines = told.splitlines()
+    lines = shown.splitlines()
     assert lines[2].startswith("| lstm ") and "46 (unfinished)" in lines[2]
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert cells == ["bn_lstm", "46", "90.00 %", "90.00 %", "90.00 %", "90.00 %", "46", "5"]

@@ -133,10 +133,10 @@ def test_resume_continues_another_workdir(unbroken, tiny, tmp_path):
 
 def test_a_workdir_of_another_config_is_refused(unbroken, tiny):
     workdir, _ = unbroken
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         train.train(tiny(seed=3, batch_size=17), workdir)
-    assert "config.batch_size: 16 there, 17 asked for" in str(told.value)
-    assert "config.seed: 0 there, 3 asked for" in str(told.value)
+    assert "config.batch_size: 16 there, 17 asked for" in str(error.value)
+    assert "config.seed: 0 there, 3 asked for" in str(error.value)
     with pytest.raises(UsageError, match=r"beyond config.steps=20; write --config.steps=24"):
         train.train(tiny(steps=20), workdir)
 
@@ -171,9 +171,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
 def test_evaluate_gives_the_numbers_of_the_run(unbroken):
     workdir, final = unbroken
     for kind in evaluate.STATS:
-        told = evaluate.evaluate(workdir, split="test", stats=kind)
-        assert told["accuracy"] == final["test"][kind]["accuracy"]
-        assert told["loss"] == final["test"][kind]["loss"]
+        scored = evaluate.evaluate(workdir, split="test", stats=kind)
+        assert scored["accuracy"] == final["test"][kind]["accuracy"]
+        assert scored["loss"] == final["test"][kind]["loss"]
     assert "how" not in evaluate.evaluate(workdir, split="valid", stats="batch")
     with pytest.raises(UsageError, match="known: test, valid, train"):
         evaluate.evaluate(workdir, split="tests", stats="batch")

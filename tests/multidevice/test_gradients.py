@@ -95,7 +95,7 @@ def test_statistics_of_each_device_are_ghost_batches(context):
 
     (loss, states), grads = jax.value_and_grad(by_hand, has_aux=True)(params)
     shares = np.array([2, 1, 2, 0]) / 5
-    kept = jax.tree.map(
+    averaged = jax.tree.map(
         lambda *s: sum(w * np.asarray(a) for w, a in zip(shares, s, strict=True)), *states
     )
     if context.axis_name is None:
@@ -107,7 +107,7 @@ def test_statistics_of_each_device_are_ghost_batches(context):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     close(got[0], loss)
     jax.tree.map(close, got[3], grads)
-    jax.tree.map(close, got[2], kept)
+    jax.tree.map(close, got[2], averaged)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_rows_are_filled_up_to_the_devices():
 
 def test_population_statistics_wait_for_the_batch_before_on_cpu_devices(monkeypatch):
     """300 batches over 8 devices, all in flight, abort in XLA: see `DeviceLayout.block_on_cpu`."""
-    seen = []
+    ready = []
 
     def watched(layer, params, state, *rest):
-        seen.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
+        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
         return one_pass(layer, params, state, *rest)
 
     one_pass = _population._accumulate_batch
@@ -172,8 +172,8 @@ def test_population_statistics_wait_for_the_batch_before_on_cpu_devices(monkeypa
     x = jnp.asarray(RNG.normal(size=(8, 50, 3)), jnp.float32)
     rows = DeviceLayout("jit", 4).mesh
     placed = jax.device_put(x, jax.sharding.NamedSharding(rows, P(AXIS)))
-    found = nj.population_statistics(layer, params, state, [placed] * 4)
-    assert seen == [True] * 4
+    estimated = nj.population_statistics(layer, params, state, [placed] * 4)
+    assert ready == [True] * 4
     want = nj.population_statistics(layer, params, state, [x])
-    for got, one in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+    for got, one in zip(*map(jax.tree.leaves, (estimated, want)), strict=True):
         np.testing.assert_allclose(got, one, rtol=2e-5, atol=1e-6)
