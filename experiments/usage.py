@@ -23,9 +23,9 @@ def usage() -> Iterator[None]:
         sys.exit(2)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return ' Did you mean …?' with the known name nearest to a word, or nothing."""
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -75,7 +75,8 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
         for key in word.lstrip("-").partition("=")[0].split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
                 here = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-                hint = nearest(key, here) or _elsewhere(key, at, config)
+                # A close name of this group, the same name in another, or a less close one here.
+                hint = nearest(key, here, 0.8) or _elsewhere(key, at, config) or nearest(key, here)
                 names = ", ".join(sorted(here)) or f"none, {at} is a plain value"
                 return f"--{at}.{key} is no key of this config.{hint} Keys of {at}: {names}."
             at, node = f"{at}.{key}", node[key]

@@ -119,7 +119,7 @@ def test_a_norm_of_too_few_steps_is_refused_in_every_place():
 @pytest.mark.parametrize(
     ("word", "suggestion"),
     [
-        ("--config.model.norm_h.max_steps=3", "config.model.norm_x.max_steps"),
+        ("--config.model.norm_h.max_steps=3", "config.model.norm_c.max_steps"),
         ("--config.learning_rate=3", "config.optim.learning_rate"),
         ("--config.data.batch_size=3", "config.batch_size"),
         ("--config.model.norm_x.scal_init=1", "scale_init"),
