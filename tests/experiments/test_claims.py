@@ -90,14 +90,18 @@ def test_every_claim_is_declared_once_with_what_a_reader_needs():
             assert declared.minutes > 0, path
 
 
-@pytest.mark.parametrize("number", [1, 8, 30])
+@pytest.mark.parametrize("number", sorted(records.files()))
 def test_a_claim_is_described_from_its_declaration_and_its_notes(number):
     study = records.module(number)
     words = " ".join(table.description(study).split())
     declared = study.CLAIM
     assert words.startswith(f"Claim {number}: {declared.statement} Source: {declared.source}")
-    for said in (f"Expected: {declared.expect}", f"Twin: {declared.twin}", "on two CPU cores"):
-        assert said in words
+    fields = {"Expected": declared.expect, "Smaller": declared.scale, "Twin": declared.twin}
+    for name, value in fields.items():
+        assert (f"{name}: {value}" in words) == bool(value)
+    assert f"Cost: about {declared.minutes:g} minutes on two CPU cores" in words
+    title = study.__doc__.partition("\n")[0]
+    assert title.endswith(".") and title.split()[0].endswith("s")  # what it does
     notes = study.__doc__.partition("\n\n")[2]
     assert words.endswith(" ".join(notes.split()))
     assert declared.statement not in study.__doc__  # said once, in CLAIM

@@ -18,10 +18,8 @@ from experiments.runtime import step
 from experiments.tasks import Batch, image
 from experiments.usage import UsageError
 
-MINE = [
-    n for n, (path, _) in records.files().items() if path.parent.name in ("mlp_cnn", "mechanism")
-]
-TRAINED = [n for n in MINE if hasattr(records.module(n), "get_config")]
+CLAIMS = [n for n, (path, _) in records.files().items() if path.parent.name == "mlp_cnn"]
+TRAINED = [n for n in CLAIMS if hasattr(records.module(n), "get_config")]
 BN = {"name": "batch_norm"}
 
 
@@ -48,25 +46,14 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 
 @pytest.mark.parametrize("number", TRAINED)
 def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
-    made = records.module(number)
+    study = records.module(number)
     split = make_split(4, side=14)
     dataset = splits.Dataset(split, split, split, 255.0, 10)
-    for arm in made.CLAIM.arms:
-        config = validate.check(made.get_config(arm))
+    for arm in study.CLAIM.arms:
+        config = validate.check(study.get_config(arm))
         assert config["name"] == arm
         task = tasks.build(config, dataset)
         assert task == tasks.build(config, dataset) and hash(task) is not None
-
-
-@pytest.mark.parametrize("number", MINE)
-def test_every_config_opens_with_what_a_reader_needs(number):
-    text = records.files()[number][0].read_text()
-    places = [
-        text.index(f"\n{word}:") for word in ("Paper", "Claim", "Expected", "Cost", "Command")
-    ]
-    assert places == sorted(places)
-    if records.runs(records.module(number)):
-        assert f"python -m experiments.claim {number}\n" in text
 
 
 def test_lenet_has_the_published_number_of_parameters():
