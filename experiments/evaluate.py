@@ -22,10 +22,10 @@ from experiments.runtime import step
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.usage import UsageError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 STATS = ("population", "batch", "running")
 SPLITS = ("test", "valid", "train")
 
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _SPLIT = flags.DEFINE_string("split", "test", "test, valid or train")
 _STATS = flags.DEFINE_string("stats", "population", "population, batch or running")
 _HOW = flags.DEFINE_string("how", "", "pooled, unbiased or mean; empty: the run's config says")

@@ -73,14 +73,14 @@ def table(results: Sequence[Mapping[str, Any]], select: str) -> str:
     """Mean and standard deviation over seeds, one line per cell."""
     lines = []
     for _, group in itertools.groupby(results, key=lambda r: json.dumps(r["cell"])):
-        cells = list(group)
-        words = " ".join(f"{k}={v}" for k, v in cells[0]["cell"].items()) or "as configured"
+        runs = list(group)
+        words = " ".join(f"{k}={v}" for k, v in runs[0]["cell"].items()) or "as configured"
         numbers = []
         for name in (f"valid.batch.{select}", f"test.population.{select}"):
-            values = np.array([m["metrics"][name] for m in cells])
+            values = np.array([run["metrics"][name] for run in runs])
             spread = values.std(ddof=1) if len(values) > 1 else 0.0
             numbers.append(f"{name} {values.mean():.4f} ± {spread:.4f}")
-        diverged = int(sum(m["metrics"]["diverged"] for m in cells))
+        diverged = int(sum(run["metrics"]["diverged"] for run in runs))
         end = f", {diverged} diverged" if diverged else ""
         lines.append(f"{words}: {', '.join(numbers)}{end}")
     return "\n".join(lines)
