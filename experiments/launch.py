@@ -108,7 +108,7 @@ INSTALL = (
     "python3 -m pip install --quiet --user uv; "
     "PATH=$HOME/.local/bin:$PATH; "
     "uv venv --quiet --python 3.12 .venv; "
-    "uv pip install --quiet --python .venv/bin/python -e '.[experiments,tpu,gcs]' "
+    "uv pip install --quiet --python .venv/bin/python -e '.[tpu]' --group experiments --group gcs "
     "-f https://storage.googleapis.com/jax-releases/libtpu_releases.html"
 )
 

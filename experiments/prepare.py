@@ -37,7 +37,7 @@ def prepare(name: str, folder: str = "") -> str:
         if importlib.util.find_spec(module) is None:
             raise UsageError(
                 f"preparing {name!r} needs {module}, once (training does not): "
-                "pip install 'normjax[prepare]', then run this again. A folder prepared on another "
+                "pip install --group prepare, then run this again. A folder prepared on another "
                 "machine can simply be copied."
             )
     import tensorflow_datasets as tfds

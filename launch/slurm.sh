@@ -5,7 +5,7 @@
 #       --config=configs/recurrent_bn/pmnist.py:bn_lstm --workdir=/shared/runs/pmnist/bn_lstm
 #
 # Run it from the root of the repository, with the environment made by `make .venv/.installed` and
-# JAX's CUDA wheels in it (pip install -e '.[experiments,cuda13]'). The workdir is on a file system
+# JAX's CUDA wheels in it (pip install -e '.[cuda13]' --group experiments). The workdir is on a file system
 # that every node can reach. Processes find each other by Slurm's own variables.
 #
 #SBATCH --job-name=normjax

@@ -152,7 +152,7 @@ def test_a_name_without_a_page_is_reported(site):
 
 @pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path):
-    pytest.importorskip("sphinx", reason="sphinx is absent: pip install '.[docs]'")
+    pytest.importorskip("sphinx", reason="sphinx is absent: pip install --group docs")
     command = [sys.executable, "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "-b", "html"]
     ran = subprocess.run(
         [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")],

@@ -43,7 +43,7 @@ def saved(store):
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_damaged_resumed_and_read(tmp_path, monkeypatch):
     """Rows and scores of a run on the disk; evaluated, reported and fed from the bucket."""
-    pytest.importorskip("gcsfs", reason="buckets need gcsfs: pip install 'normjax[gcs]'")
+    pytest.importorskip("gcsfs", reason="buckets need gcsfs: pip install --group gcs")
     with bucket.serve() as store:
         for key, value in store.environment().items():
             monkeypatch.setenv(key, value)

@@ -103,7 +103,7 @@ def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
     ):
         prepare.prepare("mnits")
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs tensorflow.*pip install 'normjax\[prepare\]'"):
+    with pytest.raises(UsageError, match=r"needs tensorflow.*pip install --group prepare"):
         prepare.prepare("mnist", str(tmp_path))
 
 
