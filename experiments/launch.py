@@ -11,16 +11,18 @@ continues from its last checkpoint. docs/tpu.md is the guide.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments.usage import UsageError, usage
 
@@ -28,11 +30,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ("normjax", "experiments", "configs", "pyproject.toml", "README.md", "LICENSE")
 # The machine image of each generation of TPU.
 IMAGES = {
+    "v2": "tpu-ubuntu2204-base",
+    "v3": "tpu-ubuntu2204-base",
+    "v4": "tpu-ubuntu2204-base",
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-IMAGE = "tpu-ubuntu2204-base"  # of v2, v3 and v4
+# The service's own rules: for the name of a node, and for the name of a bucket.
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+BUCKET = re.compile(r"gs://[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]/[^/\s].*")
 RESTART = (3, 143)  # see experiments.runtime.exits: something around it broke, or a signal
 LOST = 255  # the connection was lost while the run continued
 TRIES = 4  # of a call, before it counts: a new slice does not answer at once
@@ -58,8 +65,7 @@ class Slice:
 
     def create(self) -> list[str]:
         """Create the slice, or queue for it."""
-        kind = self.accelerator.partition("-")[0]
-        image = self.image or IMAGES.get(kind, IMAGE)
+        image = self.image or IMAGES[self.accelerator.partition("-")[0]]
         common = [f"--accelerator-type={self.accelerator}", *["--spot"] * self.spot]
         if not self.queued:
             return self._call("tpu-vm", "create", self.name, *common, f"--version={image}")
@@ -163,6 +169,7 @@ class Launcher:
 
     def __init__(self, slice_: Slice, words: Sequence[str], *, dry: bool, pause: float = 30.0):
         self.slice, self.words, self.dry, self.pause = slice_, list(words), dry, pause
+        self.exists = False  # whether there is a slice, or a queued request, that costs
 
     def call(self, words: list[str], *, read: bool = False) -> tuple[int, str]:
         """Make one call; `read` its output instead of showing it."""
@@ -191,6 +198,7 @@ class Launcher:
         """Get a slice ready, with the source installed on every worker."""
         if self.dry or self.state() != "READY":
             self.must(self.slice.create())
+            self.exists = True
             while self.slice.queued:
                 status, state = self.call(self.slice.place_in_queue(), read=True)
                 if status or state in ("FAILED", "SUSPENDED"):
@@ -198,12 +206,13 @@ class Launcher:
                 if state == "ACTIVE":
                     break
                 time.sleep(self.pause)
+        self.exists = True
         self.must(self.slice.copy(source), TRIES)
         self.must(self.slice.ssh(INSTALL), TRIES)
 
     def run(self, restarts: int, keep: bool) -> int:
         """Create the slice, run the training, delete the slice; return the run's exit status."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self.cleanup(keep):
             source = pathlib.Path("normjax.tar.gz") if self.dry else archive(pathlib.Path(folder))
             self.prepare(source)
             for left in range(restarts, -1, -1):
@@ -219,8 +228,7 @@ class Launcher:
                     break
                 if gone:
                     print(f"the slice is gone; creating it again, {left} restarts left", flush=True)
-                    for words in self.slice.delete():
-                        self.call(words)
+                    self.delete()
                     self.prepare(source)
                 else:
                     time.sleep(self.pause)
@@ -228,12 +236,41 @@ class Launcher:
                 print(
                     "# after a preemption: delete, create, copy, install and run again", flush=True
                 )
-            if keep:
-                print(f"the slice {self.slice.name} is kept and costs until it is deleted")
-            else:
-                for words in self.slice.delete():
-                    self.call(words)
         return status
+
+    def delete(self) -> None:
+        """Delete the slice, or say how to: it costs until it is gone."""
+        for words in self.slice.delete():
+            if self.call(words)[0]:
+                print(
+                    f"error: the slice {self.slice.name} may still exist, and costs until it is "
+                    f"deleted: run {shlex.join(words)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            else:
+                self.exists = False
+
+    @contextlib.contextmanager
+    def cleanup(self, keep: bool) -> Iterator[None]:
+        """Delete the slice however the work ends: done, failed, Ctrl-C or TERM."""
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield
+        finally:
+            # A second signal while the deletion is going on must not leave the slice behind.
+            interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if self.exists and keep:
+                command = "; ".join(shlex.join(words) for words in self.slice.delete())
+                print(
+                    f"the slice {self.slice.name} is kept and costs until it is deleted: {command}",
+                    flush=True,
+                )
+            elif self.exists:
+                self.delete()
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -258,20 +295,42 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(argv[:at]), argv[at + 1 :]
 
 
+def check_names(options: argparse.Namespace) -> None:
+    """Refuse a name or an accelerator that the service would refuse later, or read otherwise."""
+    if not NAME.fullmatch(options.name):
+        raise UsageError(
+            f"--name={options.name!r} is no name of a slice: at most 63 lower-case letters, digits "
+            "and hyphens, a letter first and no hyphen last, such as --name=bn-lstm."
+        )
+    kind = options.accelerator.partition("-")[0]
+    if not options.image and kind not in IMAGES:
+        raise UsageError(
+            f"--accelerator={options.accelerator}: the runtime version of {kind!r} is not known "
+            f"here (known: {', '.join(IMAGES)}); write it, --image=VERSION."
+        )
+
+
 def main(argv: Sequence[str], pause: float = 30.0) -> int:
     """Run ``python -m experiments.launch``."""
     options, words = parse(argv)
     with usage():
+        check_names(options)
         training_flags = {name: value for name, _, value in (w.partition("=") for w in words)}
         if not training_flags.get("--config") or not training_flags.get("--workdir"):
             raise UsageError("write after -- what to train: -- --config=… --workdir=gs://…")
-        if not training_flags["--workdir"].startswith("gs://"):
+        workdir = training_flags["--workdir"]
+        if not workdir.startswith("gs://"):
             raise UsageError(
-                f"--workdir={training_flags['--workdir']} is on a disk that a preempted slice "
-                "takes with it; write --workdir=gs://BUCKET/…"
+                f"--workdir={workdir} is on a disk that a preempted slice takes with it; write "
+                "--workdir=gs://BUCKET/…"
+            )
+        if not BUCKET.fullmatch(workdir):
+            raise UsageError(
+                f"--workdir={workdir} names no folder of a bucket; write --workdir=gs://BUCKET/FOLDER."
             )
         file = training_flags["--config"].partition(":")[0]
-        if not file.startswith("configs/") or not (ROOT / file).is_file():
+        inside = (ROOT / file).resolve().is_relative_to(ROOT / "configs")
+        if not file.startswith("configs/") or not inside or not (ROOT / file).is_file():
             raise UsageError(
                 f"--config={file} is no file of configs/, the folder of this repository that is "
                 "copied to the slice."

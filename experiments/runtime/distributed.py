@@ -102,6 +102,7 @@ def _join() -> None:
     arguments: dict[str, Any] = {}
     if _COORDINATOR.value:
         arguments = _addresses()
+    arguments |= slurm_devices()
     jax.config.update("jax_enable_preemption_service", False)  # exits.Stop handles the signals
     try:
         jax.distributed.initialize(
@@ -112,6 +113,22 @@ def _join() -> None:
             f"no other processes were detected ({error}); outside Slurm and TPU slices "
             "--distributed needs --coordinator=HOST:PORT, --processes=N and --process=I."
         ) from error
+
+
+def slurm_devices() -> dict[str, Any]:
+    """Return the devices of this process where Slurm started one task on its node.
+
+    JAX takes one device a Slurm task, that of its number on the node; a single task of a node is
+    meant to use all devices of it.
+    """
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("SLURM_TASKS_PER_NODE", ""))
+    # "1", "1(x4)" on four nodes, "2,1" where they differ: then each task keeps its own device.
+    if "SLURM_LOCALID" not in os.environ or tasks.partition("(")[0] != "1" or "," in tasks:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or os.environ.get("SLURM_STEP_GPUS", "")
+    count = len([word for word in visible.split(",") if word])
+    count = count or int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+    return {"local_device_ids": list(range(count))} if count > 1 else {}
 
 
 def _addresses() -> dict[str, Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import time
 
 import pytest
 
 from experiments import launch
+from experiments.runtime import distributed
 
 RUN = ["--", "--config=configs/recurrent_bn/digits.py:bn_lstm", "--workdir=gs://bucket/run"]
 ASK = ["tpu", "--name=bn", "--zone=us-east5-b"]
@@ -103,6 +107,48 @@ def test_a_run_that_would_meet_its_end_again_is_not_repeated(cloud, status):
     assert verbs(cloud)[-1] == "tpu-vm delete"
 
 
+@pytest.mark.parametrize("verb", ["scp", "ssh"])
+def test_a_slice_that_cannot_be_installed_is_deleted(cloud, verb, capsys):
+    """Copying or installing fails after `create`: the slice would cost until somebody looks."""
+    tool = pathlib.Path(shutil.which("gcloud"))
+    tool.write_text(tool.read_text().replace(f"tpu-vm.{verb})", f"tpu-vm.{verb}) exit 7;"))
+    with pytest.raises(SystemExit) as ended:
+        launch.main([*ASK, *RUN], pause=0)
+    assert ended.value.code == 2 and "ended with status 7" in capsys.readouterr().err
+    assert verbs(cloud)[-1] == "tpu-vm delete" and not (cloud / "state").exists()
+
+
+def test_a_slice_that_cannot_be_deleted_is_named(cloud, capsys):
+    tool = pathlib.Path(shutil.which("gcloud"))
+    tool.write_text(tool.read_text().replace("*.delete)", "*.delete) exit 1;"))
+    assert launch.main([*ASK, *RUN], pause=0) == 0
+    assert "deleted: run gcloud compute tpus tpu-vm delete bn" in capsys.readouterr().err
+
+
+def test_what_another_run_made_is_not_deleted(cloud):
+    """`create` fails where the name is taken: that slice is not ours."""
+    tool = pathlib.Path(shutil.which("gcloud"))
+    tool.write_text(tool.read_text().replace("tpu-vm.create|", "tpu-vm.create) exit 1 ;; x|"))
+    with pytest.raises(SystemExit):
+        launch.main([*ASK, *RUN], pause=0)
+    assert "tpu-vm delete" not in verbs(cloud)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_deletes_the_slice(cloud, number):
+    """Ctrl-C, or the end of the machine that launched it, while the run goes on."""
+    tool = pathlib.Path(shutil.which("uv"))
+    tool.write_text(tool.read_text().replace("echo training", "touch $FAKE/began; sleep 60"))
+    command = [sys.executable, "-m", "experiments.launch", *ASK, *RUN]
+    process = subprocess.Popen(command, cwd=launch.ROOT, start_new_session=True)
+    while not (cloud / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # a terminal sends it to gcloud as well
+    assert process.wait(60) != 0
+    assert verbs(cloud)[-1] == "tpu-vm delete" and not (cloud / "state").exists()
+
+
 def test_the_queue_is_waited_for(cloud):
     assert launch.main([*ASK, "--queued", "--keep", *RUN], pause=0) == 0
     output = verbs(cloud)
@@ -134,7 +180,18 @@ def test_a_dry_run_calls_nothing(cloud, capsys):
         ([*ASK], "write after -- what to train"),
         ([*ASK, "--", "--config=a", "--workdir=/tmp/run"], "write --workdir=gs://BUCKET"),
         ([*ASK, "--", "--config=a", "--workdir", "gs://b/run"], "write after -- what to train"),
-        ([*ASK, "--", "--config=configs/a.py:b", "--workdir=gs://b/run"], "no file of configs/"),
+        ([*ASK, "--", "--config=configs/a.py:b", "--workdir=gs://b/run"], "names no folder of a"),
+        ([*ASK, "--", "--config=configs/a.py:b", "--workdir=gs://bkt/run"], "no file of configs/"),
+        ([*ASK, "--", "--config=configs/../setup.py", "--workdir=gs://bkt/r"], "no file of conf"),
+        ([*ASK, "--", "--config=configs/../experiments/train.py", "--workdir=gs://bkt/r"], "no f"),
+        ([*ASK, *RUN[:2], "--workdir=gs://"], "write --workdir=gs://BUCKET/FOLDER"),
+        ([*ASK, *RUN[:2], "--workdir=gs://bucket/"], "write --workdir=gs://BUCKET/FOLDER"),
+        (["tpu", "--name=", "--zone=z", *RUN], "is no name of a slice"),
+        (["tpu", "--name=-rf", "--zone=z", *RUN], "is no name of a slice"),
+        (["tpu", "--name=Big", "--zone=z", *RUN], "is no name of a slice"),
+        (["tpu", "--name=a/b", "--zone=z", *RUN], "is no name of a slice"),
+        (["tpu", "--name=a-", "--zone=z", *RUN], "is no name of a slice"),
+        ([*ASK, "--accelerator=v7x-8", *RUN], "write it, --image=VERSION"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(cloud, words, message, capsys):
@@ -177,3 +234,24 @@ def test_the_other_ways_run_the_same_program(path):
         subprocess.run(["bash", "-n", str(launch.ROOT / path)], check=True)
         assert os.stat(launch.ROOT / path).st_mode & stat.S_IXUSR
         assert "--requeue" in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices"),
+    [
+        ({"SLURM_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "4"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_GPUS": "2,3"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_GPUS_ON_NODE": "8"}, 0),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1,2", "SLURM_GPUS_ON_NODE": "8"}, 0),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1"}, 0),
+    ],
+)
+def test_one_slurm_task_a_node_uses_all_its_devices(variables, devices, monkeypatch):
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "CUDA_"))]:
+        monkeypatch.delenv(name)
+    assert distributed.slurm_devices() == {}
+    for name, value in {"SLURM_LOCALID": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    want = {"local_device_ids": list(range(devices))} if devices else {}
+    assert distributed.slurm_devices() == want
