@@ -20,6 +20,7 @@ from experiments.config import command_line, defaults, validate
 from experiments.data import datasets
 from experiments.runtime import step
 from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.workdir import read_json
 from experiments.usage import UsageError
 
 STATS = ("population", "batch", "running")
@@ -43,11 +44,11 @@ def evaluate(
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
-    config = validate.check(json.loads(path.read_text())["config"])
+    config = validate.check(read_json(path, "config")["config"])
     config = {**config, "data_dir": data_dir or config["data_dir"]}
     dataset = datasets.load_config_data(config).on_device()
     task = tasks.build(config, dataset)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, write=False)
     try:
         if checkpoints.latest() is None:
             raise UsageError(f"{workdir} has no checkpoint yet.")

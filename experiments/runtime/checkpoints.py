@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 
 from experiments.usage import UsageError
@@ -53,6 +55,10 @@ def checksums(tree: Tree) -> dict[str, int]:
     return {path: zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
 
 
+def _crc(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the abandoned coroutines of a failed read from logging."""
@@ -82,18 +88,34 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
             path.copy(target / path.name)
 
 
-class Checkpoints:
-    """The checkpoints of one workdir."""
+class Restored(NamedTuple):
+    """What a checkpoint holds: the run, the data iterator's position, the metrics' digest."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2):
+    run: Tree
+    position: dict
+    metrics: dict[str, int] | None
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; with `write=False` it is only read."""
+
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, write: bool = True):
         folder = epath.Path(workdir)
         # Orbax wants whole paths, and `resolve` would put a bucket into the working directory.
         self.folder = (folder.resolve() if local(folder) else folder) / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.keep = keep
+        self.keep, self.write = keep, write
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file and must be a folder; remove it.")
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not self.folder.is_dir():
+            raise UsageError(f"{folder} has no checkpoint yet (no folder checkpoints in it).")
         self._open()
 
     def _open(self) -> None:
+        verbosity = absl_logging.get_verbosity()
+        if not self.write:  # Orbax would warn that a read-only manager is read-only
+            absl_logging.set_verbosity(absl_logging.ERROR)
         self.manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={
@@ -101,38 +123,52 @@ class Checkpoints:
                 "data": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=self.keep, enable_async_checkpointing=True, create=False
+                max_to_keep=self.keep if self.write else None,
+                enable_async_checkpointing=self.write,
+                create=False,
+                read_only=not self.write,
             ),
         )
+        absl_logging.set_verbosity(verbosity)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
         return self.manager.latest_step()
 
-    def save(self, step: int, run: Tree, position: dict) -> None:
+    def save(
+        self, step: int, run: Tree, position: dict, metrics: dict[str, int] | None = None
+    ) -> None:
         """Start to write a checkpoint, unless that step has one, after the previous one is done."""
         if step == self.latest():
             return
-        data = {"place": position, "checksums": checksums(run)}
+        data = {"step": step, "place": position, "place_crc": _crc(position)}
+        data |= {"metrics": metrics, "checksums": checksums(run)}
         items = ocp.args.Composite(run=ocp.args.StandardSave(run), data=ocp.args.JsonSave(data))
         self.manager.save(step, args=items)
 
-    def restore(self, like: Tree) -> tuple[Tree, dict]:
-        """Read the newest sound checkpoint, structured like `like`, and the iterator's position."""
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                with _quiet():
-                    return self._read(step, like)
-            except UsageError:
-                raise
-            except Exception as error:  # readers of damaged files raise anything
-                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._set_aside(step, line.partition(" [")[0][:160])
+    def restore(self, like: Tree) -> Restored:
+        """Read the newest sound checkpoint, structured like `like`."""
+        for _ in range(1 if self.write else 3):
+            steps = sorted(self.manager.all_steps(), reverse=True)
+            for step in steps:
+                try:
+                    with _quiet():
+                        return self._read(step, like)
+                except UsageError:
+                    raise
+                except Exception as error:  # readers of damaged files raise anything
+                    if not self.write and not (self.folder / str(step)).exists():
+                        continue  # the run that is going on replaced it while it was read
+                    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    self._report_damage(step, line.partition(" [")[0][:160])
+            self.manager.reload()
+            if self.write or set(self.manager.all_steps()) <= set(steps):
+                break
         raise UsageError(
             f"no checkpoint in {self.folder} can be read; remove that folder to start over."
         )
 
-    def _read(self, step: int, like: Tree) -> tuple[Tree, dict]:
+    def _read(self, step: int, like: Tree) -> Restored:
         saved = jax.tree.leaves_with_path(self.manager.item_metadata(step)["run"].tree)
         there = {name(path): tuple(leaf.shape) for path, leaf in saved}
         here = {name(p): np.shape(_data(leaf)) for p, leaf in jax.tree.leaves_with_path(like)}
@@ -154,18 +190,27 @@ class Checkpoints:
             path for path, crc in restored["data"]["checksums"].items() if sums[path] != crc
         ]:
             raise ValueError(f"the checksum of {bad[0]} is wrong")
-        return restored["run"], restored["data"]["place"]
+        data = restored["data"]
+        # Checkpoints of earlier versions have neither.
+        if data.get("step", step) != step:
+            raise ValueError(f"it was written at step {data['step']}")
+        if "place_crc" in data and data["place_crc"] != _crc(data["place"]):
+            raise ValueError("the checksum of the data iterator's position is wrong")
+        return Restored(restored["run"], data["place"], data.get("metrics"))
 
-    def _set_aside(self, step: int, why: str) -> None:
-        """Report a damaged checkpoint and move it away, so that its step can be saved again."""
+    def _report_damage(self, step: int, why: str) -> None:
+        """Report a damaged checkpoint; a writer moves it away, and can save its step again."""
         aside = self.folder.parent / "damaged" / str(step)
         before = [s for s in self.manager.all_steps() if s < step]
         instead = f"step {max(before)} is used instead" if before else "there is none before it"
+        moved = f" The damaged one is now {aside}." if self.write else ""
         print(
             f"note: the checkpoint of step {step} in {self.folder} is damaged ({why}); "
-            f"{instead}. The damaged one is now {aside}.",
+            f"{instead}.{moved}",
             flush=True,
         )
+        if not self.write:
+            return
         self.manager.close()
         if jax.process_index() == 0:
             if aside.exists():

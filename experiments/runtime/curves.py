@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from etils import epath
 
 from experiments.config.defaults import SIDE, timesteps
 from experiments.runtime.metrics import read_rows, steps_to
-from experiments.runtime.workdir import folders_with
+from experiments.runtime.workdir import folders_with, read_json
 from experiments.usage import UsageError
 from normjax.analysis.plots import COLOURS
 
@@ -59,9 +58,9 @@ def find(folders: Sequence[str | os.PathLike]) -> list[Run]:
         paths += [p for p in here if p not in paths]
     runs = []
     for path in paths:
-        config = json.loads((path / "config.json").read_text())["config"]
+        config = read_json(path / "config.json", "config")["config"]
         done = path / "final.json"
-        final = json.loads(done.read_text()) if done.exists() else {}
+        final = read_json(done, "steps") if done.exists() else {}
         runs.append(Run(config["name"], path, config, read_rows(path / "metrics.jsonl"), final))
     names = [r.label for r in runs]
     labelled = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import pathlib
 import signal
@@ -18,11 +19,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
+from experiments.config import defaults
 from experiments.runtime import exits
 from experiments.usage import UsageError
 
@@ -113,6 +118,28 @@ def _join() -> None:
             f"no other processes were detected ({error}); outside Slurm and TPU slices "
             "--distributed needs --coordinator=HOST:PORT, --processes=N and --process=I."
         ) from error
+
+
+def require_one_config(config: Mapping[str, Any]) -> None:
+    """Refuse processes of one run that were given different configs, before the first step.
+
+    `data_dir` may differ: each host has its own disk.
+    """
+    own = json.dumps({k: v for k, v in config.items() if k != "data_dir"}, sort_keys=True).encode()
+    sizes = np.ravel(multihost_utils.process_allgather(np.array(len(own))))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    configs = [json.loads(bytes(row[:size])) for row, size in zip(gathered, sizes, strict=True)]
+    for process, other in enumerate(configs):
+        if other != configs[0]:
+            a, b = defaults.flatten(configs[0]), defaults.flatten(other)
+            key = next(k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+            raise UsageError(
+                f"process {process} was given another config than process 0: config.{key} is "
+                f"{b.get(key)!r} there and {a.get(key)!r} in process 0. Start every process with "
+                "the same command."
+            )
 
 
 def slurm_devices() -> dict[str, Any]:

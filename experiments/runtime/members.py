@@ -80,7 +80,9 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
     validation loss minus the training loss at the end. `steps_to_target` is one evaluation past
     the end for a run that never reached the target.
     """
-    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    path = workdir / "metrics.jsonl"
+    rows = metrics.read_rows(path)
+    metrics.check_complete(path, rows, final.get("metrics"))
     by = {s: [r for r in rows if r["split"] == s] for s in ("train", "valid")}
     values = {
         f"{split}.{kind}.{name}": value
@@ -111,7 +113,7 @@ def load_finished(config: Any, workdir: epath.Path) -> Finished:
     plain = validate.check(config)
     dataset = datasets.load_config_data(plain).on_device()
     task = tasks.build(plain, dataset)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, write=False)
     try:
         like = step.start(task, step.optimizer(plain["optim"]), plain)
         best = checkpoints.restore(like)[0]["best"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,19 +15,50 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments.runtime.checkpoints import local
+from experiments.usage import UsageError
+
+REPAIR = "restore it from a copy, or remove the workdir to start over."
 
 
 def read_rows(path: epath.PathLike, upto: float = float("inf")) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl up to a step, without a torn last line."""
+    """Read the rows of a metrics.jsonl up to a step; a last line without an end is no row yet."""
     path, rows = epath.Path(path), []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+        lines = path.read_text().split("\n") if path.exists() else [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); {REPAIR}") from error
+    for number, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] <= upto:
+            step = row["step"]
+            row["split"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"line {number} of {path} is damaged: {line[:60]!r}; {REPAIR}"
+            ) from error
+        if step <= upto:
             rows.append(row)
     return rows
+
+
+def digest(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Count rows and compute their CRC-32, as checkpoints and results keep them."""
+    return {"rows": len(rows), "crc": zlib.crc32(_text(rows).encode())}
+
+
+def check_complete(
+    path: epath.PathLike, rows: Sequence[dict[str, Any]], expected: Mapping[str, int] | None
+) -> None:
+    """Refuse rows that are not those which a checkpoint or a result was written with."""
+    if expected is None or digest(rows) == dict(expected):
+        return
+    there, wanted = len(rows), expected["rows"]
+    what = f"has {there} rows of {wanted}" if there != wanted else f"has {there} rows, some changed"
+    raise UsageError(f"{path} {what}: its curves would be wrong; {REPAIR}")
+
+
+def _text(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def steps_to(rows: Sequence[dict[str, Any]], accuracy: float) -> int | None:
@@ -42,7 +74,9 @@ def write_text(path: epath.Path, text: str) -> None:
         path.write_text(text)
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.unlink(missing_ok=True)  # a link of that name is removed, and never followed
+    with open(partial, "x") as file:
+        file.write(text)
     partial.replace(path)
 
 
@@ -53,21 +87,21 @@ class Metrics:
     rewrites both, with each checkpoint. Only the first process writes anything.
     """
 
-    def __init__(self, workdir: epath.PathLike, step: int):
+    def __init__(
+        self, workdir: epath.PathLike, step: int, expected: Mapping[str, int] | None = None
+    ):
         self.path = epath.Path(workdir) / "metrics.jsonl"
         self.rows = read_rows(self.path, upto=step)
+        check_complete(self.path, self.rows, expected)
         self.writes, self.local = jax.process_index() == 0, local(self.path)
         if not self.writes:
             return
         # A killed run may have logged past its last checkpoint; those rows will be written again.
-        write_text(self.path, self._text())
+        write_text(self.path, _text(self.rows))
         self.file = open(self.path, "a") if self.local else None  # noqa: SIM115
         self.events = self.path.parent / "tensorboard"
         self.local_events = str(self.events) if self.local else tempfile.mkdtemp(prefix="normjax")
         self.board = SummaryWriter(logdir=self.local_events, purge_step=step + 1 if step else None)
-
-    def _text(self) -> str:
-        return "".join(json.dumps(row) + "\n" for row in self.rows)
 
     def write(self, step: int, split: str, seconds: float, **values: float) -> None:
         """Add a row."""
@@ -85,7 +119,7 @@ class Metrics:
         """Upload to a bucket what was written since the last call."""
         if not self.writes or self.local:
             return
-        write_text(self.path, self._text())
+        write_text(self.path, _text(self.rows))
         self.board.flush()
         self.events.mkdir(parents=True, exist_ok=True)
         for file in epath.Path(self.local_events).iterdir():

@@ -9,7 +9,6 @@ checkpoints/, metrics.jsonl, TensorBoard files and, once finished, final.json.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from jax.experimental import multihost_utils
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import batches, datasets, splits
-from experiments.runtime import exits, metrics, nonfinite, parallel
+from experiments.runtime import distributed, exits, metrics, nonfinite, parallel
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged, Interrupted, Stop
 from experiments.runtime.metrics import Metrics, Progress
@@ -37,7 +36,14 @@ from experiments.runtime.step import (
     start,
     static,
 )
-from experiments.runtime.workdir import hardware, open_workdir, versions, write_json
+from experiments.runtime.workdir import (
+    hardware,
+    open_workdir,
+    read_json,
+    versions,
+    write_json,
+    writer_lock,
+)
 from experiments.usage import UsageError
 
 Tree = Any
@@ -55,12 +61,16 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
         open_workdir(folder, config, layout.count)
     if layout.processes > 1:
         multihost_utils.sync_global_devices("workdir")
+        distributed.require_one_config(config)
     done = folder / "final.json"
     if done.exists():
-        final = json.loads(done.read_text())
+        final = read_json(done, "steps")
         if final["steps"] == config["steps"]:
             return final
-    with exits.reraise_as_broken(f"the newest whole checkpoint in {folder}/checkpoints is kept."):
+    with (
+        writer_lock(folder),
+        exits.reraise_as_broken(f"the newest whole checkpoint in {folder}/checkpoints is kept."),
+    ):
         return _Run(config, folder, layout).finish()
 
 
@@ -82,44 +92,45 @@ class _Run:
         self.skip = config["nonfinite"] == "skip"
         self.checkpoints = Checkpoints(workdir, config["keep_checkpoints"])
         try:
-            self.state, self.iterator, self.origin = self.begin()
+            self.state, self.iterator, self.origin, logged = self.begin()
             self.step = int(self.state["now"]["step"])
             if self.step > config["steps"]:
                 raise UsageError(
                     f"{self.origin} is beyond config.steps={config['steps']}; "
                     f"write --config.steps={self.step} or more."
                 )
-            self.metrics = Metrics(workdir, self.step)
+            self.metrics = Metrics(workdir, self.step, logged)
         except BaseException:
             self.checkpoints.close()
             raise
         self.progress = Progress(config["name"], config["steps"], self.step)
         self.spent, self.began = float(self.state["seconds"]), time.perf_counter()
 
-    def begin(self) -> tuple[Tree, Any, str]:
-        """Return the state to start from, the data iterator at that step, and their origin."""
+    def begin(self) -> tuple[Tree, Any, str, dict[str, int] | None]:
+        """Return where to start: state, data iterator, their origin, the digest of the metrics."""
         config, task = self.config, self.task
         state = self.layout.replicate(start(task, optimizer(config["optim"]), config))
         shuffle = config["data"]["shuffle"]
         iterator = batches.batches(self.size, config["batch_size"], config["seed"], shuffle)
         if self.checkpoints.latest() is not None:
-            state, position = self.checkpoints.restore(state)
+            state, position, logged = self.checkpoints.restore(state)
             origin = f"step {int(state['now']['step'])} of {self.workdir}"
         elif config["resume"]:
-            other = Checkpoints(config["resume"])
+            other = Checkpoints(config["resume"], write=False)
             try:
                 if other.latest() is None:
                     raise UsageError(
                         f"config.resume={config['resume']!r} holds no finished checkpoint."
                     )
-                state, position = other.restore(state)
+                state, position, _ = other.restore(state)
+                logged = None  # the other run's metrics stay where they are
             finally:
                 other.close()
             origin = f"step {int(state['now']['step'])} of {config['resume']}"
         else:
-            return state, iterator, "scratch"
+            return state, iterator, "scratch", None
         iterator.set_state(position)
-        return state, iterator, origin
+        return state, iterator, origin, logged
 
     def seconds(self) -> float:
         """Time spent on this run, summed over the processes that have continued it."""
@@ -163,7 +174,7 @@ class _Run:
         )
         # Replaying the steps since the last checkpoint gives the same numbers, this time with
         # every tensor checked: no step of a healthy run pays for the check.
-        state, iterator, _ = self.begin()
+        state, iterator, *_ = self.begin()
         train_state = state["now"]
         for _ in range(int(train_state["step"]), at - 1):
             train_state = self._single_step(train_state, iterator)
@@ -207,7 +218,8 @@ class _Run:
         """Write a checkpoint in the background, after the metrics up to it are on the disk."""
         self.state["seconds"] = self.seconds()
         self.metrics.flush()
-        self.checkpoints.save(self.step, self.state, self.iterator.get_state())
+        logged = metrics.digest(self.metrics.rows)
+        self.checkpoints.save(self.step, self.state, self.iterator.get_state(), logged)
 
     def loop(self, stop: Stop) -> None:
         """Train to the last step, or to the step after which a signal is obeyed."""
@@ -261,6 +273,7 @@ class _Run:
                 "parameters": int(count),
                 "target_accuracy": config["target_accuracy"],
                 "steps_to_target": metrics.steps_to(rows, config["target_accuracy"]),
+                "metrics": metrics.digest(rows),
                 "seconds": round(float(self.state["seconds"]), 2),
                 **final_scores(best, self.dataset, self.task, config, self.layout),
                 "config": config,

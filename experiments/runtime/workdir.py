@@ -7,6 +7,8 @@ bucket (gs://…): the same code, through `etils.epath`. Of several processes th
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -22,6 +24,7 @@ from etils import epath
 
 import normjax
 from experiments.config import defaults
+from experiments.runtime.checkpoints import local
 from experiments.runtime.metrics import write_text
 from experiments.usage import UsageError
 
@@ -71,6 +74,44 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_text(epath.Path(path), json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: epath.PathLike, *keys: str) -> dict[str, Any]:
+    """Read a JSON object with some keys; what is wrong with the file is the user's to know."""
+    path = epath.Path(path)
+    try:
+        value = json.loads(path.read_text())
+        missing = [key for key in keys if key not in value]
+        if missing or not isinstance(value, dict):
+            raise ValueError(f"it has no {missing[0] if missing else 'keys'}")
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); restore it from a copy, or remove its folder to start "
+            "over."
+        ) from error
+    return value
+
+
+@contextlib.contextmanager
+def writer_lock(workdir: epath.PathLike) -> Iterator[None]:
+    """Hold a local workdir for writing; a second process that would write there is refused.
+
+    The lock is the operating system's and goes with the process, however it ends. A bucket has
+    none: there two runs in one workdir are the user's to avoid.
+    """
+    if not local(workdir) or jax.process_index() != 0:
+        yield
+        return
+    path = pathlib.Path(workdir) / "lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"another process is training in {workdir}; wait for it, or choose another "
+                "--workdir."
+            ) from error
+        yield
+
+
 def _draws(config: dict, devices: int) -> int:
     """Return how many devices draw noise of their own."""
     return 1 if (config["parallel"], config["batch_stats"]) == ("jit", "global") else devices
@@ -112,12 +153,7 @@ def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
     if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{path} is damaged ({error}); restore it, or choose another --workdir."
-            ) from error
+        there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
             raise UsageError(
                 f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\n"
