@@ -13,12 +13,14 @@ STAMP := $(VENV)/.installed
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# The stamp is newer than pyproject.toml exactly when the environment is up to date.
+# The stamp is newer than pyproject.toml exactly when the environment is up to date. An older pip
+# than 25.1 cannot install groups.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "normjax needs Python 3.11 or newer and found %d.%d: run make PYTHON=/path/to/python3.11" % v[:2])'
 	@test -e $@ || echo "Making $(VENV) (1 to 3 minutes) ..."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable . --group dev
 	@touch $@
 
 demo: $(STAMP)
@@ -36,10 +38,10 @@ test-slow: $(STAMP)
 TORCH ?= torch
 peers: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --group peers
 
 lint: $(STAMP)
-	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m codespell_lib
 
 types: $(STAMP)
 	$(PY) -m mypy

@@ -33,7 +33,7 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = True
 
-# Pages are Markdown; notebooks are shown with the outputs that they were committed with.
+# Pages are Markdown; notebooks are shown with their committed outputs.
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -69,7 +69,7 @@ html_theme_options = {
     "use_download_button": False,
     "show_toc_level": 2,
     "home_page_in_toc": False,
-    # The theme's bar above the page would repeat the search of the sidebar.
+    # The theme's bar above the page would repeat the search field of the sidebar.
     "navbar_start": [],
     "navbar_center": [],
     "navbar_end": [],
@@ -80,7 +80,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def _bring(app):
-    """Copy what lies elsewhere in the repository and is shown here; git ignores the copies."""
+    """Copy the notebooks, which are in another folder of the repository; git ignores the copies."""
     notebooks = HERE / "notebooks"
     there = {path.name: path for path in (ROOT / "notebooks").glob("*.ipynb")}
     for old in notebooks.glob("*.ipynb"):
@@ -93,5 +93,5 @@ def _bring(app):
 
 
 def setup(app):
-    """Register the copying of notebooks."""
+    """Copy the notebooks before each build."""
     app.connect("builder-inited", _bring)

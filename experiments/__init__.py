@@ -1,4 +1,4 @@
-"""The room where experiments run: train, evaluate, report, prepare, demo.
+"""Runs experiments: each module at the top is a command, `python -m experiments.NAME`.
 
 It imports normjax, never the other way.
 """

@@ -1,9 +1,9 @@
-"""Evaluate the best parameters of a finished or stopped run again.
+"""Evaluate the best parameters of a finished or stopped run.
 
     python -m experiments.evaluate --workdir=DIR [--split=test] [--stats=population] [--how=mean]
 
-`--stats`: "population" (estimated over the training set now, in the way of `--how`), "batch" (of
-the evaluated batch) or "running" (the moving average kept while training).
+`--stats`: "population" (estimated now over the training set, as `--how` says), "batch" (those of
+the evaluated batch) or "running" (the moving average of training).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from experiments.usage import UsageError
 STATS = ("population", "batch", "running")
 SPLITS = ("test", "valid", "train")
 
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", allow_override=True)
 _SPLIT = flags.DEFINE_string("split", "test", "test, valid or train")
 _STATS = flags.DEFINE_string("stats", "population", "population, batch or running")
 _HOW = flags.DEFINE_string("how", "", "pooled, unbiased or mean; empty: the run's config says")
@@ -34,7 +35,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder", allow_override=Tr
 def evaluate(
     workdir: epath.PathLike, *, split: str, stats: str, how: str = "", data_dir: str = ""
 ) -> dict[str, Any]:
-    """Scores of the best parameters in a workdir."""
+    """Score the best parameters in a workdir."""
     usage.one_of("--split", split, SPLITS)
     usage.one_of("--stats", stats, STATS)
     if how:
@@ -73,20 +74,26 @@ def evaluate(
         stats="batch" if stats == "batch" else "running",
         batch_size=config["eval_batch_size"],
     )
-    told = {"stats": stats, **({"how": how} if stats == "population" else {})}
-    return {"name": config["name"], "split": split, **told, "step": int(best["step"]), **scores}
+    estimator = {"how": how} if stats == "population" else {}
+    return {
+        "name": config["name"],
+        "split": split,
+        "stats": stats,
+        **estimator,
+        "step": int(best["step"]),
+        **scores,
+    }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Entry point of ``python -m experiments.evaluate``."""
+    """Run ``python -m experiments.evaluate``."""
     logging.set_verbosity(logging.WARNING)
     with usage.usage():
         command_line.no_arguments(argv)
-        workdir = flags.FLAGS["workdir"].value
-        if not workdir:
+        if not _WORKDIR.value:
             raise UsageError("write --workdir=DIR, the folder of a run.")
         scores = evaluate(
-            workdir,
+            _WORKDIR.value,
             split=_SPLIT.value,
             stats=_STATS.value,
             how=_HOW.value,

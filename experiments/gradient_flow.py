@@ -1,4 +1,4 @@
-"""Why gamma starts small: gradients through 784 steps of MNIST, at initialization.
+"""Measure gradients through 784 steps of MNIST at initialization: why gamma starts small.
 
     python -m experiments.gradient_flow --out=results/gradient_flow
 
@@ -46,7 +46,7 @@ def measure(
     noise: float = 0.1,
     seed: int = 0,
 ) -> Flow:
-    """Norm of dLoss/dh_t over time, for each gamma; the same weights, noise and batch for all."""
+    """Measure the norm of dLoss/dh_t over time; all gammas share weights, noise and batch."""
     x = jnp.asarray(pixels, jnp.float32)[:, :, None]
     key, key_head, key_noise = jax.random.split(jax.random.key(seed), 3)
     head = jax.nn.initializers.orthogonal()(key_head, (hidden, 10), jnp.float32)
@@ -72,7 +72,7 @@ def measure(
 
 
 def draw(flow: Flow, path: pathlib.Path) -> None:
-    """Plot the norms on a logarithmic axis, one line a gamma."""
+    """Plot the norms on a logarithmic axis, one line per gamma."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -81,8 +81,10 @@ def draw(flow: Flow, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     colors = plt.get_cmap("viridis_r")(np.linspace(0.12, 1, len(flow.norms)))
     for (gamma, norm), color in zip(flow.norms.items(), colors, strict=True):
-        shown = np.where(norm > 0, norm, np.nan)  # a zero has no logarithm: the line ends
-        axes.semilogy(np.arange(1, len(norm) + 1), shown, color=color, label=f"{gamma:.1f}", lw=1.6)
+        positive = np.where(norm > 0, norm, np.nan)  # zero has no logarithm: the line ends
+        axes.semilogy(
+            np.arange(1, len(norm) + 1), positive, color=color, label=f"{gamma:.1f}", lw=1.6
+        )
     axes.set(
         xlabel="time step t",
         ylabel=r"$\|\partial L / \partial h_t\|_2$, mean over the batch",
@@ -101,7 +103,7 @@ def draw(flow: Flow, path: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, draw, and keep the numbers."""
+    """Run ``python -m experiments.gradient_flow``."""
     del argv
     logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(flags.FLAGS.out)

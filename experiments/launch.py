@@ -3,9 +3,9 @@
     python -m experiments.launch tpu --name=bn --zone=us-east5-b --accelerator=v5litepod-8 \
         [--spot] [--queued] [--keep] [--dry-run] -- --config=… --workdir=gs://BUCKET/runs/bn
 
-What stands after `--` is given to `python -m experiments.train` on every worker. `--dry-run` prints
-the `gcloud` calls and makes none. A slice that is preempted is made again and the same command goes
-on from its last checkpoint. docs/tpu.md tells it from the start.
+The words after `--` are passed to `python -m experiments.train` on every worker. `--dry-run` prints
+the `gcloud` calls and makes none. A preempted slice is created again, and the same command
+continues from its last checkpoint. docs/tpu.md is the guide.
 """
 
 from __future__ import annotations
@@ -26,24 +26,21 @@ from experiments.usage import UsageError, usage
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ("normjax", "experiments", "configs", "pyproject.toml", "README.md", "LICENSE")
-# What each generation of TPU calls its machine image.
+# The machine image of each generation of TPU.
 IMAGES = {
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
 IMAGE = "tpu-ubuntu2204-base"  # of v2, v3 and v4
-RESTART = (
-    3,
-    143,
-)  # see experiments.runtime.exits: the surroundings broke, or a signal came
-LOST = 255  # the connection, while the run went on
+RESTART = (3, 143)  # see experiments.runtime.exits: something around it broke, or a signal
+LOST = 255  # the connection was lost while the run continued
 TRIES = 4  # of a call, before it counts: a new slice does not answer at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A TPU slice and the calls about it, as argument lists."""
+    """A TPU slice, and the gcloud calls for it as argument lists."""
 
     name: str
     zone: str
@@ -60,7 +57,7 @@ class Slice:
         return [*words, *project, "--quiet"]
 
     def create(self) -> list[str]:
-        """Make the slice, or queue for it."""
+        """Create the slice, or queue for it."""
         kind = self.accelerator.partition("-")[0]
         image = self.image or IMAGES.get(kind, IMAGE)
         common = [f"--accelerator-type={self.accelerator}", *["--spot"] * self.spot]
@@ -72,11 +69,11 @@ class Slice:
         )
 
     def state(self) -> list[str]:
-        """Ask how the slice is."""
+        """Ask for the state of the slice."""
         return self._call("tpu-vm", "describe", self.name, "--format=value(state)")
 
     def place_in_queue(self) -> list[str]:
-        """Ask how the queued request is."""
+        """Ask for the state of the queued request."""
         return self._call("queued-resources", "describe", self.name, "--format=value(state.state)")
 
     def copy(self, source: pathlib.Path) -> list[str]:
@@ -88,12 +85,12 @@ class Slice:
         return self._call("tpu-vm", "ssh", self.name, *_ALL, f"--command={command}")
 
     def status(self) -> list[str]:
-        """Read the exit status of the last run; nothing while it goes on."""
+        """Read the exit status of the last run; nothing while it is running."""
         read = "--command=cat normjax/run.status 2>/dev/null || true"
         return self._call("tpu-vm", "ssh", self.name, "--worker=0", read)
 
     def delete(self) -> list[list[str]]:
-        """Give the slice back, and the request for it."""
+        """Delete the slice, and the queued request for it."""
         if self.queued:
             return [self._call("queued-resources", "delete", self.name, "--force")]
         return [self._call("tpu-vm", "delete", self.name)]
@@ -101,8 +98,8 @@ class Slice:
 
 _ALL = ("--worker=all",)
 
-# A run that is still there is told to stop, and saves. The images' own Python is older than the
-# project's; uv brings one.
+# A run that is still there is stopped, and saves. The images' Python is older than the project's:
+# uv installs one.
 INSTALL = (
     "if [ -f normjax/run.pid ]; then group=$(cat normjax/run.pid); "
     "kill -TERM -- -$group 2>/dev/null; "
@@ -117,19 +114,19 @@ INSTALL = (
 
 
 def training(words: Sequence[str]) -> str:
-    """The command of a worker: train, or go on watching a run that a lost connection left there."""
+    """Return a worker's command: train, or watch the run that a lost connection left behind."""
     command = shlex.join([".venv/bin/python", "-m", "experiments.train", "--distributed", *words])
-    kept = shlex.quote(f"{command}; echo $? > run.status")
+    script = shlex.quote(f"{command}; echo $? > run.status")
     return (
         "cd normjax; if ! kill -0 $(cat run.pid 2>/dev/null) 2>/dev/null; then rm -f run.status; "
-        # The log is there before tail looks for it, however late the training starts.
-        f": > run.log; setsid sh -c {kept} >> run.log 2>&1 < /dev/null & echo $! > run.pid; fi; "
+        # Create the log before tail looks for it, however late the training starts.
+        f": > run.log; setsid sh -c {script} >> run.log 2>&1 < /dev/null & echo $! > run.pid; fi; "
         "tail -n +1 -f --pid=$(cat run.pid) run.log; exit $(cat run.status)"
     )
 
 
 def archive(folder: pathlib.Path) -> pathlib.Path:
-    """The source that a worker needs, as a tar file."""
+    """Pack the source that a worker needs into a tar file."""
     target = folder / "normjax.tar.gz"
     subprocess.run(
         ["tar", "-czf", str(target), "--exclude=__pycache__", "-C", str(ROOT), *PARTS], check=True
@@ -151,13 +148,13 @@ def check(slice_: Slice, source: pathlib.Path) -> list[str]:
     wrong = []
     for call in calls:
         verb = call[:5]
-        told = subprocess.run([*verb, "--help"], capture_output=True, text=True)
-        if told.returncode:
+        text = subprocess.run([*verb, "--help"], capture_output=True, text=True)
+        if text.returncode:
             wrong.append(f"{shlex.join(verb)} is no command of this gcloud")
             continue
-        known = set(re.findall(r"--[a-z][a-z-]*", re.sub(r"\x1b\[[0-9;]*m", "", told.stdout)))
-        given = [word.partition("=")[0] for word in call[5:] if word.startswith("--")]
-        wrong += [f"{shlex.join(verb)} has no {flag}" for flag in given if flag not in known]
+        known = set(re.findall(r"--[a-z][a-z-]*", re.sub(r"\x1b\[[0-9;]*m", "", text.stdout)))
+        flags = [word.partition("=")[0] for word in call[5:] if word.startswith("--")]
+        wrong += [f"{shlex.join(verb)} has no {flag}" for flag in flags if flag not in known]
     return wrong
 
 
@@ -176,7 +173,7 @@ class Launcher:
         return done.returncode, (done.stdout or "").strip()
 
     def must(self, words: list[str], tries: int = 1) -> None:
-        """Make a call that has to succeed."""
+        """Make a call that must succeed."""
         for left in range(tries - 1, -1, -1):
             status = self.call(words)[0]
             if not status:
@@ -187,41 +184,41 @@ class Launcher:
 
     def state(self) -> str:
         """The state of the slice, "" where there is none."""
-        status, told = self.call(self.slice.state(), read=True)
-        return "" if status else told
+        status, output = self.call(self.slice.state(), read=True)
+        return "" if status else output
 
     def prepare(self, source: pathlib.Path) -> None:
-        """Have a slice that is ready, with the source installed on every worker."""
+        """Get a slice ready, with the source installed on every worker."""
         if self.dry or self.state() != "READY":
             self.must(self.slice.create())
             while self.slice.queued:
-                status, told = self.call(self.slice.place_in_queue(), read=True)
-                if status or told in ("FAILED", "SUSPENDED"):
-                    raise UsageError(f"the queued request ended as {told or 'an error'}.")
-                if told == "ACTIVE":
+                status, state = self.call(self.slice.place_in_queue(), read=True)
+                if status or state in ("FAILED", "SUSPENDED"):
+                    raise UsageError(f"the queued request ended as {state or 'an error'}.")
+                if state == "ACTIVE":
                     break
                 time.sleep(self.pause)
         self.must(self.slice.copy(source), TRIES)
         self.must(self.slice.ssh(INSTALL), TRIES)
 
     def run(self, restarts: int, keep: bool) -> int:
-        """From nothing to the end of the run; its exit status."""
+        """Create the slice, run the training, delete the slice; return the run's exit status."""
         with tempfile.TemporaryDirectory() as folder:
             source = pathlib.Path("normjax.tar.gz") if self.dry else archive(pathlib.Path(folder))
             self.prepare(source)
             for left in range(restarts, -1, -1):
-                # gcloud's own status tells little, and nothing when the connection is lost.
+                # gcloud's own status says little, and nothing when the connection is lost.
                 status = self.call(self.slice.ssh(training(self.words)))[0]
                 if status == 0:
                     break
                 gone = self.state() != "READY"
                 if not gone:
-                    told = self.call(self.slice.status(), read=True)[1]
-                    status = int(told) if told.isdigit() else LOST
+                    output = self.call(self.slice.status(), read=True)[1]
+                    status = int(output) if output.isdigit() else LOST
                 if not left or not (gone or status in (*RESTART, LOST)):
                     break
                 if gone:
-                    print(f"the slice is gone; making it again, {left} restarts left", flush=True)
+                    print(f"the slice is gone; creating it again, {left} restarts left", flush=True)
                     for words in self.slice.delete():
                         self.call(words)
                     self.prepare(source)
@@ -240,7 +237,7 @@ class Launcher:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Options of the launcher, and the words after `--`."""
+    """Split the launcher's options from the words after `--`."""
     argv = list(argv)
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
@@ -262,18 +259,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: Sequence[str], pause: float = 30.0) -> int:
-    """Entry point of ``python -m experiments.launch``."""
+    """Run ``python -m experiments.launch``."""
     options, words = parse(argv)
     with usage():
-        given = {name: value for name, _, value in (w.partition("=") for w in words)}
-        if not given.get("--config") or not given.get("--workdir"):
+        training_flags = {name: value for name, _, value in (w.partition("=") for w in words)}
+        if not training_flags.get("--config") or not training_flags.get("--workdir"):
             raise UsageError("write after -- what to train: -- --config=… --workdir=gs://…")
-        if not given["--workdir"].startswith("gs://"):
+        if not training_flags["--workdir"].startswith("gs://"):
             raise UsageError(
-                f"--workdir={given['--workdir']} is on a disk that a preempted slice takes with "
-                "it; write --workdir=gs://BUCKET/…"
+                f"--workdir={training_flags['--workdir']} is on a disk that a preempted slice "
+                "takes with it; write --workdir=gs://BUCKET/…"
             )
-        file = given["--config"].partition(":")[0]
+        file = training_flags["--config"].partition(":")[0]
         if not file.startswith("configs/") or not (ROOT / file).is_file():
             raise UsageError(
                 f"--config={file} is no file of configs/, the folder of this repository that is "

@@ -1,4 +1,7 @@
-"""Download a TFDS set and store it as array_record, the one step that needs TensorFlow."""
+"""Download a TFDS set and store it as array_record, the only step that needs TensorFlow.
+
+python -m experiments.prepare NAME [--data_dir=DIR]
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder to write to.", allo
 
 
 def prepare(name: str, folder: str = "") -> str:
-    """Prepare one set unless it is there, and return the folder that holds it."""
+    """Prepare one set, if it is missing, and return its folder."""
     if name == "digits":
         return "nothing to do: the digits are inside scikit-learn"
     if name not in SETS:
@@ -29,7 +32,7 @@ def prepare(name: str, folder: str = "") -> str:
     try:
         return str(locate.find(SETS[name], folder))
     except UsageError:
-        pass  # it is missing, which is why we are here
+        pass  # missing: prepare it
     for module in ("tensorflow", "importlib_resources"):
         if importlib.util.find_spec(module) is None:
             raise UsageError(
@@ -39,7 +42,7 @@ def prepare(name: str, folder: str = "") -> str:
             )
     import tensorflow_datasets as tfds
 
-    root = locate.data_dir(folder)
+    root = locate.root_folder(folder)
     builder = tfds.builder(
         locate.SUBSETS.get(SETS[name], SETS[name]), data_dir=str(root), file_format="array_record"
     )
@@ -56,7 +59,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """``python -m experiments.prepare NAME [--data_dir=DIR]``."""
+    """Run ``python -m experiments.prepare``."""
     with usage():
         if len(argv) != 2:
             raise UsageError("write: python -m experiments.prepare NAME [--data_dir=DIR]")

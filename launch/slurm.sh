@@ -1,26 +1,26 @@
 #!/bin/bash
-# Train on GPUs under Slurm, one process a node, and go on after a preemption or a time limit.
+# Train on GPUs under Slurm, one process per node, and continue after a preemption or a time limit.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh \
 #       --config=configs/recurrent_bn/pmnist.py:bn_lstm --workdir=/shared/runs/pmnist/bn_lstm
 #
 # Run it from the root of the repository, with the environment made by `make .venv/.installed` and
 # JAX's CUDA wheels in it (pip install -e '.[experiments,cuda13]'). The workdir is on a file system
-# that every node sees. Processes find each other by Slurm's own variables.
+# that every node can reach. Processes find each other by Slurm's own variables.
 #
 #SBATCH --job-name=normjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --time=24:00:00
-# Two minutes before the limit the run is told to stop. It saves and ends with status 143.
+# Two minutes before the limit the run gets a TERM. It saves and ends with status 143.
 #SBATCH --signal=TERM@120
 
 set -u
 srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train "$@" &
 wait $!
 status=$?
-# 143: told to stop, all is saved. 3: a node or the disk failed. Either way the same job goes on.
+# 143: stopped by TERM, all is saved. 3: a node or the disk failed. Either way the same job continues.
 if [ "$status" = 143 ] || [ "$status" = 3 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -58,7 +58,7 @@ from normjax.statistics._types import (
     RunningMean,
     SecondMoments,
 )
-from normjax.weights._cosine_dense import cosine_dense
+from normjax.weights._cosine_dense import CosineDense, cosine_dense
 from normjax.weights._data_init import data_dependent_init, data_dependent_stack
 from normjax.weights._reparametrize import ReparamState, materialize, reparam, reparametrize
 from normjax.weights._spectral_norm import SingularVectors, spectral_norm
@@ -69,6 +69,7 @@ __all__ = [
     "Accumulator",
     "Affine",
     "BatchMeans",
+    "CosineDense",
     "DirectionAndGain",
     "DynamicTanhParams",
     "EvoNormParams",

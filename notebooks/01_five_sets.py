@@ -18,7 +18,7 @@
 #
 # **Question:** what is the difference between batch, layer, instance and group norm?
 #
-# Each subtracts a mean and divides by a standard deviation. They differ in *which set of numbers* these are taken over, and in nothing else. The picture below is not drawn by hand: a value is coloured if a change of it moves the statistics of the marked value, found by differentiating the library's own `moments`.
+# Each method subtracts a mean and divides by a standard deviation. They differ only in *which set of numbers* these are computed over. The picture below is not drawn by hand: a value is coloured if changing it changes the normalized output at the marked value, which is found by differentiating the library's own norms.
 
 # %%
 import jax
@@ -32,7 +32,7 @@ BATCH, SPACE, CHANNELS = 4, 6, 8
 AT = (1, 2, 3)  # the value that is normalized: sample 1, position 2, channel 3
 
 # %% [markdown]
-# `norm.moments(params, x)` is what a norm measures. The output at `AT` depends on a value either through these statistics or because it *is* that value; the Jacobian of the output says which values are in the set.
+# `norm.moments(params, x)` computes the statistics of a norm. The output at `AT` depends on a value either through these statistics or because it *is* that value; the gradient of the output shows which values are in the set.
 
 # %%
 norms = {
@@ -46,7 +46,7 @@ norms = {
 
 
 def averaged_over(norm):
-    """True for each value that has a say in the output at AT."""
+    """True for each value that the output at AT depends on."""
     x = jax.random.normal(jax.random.key(0), (BATCH, SPACE, CHANNELS))
     params, state = norm.init(x.shape)
     output = lambda x: norm.apply(params, state, x, stats="batch")[0][AT]
@@ -81,7 +81,7 @@ figure.suptitle(
 plt.show()
 
 # %% [markdown]
-# **Answer:** batch norm looks across samples and so needs running statistics for one sample alone; the others look inside one sample. Group norm with one group is layer norm over channels and space, with one channel a group it is instance norm, and instance norm is batch norm of a batch of one:
+# **Answer:** batch norm computes statistics across samples, so it needs running statistics to normalize a single sample; the others compute them within one sample. Group norm with one group is layer norm over channels and space, group norm with one channel per group is instance norm, and instance norm is batch norm of a batch of one:
 
 # %%
 x = jax.random.normal(jax.random.key(1), (BATCH, SPACE, CHANNELS))

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Batch norm from the equations
 #
-# **Question:** what does batch norm do to a gradient on its way back, and which numbers stand in for the batch once training is over?
+# **Question:** how does batch norm change a gradient in the backward pass, and which numbers replace the batch once training is over?
 #
-# Four pieces, each written out and then checked against the library: forward, backward, population statistics, and folding into the layer before. Data: scikit-learn's digits, through one random dense layer.
+# The notebook derives four parts and checks each against the library: forward pass, backward pass, population statistics, and folding into the previous layer. The data are scikit-learn's digits after one random dense layer.
 
 # %%
 import jax
@@ -33,7 +33,7 @@ from normjax.analysis import plots
 
 images = load_digits().data.astype(np.float32) / 16
 w = jax.random.normal(jax.random.key(0), (64, 8)) / 8
-z = jnp.asarray(images) @ w  # [1797, 8]: what is normalized
+z = jnp.asarray(images) @ w  # [1797, 8]: the input of the norm
 batch = z[:100]
 
 norm = nj.batch_norm()
@@ -62,11 +62,11 @@ print(f"forward: largest difference from float64 {np.abs(gamma * x_hat + beta - 
 #
 # $$\frac{\partial \hat x_i}{\partial x_j} = \frac1s\Big(\underbrace{\delta_{ij}}_{\text{itself}} - \underbrace{\tfrac1m}_{\text{through }\mu} - \underbrace{\tfrac1m\hat x_i\hat x_j}_{\text{through }\sigma}\Big)$$
 #
-# Summed with the gradient of the loss $dy_i$, and $g_i=\gamma\,dy_i$:
+# Multiplying by the gradient of the loss $dy_i$ and summing over $i$ gives, with $g_i=\gamma\,dy_i$:
 #
 # $$dx_j = \frac1s\Big(g_j - \overline{g} - \hat x_j\,\overline{g\hat x}\Big), \qquad d\gamma = \sum_i dy_i\,\hat x_i, \qquad d\beta = \sum_i dy_i$$
 #
-# It is a projection: what is left of $g$ has mean 0 over the batch and is orthogonal to $\hat x$. No direction in which the output cannot change gets any gradient.
+# This is a projection: the result has mean 0 over the batch and is orthogonal to $\hat x$. Directions in which the output cannot change receive no gradient.
 
 # %%
 dy = np.asarray(jax.random.normal(jax.random.key(1), batch.shape), np.float64)
@@ -85,11 +85,11 @@ for name, by_hand, by_jax in (
 # %% [markdown]
 # ## Population
 #
-# After training a single image has no batch. Two stand-ins: the running average that training keeps, $d\cdot\text{old}+(1-d)\cdot\text{batch}$, which starts at mean 0 and variance 1, and one exact pass, `nj.population`. How far is the average after $k$ batches?
+# After training, a single image has no batch. Two estimates can replace the batch statistics: the running average of training, $d\cdot\text{old}+(1-d)\cdot\text{batch}$, which starts at mean 0 and variance 1, and one exact pass over the data, `nj.population_statistics`. How far off is the running average after $k$ batches?
 
 # %%
 batches = z[:1700].reshape(17, 100, 8)
-exact = nj.population(norm, params, state, list(batches))
+exact = nj.population_statistics(norm, params, state, list(batches))
 
 
 def distance(decay, steps=170):
@@ -121,7 +121,7 @@ plt.show()
 # %% [markdown]
 # ## Folding
 #
-# With fixed statistics batch norm is one multiplication and one addition a feature, and disappears into the layer before:
+# With fixed statistics, batch norm is one multiplication and one addition per feature, which can be folded into the previous layer:
 #
 # $$W' = W\,\frac{\gamma}{s}, \qquad b' = \beta - \frac{\gamma\mu}{s}$$
 
@@ -134,4 +134,4 @@ print(
 )
 
 # %% [markdown]
-# **Answer:** backwards batch norm takes out of the gradient its mean over the batch and its part along $\hat x$, and divides the rest by $s$; the residuals on the left are rounding, and for no norm they are not. Afterwards population statistics stand in: the running average forgets its start (mean 0, variance 1) like decay$^k$, so that with 0.99 it is still far off after a hundred batches, where one exact pass is right at once. What remains costs nothing: it folds away.
+# **Answer:** in the backward pass, batch norm removes from the gradient its mean over the batch and its component along $\hat x$, and divides the rest by $s$. In the left figure, the residuals of batch norm are only rounding; without a norm, they are not. After training, population statistics replace the batch. The running average forgets its start (mean 0, variance 1) like decay$^k$, so with a decay of 0.99 it is still far off after a hundred batches, while one exact pass is correct immediately. At test time, the norm costs nothing, because it can be folded into the previous layer.

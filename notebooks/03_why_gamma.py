@@ -18,7 +18,7 @@
 #
 # **Question:** batch norm across time failed for some authors and worked for others. What does the initial gamma have to do with it?
 #
-# Cooijmans et al. (2017) answer with the gradient: in a batch-normalized tanh RNN, gamma sets the standard deviation of what tanh sees, and so how much of the gradient each step lets through. Here on real digits (scikit-learn's, 8×8 made 28×28, so that a sequence has 784 steps), at initialization.
+# Cooijmans et al. (2017) explain it by the gradient: in a batch-normalized tanh RNN, gamma is the standard deviation of the input of tanh, and this determines how much of the gradient passes through each step. The experiment uses real digits (scikit-learn's, 8×8 enlarged to 28×28, so that a sequence has 784 steps), at initialization.
 
 # %%
 import jax
@@ -37,7 +37,7 @@ y = jnp.asarray(labels[:100])
 head = jax.nn.initializers.orthogonal()(jax.random.key(1), (100, 10))
 
 # %% [markdown]
-# The loss is the cross-entropy of the last step. `gradient_through_time` gives its derivative with respect to the hidden state of every step.
+# The loss is the cross-entropy of the last step. `gradient_through_time` computes its derivative with respect to the hidden state of every step.
 
 
 # %%
@@ -84,4 +84,4 @@ for gamma, norm in norms.items():
     print(f"gamma {gamma:.1f}: gradient at t=784 {norm[-1]:.1e}, at t=1 {norm[0]:.1e}")
 
 # %% [markdown]
-# **Answer:** a unit-variance input to tanh lets through less than two thirds of the gradient a step on average; over hundreds of steps nothing is left. With gamma 0.1 tanh is nearly linear at the start, and the gradient reaches the first step. Layer norm, whose authors found gain 1 better, is not forced to the same variance in every unit.
+# **Answer:** if the input of tanh has unit variance, less than two thirds of the gradient passes through each step on average; over hundreds of steps, nothing is left. With gamma 0.1, tanh is nearly linear at initialization, and the gradient reaches the first step. Layer norm, whose authors found a gain of 1 better, does not force the same variance on every unit.

@@ -14,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # Statistics of each step, and sequences longer than any seen
+# # Per-step statistics, and sequences longer than in training
 #
-# **Question:** recurrent batch norm keeps statistics for each time step up to $T_{max}$. When do they stop changing, and what happens to a sequence that goes on?
+# **Question:** recurrent batch norm stores statistics for each time step up to $T_{max}$. When do they stop changing, and what happens to a longer sequence?
 #
-# Cooijmans et al. (2017) keep one mean and variance a step, because the first steps are a transient, and reuse those of step $T_{max}$ beyond it. That is right if the statistics have settled by then. Here: an LSTM with batch norm at random weights, on two kinds of data. *Stationary*: noise that is the same at all times. *Digits*: scikit-learn's 8×8 images read pixel by pixel, whose margins are black.
+# Cooijmans et al. (2017) store one mean and variance per step, because the first steps are a transient, and reuse those of step $T_{max}$ for later steps. This is right if the statistics are stationary by then. The experiment uses an LSTM with batch norm and random weights on two kinds of data. *Stationary*: noise with the same distribution at all times. *Digits*: scikit-learn's 8×8 images read pixel by pixel; their margins are black.
 
 # %%
 import jax
@@ -39,21 +39,21 @@ data = {
 }
 
 # %% [markdown]
-# `layer.info` shows what each norm measured at each step; `analysis.settling` compares it with the mean and variance of the last quarter of the sequence. `norm_h` stands on $W_h h_{t-1}$, `norm_x` on $W_x x_t$.
+# `layer.info` returns the statistics of each norm at each step; `analysis.stationarity` compares them with the mean and variance of the last quarter of the sequence. `norm_h` normalizes $W_h h_{t-1}$, `norm_x` normalizes $W_x x_t$.
 
 # %%
 layer = recurrent.bn_lstm(HIDDEN, max_steps=LENGTH)
 params, state = layer.init(jax.random.key(1), features=1)
-look = jax.jit(lambda x: layer.info(params, state, x, stats="batch").moments)
-settled = {}
+measure = jax.jit(lambda x: layer.info(params, state, x, stats="batch").moments)
+result = {}
 for name, x in data.items():
-    for place, moments in look(x).items():
-        settled[name, place] = analysis.settling(moments, tolerance=0.1)
-        steps = int(settled[name, place].steps)
+    for place, moments in measure(x).items():
+        result[name, place] = analysis.stationarity(moments, tolerance=0.1)
+        steps = int(result[name, place].steps)
         print(f"{name:10} {place}: within 0.1 of stationary after step {steps:2d} of {LENGTH}")
 
 # %% [markdown]
-# Now the choice of $T_{max}$. For each, population statistics are gathered on sequences of $T_{max}$ steps (all that training would have seen) and used on the whole 64 steps; what they put out is compared with statistics of all 64 steps.
+# The next cell compares choices of $T_{max}$. For each, population statistics are computed on sequences of $T_{max}$ steps (the longest in training) and then used on all 64 steps. The outputs are compared with those that use statistics of all 64 steps.
 
 # %%
 CUTS = (1, 2, 4, 8, 16, 32, 48, 64)
@@ -63,8 +63,8 @@ def outputs(x, cut):
     """Outputs of all steps, with the statistics of the first `cut`."""
     short = recurrent.bn_lstm(HIDDEN, max_steps=cut)
     start = short.init(jax.random.key(1), features=1)[1]
-    kept = nj.population(short, params, start, [{"x": x[:, :cut]}])
-    return short.apply(params, kept, x, stats="running")[0][0]
+    fitted = nj.population_statistics(short, params, start, [{"x": x[:, :cut]}])
+    return short.apply(params, fitted, x, stats="running")[0][0]
 
 
 def errors(x):
@@ -83,7 +83,7 @@ left, right = plots.new_axes(1, 2)
 time = np.arange(1, LENGTH + 1)
 for (name, error), color in zip(beyond.items(), plots.COLOURS, strict=False):
     for place, style in (("norm_x", ":"), ("norm_h", "-")):
-        distance = np.maximum(settled[name, place].spread, 1e-3)
+        distance = np.maximum(result[name, place].spread, 1e-3)
         left.semilogy(time, distance, style, color=color, lw=2.2, label=f"{name}, {place}")
     right.loglog(CUTS[:-1], error, marker="o", color=color, lw=2.2, label=name)
 left.axhline(0.1, color="#767676", lw=1.2, ls=(0, (2, 3)))
@@ -105,4 +105,4 @@ for name, error in beyond.items():
     )
 
 # %% [markdown]
-# **Answer:** statistics settle where the data do. On stationary data those of the hidden term need tens of steps from the transient after $h_0 = 0$, and the error past $T_{max}$ falls with $T_{max}$; a $T_{max}$ inside the transient is useless, because the variance of the first steps is far smaller than that of later ones and the norm divides by it. On digits read pixel by pixel the input term never settles: the edge columns are black in nearly every image, the variance of such a step is near 0, and its statistics reused on another pixel blow the input up (every $T_{max}$ from 8 on here ends on the right edge). Choose $T_{max}$ as the longest training length; for anything longer look at `settling` first, at `norm_x` as well as `norm_h`.
+# **Answer:** statistics become stationary if the data do. On stationary data, the statistics of the hidden term need tens of steps for the transient after $h_0 = 0$, and the error past $T_{max}$ decreases with $T_{max}$. A $T_{max}$ inside the transient is useless, because the variance of the first steps is far smaller than that of later steps, and the norm divides by it. On digits read pixel by pixel, the input term never becomes stationary: the edge columns are black in nearly every image, so the variance of such a step is near 0, and reusing its statistics on another pixel makes the input explode (here, every $T_{max}$ from 8 on ends at the right edge). Choose $T_{max}$ as the longest training length. For longer sequences, check `stationarity` first, for `norm_x` as well as `norm_h`.

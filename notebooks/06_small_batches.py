@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Small batches
 #
-# **Question:** how small may a batch get before batch norm's noise costs more than it gives, and which norms do not care?
+# **Question:** how small can a batch be before batch norm's noise does more harm than good, and which norms are unaffected?
 #
-# Batch norm's mean and variance of $m$ samples are estimates with an error of order $1/\sqrt m$, and in training the network learns to live with that noise, while evaluation has none of it. Batch renorm corrects each batch toward the running statistics; group and layer norm never look at other samples. A small network on scikit-learn's digits; the same number of epochs for each batch size, learning rate in proportion to it, three seeds.
+# Batch norm's mean and variance over $m$ samples are estimates with an error of order $1/\sqrt m$. In training, the network adapts to that noise; in evaluation, there is none. Batch renorm corrects each batch towards the running statistics; group and layer norm do not depend on other samples. The experiment trains a small network on scikit-learn's digits, with the same number of epochs for each batch size, a learning rate proportional to it, and three seeds.
 
 # %%
 import functools
@@ -47,7 +47,7 @@ norms = {
 }
 
 # %% [markdown]
-# The network is two functions; the state of the norms goes in and comes out. Every batch has room for 32 samples and a `mask` says how many count, so that one compiled program serves all batch sizes. Batch renorm's bounds open over the first half of training, as its paper does it (`nj.renorm_schedule`).
+# The network is two functions, which receive and return the state of the norms. Every batch has room for 32 samples and a `mask` selects those that count, so one compiled program serves all batch sizes. Batch renorm's bounds increase over the first half of training, as in its paper (`nj.renorm_schedule`).
 
 
 # %%
@@ -85,7 +85,7 @@ def error(key, norm, batch):
 
     def step(i, carry):
         hyper = {}
-        if "r_max" in norm.hypers:
+        if "r_max" in norm.hyper_names:
             hyper = nj.renorm_schedule(1000 * i // steps, start=100, r_end=500, d_end=500)
         rows = jax.random.randint(jax.random.fold_in(key_order, i), (32,), 0, len(train_x))
         gradient, state = jax.grad(loss, has_aux=True)(*carry, rows, hyper)
@@ -136,4 +136,4 @@ for name, e in errors.items():
     )
 
 # %% [markdown]
-# **Answer:** at batch 32 all four are the same. Down to 4 samples batch norm loses a little; with 2 it fails, since two values normalized by their own mean and variance are $\pm 1$ and nothing else. Batch renorm, which leans on the running statistics, more than halves that and does not remove it. Group and layer norm do not see the batch at all. The same order as in Wu and He (2018), on a far smaller problem.
+# **Answer:** with 32 samples, all four are the same. Down to 4 samples, batch norm loses a little; with 2, it fails, because two values normalized by their own mean and variance can only be $\pm 1$. Batch renorm, which relies on the running statistics, more than halves this error but does not remove it. Group and layer norm do not depend on the batch at all. The order is the same as in Wu and He (2018), on a far smaller problem.

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Normalizing the weight instead
 #
-# **Question:** weight norm, weight standardization and spectral norm never look at the data. What do they keep of what batch norm gives, and what not?
+# **Question:** weight norm, weight standardization and spectral norm do not use the data. Which properties of batch norm do they share?
 #
-# Three answers, each measured: the scale of activations through depth, what changes nothing, and how long a weight gets in training. Data: scikit-learn's digits.
+# The notebook measures three properties: the scale of activations through depth, the changes that have no effect on the output, and the length of a weight during training. The data are scikit-learn's digits.
 
 # %%
 import jax
@@ -40,7 +40,7 @@ weights = [
 # %% [markdown]
 # ## Through depth
 #
-# A ReLU network whose weights start far too small (std 0.05). Weight norm alone starts as the same function; its data-dependent start sets gains and biases from one batch, layer by layer.
+# The network uses ReLU, and its initial weights are far too small (std 0.05). Weight norm alone does not change the initial function; its data-dependent initialization sets gains and biases from one batch, layer by layer.
 
 
 # %%
@@ -57,7 +57,7 @@ def spreads(ws, norm=None):
 
 
 def made(method):
-    """The weights that a method makes of these at the start."""
+    """The weights that a method computes from these at the start."""
     return [method.apply(*method.init(w), stats="batch")[0] for w in weights]
 
 
@@ -88,7 +88,7 @@ depth = {
 # %% [markdown]
 # ## The length of a weight
 #
-# Weight norm's gradient is orthogonal to $v$, so a step of size $c=\eta\|\nabla_v L\|/\|v\|$ makes $v$ longer by $\sqrt{1+c^2}$, never shorter. A too large learning rate makes $v$ long, and a long $v$ takes small turns: the step settles by itself.
+# Weight norm's gradient is orthogonal to $v$, so a step of size $c=\eta\|\nabla_v L\|/\|v\|$ makes $v$ longer by $\sqrt{1+c^2}$, never shorter. A learning rate that is too large makes $v$ long, and a long $v$ turns slowly: the effective step size adjusts itself.
 
 # %%
 inputs = x - x.mean(0)
@@ -149,7 +149,7 @@ for name, (losses, _) in trained.items():
     print(f"{name:30} last loss at each rate", np.round(losses[:, -1], 4))
 
 # %% [markdown]
-# ## What changes nothing
+# ## Changes without effect
 
 # %%
 methods = {
@@ -165,4 +165,4 @@ ax.figure.set_size_inches(9, 5)
 plt.show()
 
 # %% [markdown]
-# **Answer:** of batch norm's invariances they keep those of the weight: its length (all three), that of each weight vector (weight norm and standardization), and standardization one of batch norm's of the data, that a constant added to all inputs changes nothing. From these comes the step size that settles itself: with the direction alone trained, steps from 10 to 1,000 do, where the weight itself takes only the first of these; the gain g has no such protection. They do not keep those of the data, so the scale of activations is whatever the weights make it: weight norm starts as the network it was given, standardization and spectral norm fix the weight and not the signal, and only the data-dependent start gives batch norm's scale through depth, once, on one batch.
+# **Answer:** the methods share batch norm's invariances to changes of the weight: to its length (all three) and to the length of each weight vector (weight norm and standardization). Standardization also shares one invariance to the data: adding a constant to all inputs changes nothing. These invariances make the step size adjust itself: if only the direction is trained, learning rates from 10 to 1,000 work, while only the first of these works for the weight itself. The gain g has no such protection. The methods do not share the invariances to the data, so the scale of activations depends on the weights: weight norm starts as the original network, standardization and spectral norm fix the weight but not the signal, and only the data-dependent initialization gives batch norm's scale through depth, once, for one batch.

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Whitening
 #
-# **Question:** batch norm makes every feature's variance 1 and leaves correlations alone. What does removing them too buy, and how much of it do a few Newton steps get?
+# **Question:** batch norm gives every feature variance 1 but does not remove correlations. What is gained by removing them too, and how much of that do a few Newton steps achieve?
 #
-# Standardizing scales the axes; whitening also turns the data, by some $W$ with $W^TW=\Sigma^{-1}$. PCA turns onto the principal axes, ZCA is the symmetric root $\Sigma^{-1/2}$ and stays closest to the data; `decorrelated_batch_norm` is ZCA on each batch, `iterative_norm` approaches it by Newton's iteration without any eigendecomposition.
+# Standardizing scales the axes; whitening also rotates the data, by some $W$ with $W^TW=\Sigma^{-1}$. PCA rotates them onto the principal axes; ZCA is the symmetric root $\Sigma^{-1/2}$ and stays closest to the data. `decorrelated_batch_norm` is ZCA on each batch; `iterative_norm` approximates it by Newton's iteration, without an eigendecomposition.
 
 # %%
 import jax
@@ -53,9 +53,9 @@ for ax, (name, points) in zip(axes, pictures.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# ## What it buys: a round bowl
+# ## The benefit: a round bowl
 #
-# A linear layer under squared error has the Hessian $\Sigma$ of its inputs. Gradient descent is as slow as the ratio of its largest to its smallest eigenvalue. Here the inputs are 16 tanh units of a random layer on scikit-learn's digits, normalized in each way.
+# With a squared error, the Hessian of a linear layer is the covariance $\Sigma$ of its inputs. The ratio of its largest to its smallest eigenvalue determines how slow gradient descent is. Here, the inputs are 16 tanh units of a random layer on scikit-learn's digits, normalized by each method.
 
 # %%
 images = jnp.asarray(load_digits().data / 16, jnp.float32)
@@ -109,4 +109,4 @@ for name, (values, excess) in found.items():
     )
 
 # %% [markdown]
-# **Answer:** a bowl. Whitened inputs make the Hessian of a linear layer the identity, and one step of gradient descent at rate 1 ends at the minimum (its curve has left the picture before it begins). Batch norm already takes out the largest part, the unequal variances and the mean that the bias shares with every feature. Newton's iteration works from the large eigenvalues down: three steps leave the small ones smaller than batch norm does, five (the paper's choice) do better than it, nine are whitening.
+# **Answer:** a round bowl. With whitened inputs, the Hessian of a linear layer is the identity, and one step of gradient descent at rate 1 reaches the minimum (its curve is below the range of the figure from the start). Batch norm already removes the largest part: the unequal variances, and the mean that couples the bias to every feature. Newton's iteration corrects the large eigenvalues first: after three steps, the small ones are smaller than with batch norm; five steps (the paper's choice) are better than batch norm; nine steps whiten.

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Bring your own norm
 #
-# **Question:** how much must be written for a new normalization, and does it then work everywhere: in Linen, in NNX, per step in an LSTM?
+# **Question:** how much code does a new normalization need, and does it then work everywhere: in Linen, in NNX, per step in an LSTM?
 #
-# The example measures spread by the mean absolute deviation, $\tfrac1m\sum|x_i-\mu|$, in place of the root of the variance: cheaper in half precision, and less moved by outliers (Hoffer et al. 2018). For normal data $\sigma=\sqrt{\pi/2}$ times it. All else is batch norm's: so is the code.
+# The example measures spread by the mean absolute deviation, $\tfrac1m\sum|x_i-\mu|$, instead of the standard deviation: it is cheaper in half precision and less sensitive to outliers (Hoffer et al. 2018). For normally distributed data, the standard deviation $\sigma$ is $\sqrt{\pi/2}$ times the mean absolute deviation. Everything else is inherited from batch norm.
 
 # %%
 import dataclasses
@@ -57,7 +57,7 @@ norm = L1BatchNorm(axes=None, decay=0.9)
 norm
 
 # %% [markdown]
-# A norm answers four questions (which set, where from, what is done, the affine), and this one answers only *what is measured* in its own way. `init`, `transform`, the running average and its `mask` and `axis_name` are inherited. For a norm from nothing see CONTRIBUTING, where the same batteries of tests then run over it.
+# A norm makes four choices (which set, where the statistics come from, what is done with them, the affine map), and this one changes only *what is measured*. `init`, `transform`, the running average, `mask` and `axis_name` are inherited. CONTRIBUTING shows how to write a norm from scratch and run the test batteries on it.
 
 # %%
 x = jax.random.normal(jax.random.key(0), (1000, 3)) * jnp.array([1.0, 2.0, 3.0])
@@ -69,7 +69,7 @@ for each in (norm, nj.batch_norm()):
 # %% [markdown]
 # ## In Linen, in NNX, in an LSTM
 #
-# The same value goes to each of the three. Data: scikit-learn's digits; for the LSTM each image is read in 8 rows.
+# The same norm is used in all three. The data are scikit-learn's digits; the LSTM reads each image as 8 rows.
 
 # %%
 images, labels = load_digits(return_X_y=True)
@@ -106,8 +106,8 @@ def train_linen(norm):
 
 
 def train_lstm(norm):
-    place = recurrent.per_step(norm, max_steps=8)
-    layer = recurrent.lstm(32, norm_x=place, norm_h=place, norm_c=place)
+    lifted = recurrent.per_step(norm, max_steps=8)
+    layer = recurrent.lstm(32, norm_x=lifted, norm_h=lifted, norm_c=lifted)
     params, state = layer.init(jax.random.key(0), features=8)
     head = jax.nn.initializers.lecun_normal()(jax.random.key(2), (32, 10))
 
@@ -133,7 +133,7 @@ def fit(loss, params, state):
 
 
 # %% [markdown]
-# NNX modules hold their state; `train()` and `eval()` set the mode, as for Flax's own layers.
+# NNX modules hold their own state; `train()` and `eval()` set the mode, as for Flax's own layers.
 
 
 # %%
@@ -181,4 +181,4 @@ axes[0].legend(frameon=False, labelcolor="#767676")
 plt.show()
 
 # %% [markdown]
-# **Answer:** one method, `moments`, for a norm that only measures differently; the same value then trains in all three, step for step like batch norm where the data have no outliers. Where they have one, the first table shows the difference: of the standard deviation 1 that the other 999 samples should have, batch norm leaves 0.16 in the first feature and the mean deviation 0.80.
+# **Answer:** a norm that only measures differently needs one method, `moments`. The same norm then trains in all three, step for step like batch norm if the data have no outliers. The first table shows the difference with one outlier: the other 999 samples should have a standard deviation of 1; in the first feature, batch norm reduces it to 0.16 and the mean absolute deviation to 0.80.

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Reading the ledger
 #
-# **Question:** which statements of the tutorials and papers were decided by the runs of this repository, and how clearly?
+# **Question:** which claims of tutorials and papers did the runs of this repository decide, and how clearly?
 #
-# Every claim is a file under `configs/`, and what its runs gave is a JSON record under `results/claims/`; `RESULTS.md` is made from these and from nothing else. A *rule* is a difference of arms, paired by seed, with Student's 95 % interval over the seeds, held against a margin that was written down before the runs. A claim holds if all its rules do, and fails if one does.
+# Every claim is a file in `configs/`, and the results of its runs are a JSON record in `results/claims/`; `RESULTS.md` is generated from these files only. A *rule* compares a difference between arms, paired by seed, with a margin that was fixed before the runs, using Student's 95 % interval over the seeds. A claim holds if all its rules hold, and fails if one fails.
 
 # %%
 import pathlib
@@ -30,22 +30,22 @@ import numpy as np
 here = pathlib.Path.cwd()
 root = next(folder for folder in (here, *here.parents) if (folder / "experiments").is_dir())
 sys.path.insert(0, str(root))
-from experiments import claims
+from experiments.ledger import records
 from normjax.analysis import plots
 
 LEDGER = root / "results" / "claims"
 found = []  # (number, claim, verdict, results of its rules)
-for number in sorted(claims.files()):
-    record = claims.read(number, LEDGER)
+for number in sorted(records.files()):
+    record = records.read(number, LEDGER)
     if record is not None:
-        claim = claims.module(number).CLAIM
-        found.append((number, claim, *claims.judge(claim, record)))
-print(len(found), "of", len(claims.files()), "claims have a record")
+        claim = records.module(number).CLAIM
+        found.append((number, claim, *records.judge(claim, record)))
+print(len(found), "of", len(records.files()), "claims have a record")
 for verdict in ("holds", "fails", "undecided"):
     print(f"{verdict:10s}", ", ".join(str(n) for n, _, v, _ in found if v == verdict))
 
 # %% [markdown]
-# To see all rules on one axis, whatever they measure, count the distance of the mean difference from the margin in halves of the interval. Right of 1 a rule holds; left of −1 it fails; between the two the interval contains the margin, and the seeds decide nothing. ("within m" rules are counted from the nearer edge.)
+# To show all rules on one axis, whatever they measure, express the distance of the mean difference from the margin in half-widths of the interval. To the right of 1, a rule holds; to the left of −1, it fails; in between, the interval contains the margin, and the seeds decide nothing. (For "within m" rules, the distance is from the nearer edge.)
 
 
 # %%
@@ -71,7 +71,7 @@ for name, (marker, colour) in looks.items():
     ax.plot([], [], marker, color=plots.COLOURS[colour], label=f"rule {name}")
 ax.axvspan(-1, 1, color="grey", alpha=0.15, lw=0)
 ax.set_yticks(
-    range(len(found)), [f"{n}  {claims.slug(n)[3:].replace('_', ' ')}" for n, *_ in found]
+    range(len(found)), [f"{n}  {records.slug(n)[3:].replace('_', ' ')}" for n, *_ in found]
 )
 for label, (_, _, verdict, _) in zip(ax.get_yticklabels(), found, strict=True):
     label.set_color(plots.COLOURS[looks[verdict][1]])
@@ -83,10 +83,10 @@ ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False
 plt.show()
 
 # %% [markdown]
-# A record keeps the numbers of every seed, so any other question can be asked of it. For example, whether a clear verdict is the work of one seed: claim 4, population statistics of each step against statistics shared over time.
+# A record contains the numbers of every seed, so it can answer other questions too. For example, is a clear verdict due to a single seed? The figure shows claim 4, which compares population statistics of each step with statistics shared over time.
 
 # %%
-record = claims.read(4, LEDGER)
+record = records.read(4, LEDGER)
 figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
 arms = ("bn_shared", "bn_lstm")
 values = np.array([record["arms"][arm]["metrics"]["test.population.accuracy"] for arm in arms])
@@ -99,4 +99,4 @@ plt.show()
 print("the smallest paired difference:", f"{100 * np.min(values[1] - values[0]):.1f} points")
 
 # %% [markdown]
-# **Answer.** The mechanisms (26 to 29, 36) are decided by tens of intervals; so is what fails grossly, such as statistics shared over time (4) or batch norm at batch size 1 (21). Differences between sound methods are small beside the spread of five seeds: these stay undecided, and a paper's one-seed curve would have told a story about them. What "fails" was not borne out *here*: at this scale, on these data. The verdict column of `RESULTS.md`, the config's line "Smaller" and the record say how far that reaches.
+# **Answer.** The mechanisms (26 to 29, 36) are decided by tens of intervals, and so are gross failures, such as statistics shared over time (4) or batch norm at batch size 1 (21). Differences between sound methods are small compared with the spread of five seeds: they remain undecided, although a paper's curve with one seed would have suggested a conclusion. A claim that "fails" was not confirmed *here*: at this scale, on these data. The verdict column of `RESULTS.md`, the line "Smaller" of the config and the record show the limits of that statement.

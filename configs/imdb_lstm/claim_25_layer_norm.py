@@ -1,16 +1,6 @@
-"""Claim 25: on film reviews an LN-LSTM is more stable than an LSTM and overfits less, with ...
+"""Trains LSTM and LN-LSTM on film reviews.
 
-Paper:     notebook imdb.ipynb of senliuy/keras_layerNorm_mlp_lstm (its two arms had different
-           optimizers and its layer norm very probably never ran)
-Claim:     On film reviews an LN-LSTM is more stable than an LSTM and overfits less, with no
-           visible acceleration
-Expected:  validation accuracy 0.80 against 0.72 after 50 epochs there
-Smaller:   5,000 training reviews of at most 100 words, 10 epochs, embeddings learned; validated
-           on 2,500, tested on all 25,000
-Twin:      the same config with --config.data.train_size=0 and --config.data.length=400; from
-           GloVe: --config.data.vectors=glove.6B.100d.txt --config.model.embed=100
-Cost:      about 15 minutes on two CPU cores.
-Command:   python -m experiments.claim 25
+From GloVe's vectors: --config.data.vectors=glove.6B.100d.txt --config.model.embed=100.
 """
 
 from configs.imdb_lstm import _small

@@ -50,7 +50,7 @@ def forward(
     change: Callable[[jax.Array, int], jax.Array] = lambda h, i: h,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Logits, and what each hidden layer puts out; `nudges` are added to the latter."""
-    h, seen = jnp.asarray(x), []
+    h, outputs = jnp.asarray(x), []
     for i, layer in enumerate(layers[:-1]):
         y = h @ layer["kernel"]
         if norm is None:
@@ -60,8 +60,8 @@ def forward(
             y, _ = norm.apply(layer["norm"], state, y, stats="batch")
         h = change(activation(y), i)
         h = h if nudges is None else h + nudges[i]
-        seen.append(h)
-    return h @ layers[-1]["kernel"] + layers[-1]["bias"], seen
+        outputs.append(h)
+    return h @ layers[-1]["kernel"] + layers[-1]["bias"], outputs
 
 
 def loss_of(logits: jax.Array, labels: Any) -> jax.Array:

@@ -1,14 +1,8 @@
-"""Layer norm after convolutions.
+"""Trains LeNet with layer norm after its convolutions.
 
-Paper:     Ba, Kiros, Hinton, "Layer Normalization", 2016, section 6.7: in convolutional networks
-           units far from the image's centre are rarely active, so they have other statistics;
-           tutorials make it "layer norm destroys the features of convolutions".
-Claim:     layer norm after convolutions does harm.
-Expected:  test accuracy below that without a norm, over channels, rows and columns or over
-           channels alone.
-Twin:      configs/mlp_cnn/full.py:15.ARM
-Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
-Command:   python -m experiments.claim 15
+In convolutional networks, the source says, units far from the image's centre are rarely active, so
+they have other statistics; tutorials turn this into "layer norm destroys the features of
+convolutions". The arms normalize over channels, rows and columns, or over channels alone.
 """
 
 from configs.mlp_cnn import _protocol
@@ -32,6 +26,7 @@ CLAIM = Claim(
     tune="valid.population.accuracy",
     minutes=3,
     scale=_protocol.SCALE,
+    twin="configs/mlp_cnn/full.py:15.ARM",
 )
 
 

@@ -1,12 +1,7 @@
-"""Batch norm of a feature map, or of each of its activations.
+"""Trains LeNet with batch norm of each feature map, or of each activation.
 
-Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 3.2: statistics, scale and bias are
-           a feature map's, so that all its places are normalized alike.
-Claim:     shared over a feature map is better than one for each activation.
-Expected:  higher test accuracy; 22 scales against 1,120.
-Twin:      configs/mlp_cnn/full.py:16.ARM
-Cost:      2 arms, 8 runs of 300 steps each: about 2 minutes on two CPU cores.
-Command:   python -m experiments.claim 16
+In the source, statistics, scale and bias are a feature map's, so that all its places are normalized
+alike: 22 scales here, against 1,120 with one for each activation.
 """
 
 from configs.mlp_cnn import _protocol
@@ -24,6 +19,7 @@ CLAIM = Claim(
     tune="valid.population.accuracy",
     minutes=2,
     scale=_protocol.SCALE,
+    twin="configs/mlp_cnn/full.py:16.ARM",
 )
 
 

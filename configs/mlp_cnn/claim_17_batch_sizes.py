@@ -1,19 +1,9 @@
-"""Small batches: batch norm against norms of one sample, batch renorm, ghost batches.
+"""Trains LeNet at batches of 2, 8 and 128 under norms of a batch and of one sample.
 
-Paper:     Wu, He, "Group Normalization", 2018, figure 1 and table 2 (ResNet-50, ImageNet: error of
-           BN 23.6 at 32 images a device, 34.7 at 2; GN 24.1 at both); Ioffe, "Batch
-           Renormalization", 2017; Hoffer et al., "Train longer, generalize better", 2017 (ghosts).
-Claim:     batch norm loses accuracy at batch 2, group and layer norm do not; batch renorm loses
-           less than batch norm; ghost batches of 16 in a batch of 128 lose nothing.
-Expected:  the gap between group and batch norm is larger at batch 2 than at 128 by over 1 point;
-           batch renorm above batch norm at 2; ghosts within 1 point of batch norm at 128.
-Twin:      configs/mlp_cnn/full.py:17.ARM
-Cost:      11 arms, 7 runs each, 150 steps at batch 128 to 1,500 at batch 2: about 10 minutes on
-           two CPU cores.
-Command:   python -m experiments.claim 17
-
-An arm is norm_batch size. Test accuracy is with running statistics, as the papers': those are the
-averages of what small batches saw.
+Error of ResNet-50 on ImageNet in Wu, He, figure 1 and table 2: BN 23.6 at 32 images per device,
+34.7 at 2; GN 24.1 at both. Batch renorm should be above batch norm at 2, and ghosts of 16 within 1
+point of batch norm at 128. An arm is norm_batch size. Test accuracy is with running statistics, as
+in the papers: those are the averages over small batches.
 """
 
 from configs.mlp_cnn import _protocol
@@ -64,6 +54,7 @@ CLAIM = Claim(
     tune="valid.running.accuracy",
     minutes=10,
     scale=_protocol.SCALE + "; batches 2, 8, 128",
+    twin="configs/mlp_cnn/full.py:17.ARM",
 )
 
 

@@ -1,16 +1,7 @@
-"""Batch norm and the scale of the initial weights.
+"""Trains LeNet from hidden weights of different scales, with and without batch norm.
 
-Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, abstract and section 3.3: training is more
-           resilient to the scale of the parameters, and initialization may be less careful.
-Claim:     batch norm makes training less sensitive to the initial scale.
-Expected:  hidden weights times 0.1 or 5: accuracy without a norm falls by over 2 points more than
-           with batch norm.
-Twin:      configs/mlp_cnn/full.py:19.ARM
-Cost:      6 arms, 5 runs of 300 steps each: about 3 minutes on two CPU cores.
-Command:   python -m experiments.claim 19
-
-LeNet with tanh, batch norm before each activation. One rate, 0.1, for all: a rate tuned for each
-scale would hide what is asked.
+LeNet with tanh, batch norm before each activation. All arms share one rate, 0.1: a rate tuned for
+each scale would hide what is tested.
 """
 
 from configs.mlp_cnn import _protocol
@@ -40,6 +31,7 @@ CLAIM = Claim(
     rules=(fall("0.1"), fall("5")),
     minutes=3,
     scale=_protocol.SCALE,
+    twin="configs/mlp_cnn/full.py:19.ARM",
 )
 
 

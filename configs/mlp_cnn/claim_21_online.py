@@ -1,16 +1,8 @@
-"""One example at a time: layer norm learns, batch norm does not.
+"""Trains an MLP on one example at a time under batch norm, layer norm and none.
 
-Paper:     Ba, Kiros, Hinton, "Layer Normalization", 2016, abstract and section 1: batch norm cannot
-           be applied to online learning; layer norm uses one case alone.
-Claim:     at batch size 1 a network with layer norm learns and one with batch norm does not.
-Expected:  batch norm of one example puts out its bias whatever the input: test accuracy below
-           30 %, with layer norm above 70 %.
-Twin:      configs/mlp_cnn/full.py:21.ARM
-Cost:      3 arms, 7 runs of 2,000 steps each: about 2 minutes on two CPU cores.
-Command:   python -m experiments.claim 21
-
-The permutation-invariant MLP (after a convolution, batch norm of one example still has its places).
-Test accuracy is with running statistics.
+Batch norm of one example outputs its bias whatever the input. The permutation-invariant MLP (after
+a convolution, batch norm of one example still has its places). Test accuracy is with running
+statistics.
 """
 
 from configs.mlp_cnn import _protocol
@@ -32,6 +24,7 @@ CLAIM = Claim(
     tune="valid.running.accuracy",
     minutes=2,
     scale="MLP, MNIST 14 x 14, 2,000 examples seen",
+    twin="configs/mlp_cnn/full.py:21.ARM",
 )
 
 

@@ -1,13 +1,4 @@
-"""Local response normalization beside batch norm.
-
-Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2.1: local response normalization
-           was found unnecessary with batch norm and removed.
-Claim:     it adds nothing beside batch norm.
-Expected:  test accuracy within 1 point with and without it.
-Twin:      configs/mlp_cnn/full.py:22.ARM
-Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
-Command:   python -m experiments.claim 22
-"""
+"""Trains LeNet with batch norm, local response normalization and both."""
 
 from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, same
@@ -23,6 +14,7 @@ CLAIM = Claim(
     tune="valid.population.accuracy",
     minutes=3,
     scale=_protocol.SCALE,
+    twin="configs/mlp_cnn/full.py:22.ARM",
 )
 
 

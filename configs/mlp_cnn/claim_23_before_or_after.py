@@ -1,12 +1,7 @@
-"""Batch norm before or after the activation, and the bias before it.
+"""Trains LeNet with batch norm before or after the activation, and with a bias before it.
 
-Paper:     Ioffe, Szegedy, "Batch Normalization", 2015, section 3.2: W u + b is normalized, before
-           the nonlinearity, since it is more symmetric; b has no effect and is left out.
-Claim:     before is better than after; a bias before batch norm is useless.
-Expected:  higher test accuracy before; with and without the bias within 1 point.
-Twin:      configs/mlp_cnn/full.py:23.ARM
-Cost:      3 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
-Command:   python -m experiments.claim 23
+In the source W u + b is normalized before the nonlinearity, since it is more symmetric; b has no
+effect and is left out.
 """
 
 from configs.mlp_cnn import _protocol
@@ -29,6 +24,7 @@ CLAIM = Claim(
     tune="valid.population.accuracy",
     minutes=3,
     scale=_protocol.SCALE,
+    twin="configs/mlp_cnn/full.py:23.ARM",
 )
 
 
@@ -36,5 +32,5 @@ def get_config(arm):
     """ReLU and batch norm in all four hidden layers."""
     norm, bias = _protocol.NORMS["bn"], arm != "before"
     order = ORDERS[arm]
-    how = {"order": order, "bias": bias, "norm_conv": norm, "norm_dense": norm}
-    return _protocol.lenet(arm, activation="relu", **how)
+    options = {"order": order, "bias": bias, "norm_conv": norm, "norm_dense": norm}
+    return _protocol.lenet(arm, activation="relu", **options)

@@ -1,18 +1,9 @@
-"""Weight norm, mean-only batch norm, data-dependent initialization, cosine norm on an MLP.
-
-Paper:     Salimans, Kingma, "Weight Normalization", 2016, sections 2 to 4; Luo et al., "Cosine
-           Normalization", 2017.
-Claim:     each of them trains faster than plain weights, on the permutation-invariant MLP.
-Expected:  lower mean training loss than none for weight norm, weight norm with data-dependent
-           initialization, weight norm with mean-only batch norm, and cosine norm.
-Twin:      configs/mlp_cnn/full.py:24.ARM
-Cost:      6 arms, 8 runs of 300 steps each: about 3 minutes on two CPU cores.
-Command:   python -m experiments.claim 24
+"""Trains an MLP with norms of its weights.
 
 Batch norm is shown beside them. The cosine layers have a learned gain and bias, starting at 1 and
-0, since a network of numbers within [-1, 1] needs it; gain of the others as initialized.
-On seed 0 cosine norm and data-dependent initialization took 0.1, the smallest rate of the grid, and
-the others 1, the largest: their best may lie outside.
+0, since a network of numbers within [-1, 1] needs it; gains of the others as initialized. On seed 0
+cosine norm and data-dependent initialization chose 0.1, the smallest rate of the grid, and the
+others 1, the largest: their best may lie outside.
 """
 
 from configs.mlp_cnn import _protocol
@@ -43,6 +34,7 @@ CLAIM = Claim(
     minutes=3,
     scale="MLP of 2 x 100 units, MNIST 14 x 14, 5,000 training images; the papers: CIFAR-10, "
     "MNIST with 1,000 units",
+    twin="configs/mlp_cnn/full.py:24.ARM",
 )
 
 

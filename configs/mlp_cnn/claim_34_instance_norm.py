@@ -1,20 +1,14 @@
-"""Instance norm against batch norm, in classification and in image generation.
+"""Trains classifiers and generators of images with instance norm and with batch norm.
 
-Paper:     Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016 (a network that paints photos
-           in the style of a picture); Wu, He, 2018 (ImageNet error of instance norm 28.4, of batch
-           norm 23.6).
-Claim:     instance norm is behind batch norm in classification and ahead in image generation.
-Expected:  lower test accuracy; lower test loss of painting in a style and of copying.
-Twin:      configs/mlp_cnn/full.py:34.ARM
-Cost:      6 arms, 7 runs of 300 steps each: about 4 minutes on two CPU cores.
-Command:   python -m experiments.claim 34
+The sources: a network that paints photos in the style of a picture, and ImageNet errors of instance
+norm 28.4, of batch norm 23.6.
 
-Fashion-MNIST. "class" is LeNet on 14 x 14 pixels, norms after its convolutions; "style" and "copy"
-are the generators of `experiments.tasks.generate` on 28 x 28, which paint an image in stripes, or
-copy it through a code of 32 numbers. Adam for all of them. Losses and accuracies are of the test
-images, batch norm with population statistics, estimated again over the training images; instance
-norm has none. The source is about style and does not speak of copies: there an image's contrast,
-which instance norm takes away, is part of what is to be kept.
+"class" is LeNet on 14 x 14 pixels, norms after its convolutions; "style" and "copy" are the
+generators of `experiments.tasks.generate` on 28 x 28, which paint an image in stripes, or copy it
+through a code of 32 numbers. Adam for all of them. Losses and accuracies are of the test images,
+batch norm with population statistics, estimated again over the training images; instance norm has
+none. The source is about style and does not speak of copies: there an image's contrast, which
+instance norm removes, is part of what must be reproduced.
 """
 
 from configs.mlp_cnn import _protocol
@@ -38,17 +32,18 @@ CLAIM = Claim(
     tune="valid.population.loss",
     minutes=4,
     scale="Fashion-MNIST, 5,000 training images, a small LeNet, small generators, 300 steps",
+    twin="configs/mlp_cnn/full.py:34.ARM",
 )
 
 
 def get_config(arm):
     """The norm before every ReLU of a convolution."""
     name, _, goal = arm.partition("_")
-    how = {"dataset": "fashion_mnist", "steps": 300}
+    options = {"dataset": "fashion_mnist", "steps": 300}
     if goal == "class":
-        config = _protocol.lenet(arm, activation="relu", norm_conv=NORMS[name], **how)
+        config = _protocol.lenet(arm, activation="relu", norm_conv=NORMS[name], **options)
     else:
-        config = _protocol.images(arm, goal=goal, hidden=32, norm=NORMS[name], **how)
+        config = _protocol.images(arm, goal=goal, hidden=32, norm=NORMS[name], **options)
         config.task = "generate"
         config.data.side = 28
         config.batch_size = 32

@@ -22,10 +22,10 @@ def get_config(variant: str = "13.bn"):
     known = [n for n, (path, _) in records.files().items() if path.parent.name == "mlp_cnn"]
     if not number.isdigit() or int(number) not in known:
         raise UsageError(f"{variant!r} is no CLAIM.ARM; claims: {', '.join(map(str, known))}.")
-    made = records.module(int(number))
-    if arm not in made.CLAIM.arms or not hasattr(made, "get_config"):
-        raise UsageError(f"claim {number} trains no arm {arm!r}; {', '.join(made.CLAIM.arms)}.")
-    config = made.get_config(arm)
+    study = records.module(int(number))
+    if arm not in study.CLAIM.arms or not hasattr(study, "get_config"):
+        raise UsageError(f"claim {number} trains no arm {arm!r}; {', '.join(study.CLAIM.arms)}.")
+    config = study.get_config(arm)
     with config.unlocked():
         config.name = f"{number}_{arm}"
         config.data.side = 28

@@ -75,8 +75,8 @@ def sequential_images(dataset: str, variant: str) -> ml_collections.ConfigDict:
     if gamma is not None:
         config.gamma = gamma
     for place, kind in places.items():
-        made = norm(kind, place, None, timesteps(config))
-        config.model[place] = ml_collections.ConfigDict(made)
+        options = norm(kind, place, None, timesteps(config))
+        config.model[place] = ml_collections.ConfigDict(options)
         config.model[place].scale_init = config.get_ref("gamma")
     if "norm_c" not in places:
         config.model.norm_c = ml_collections.ConfigDict({"name": "identity", "use_bias": True})

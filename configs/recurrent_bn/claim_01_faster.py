@@ -1,15 +1,4 @@
-"""Claim 1: BN-LSTM (per step, gamma 0.1, input and recurrent terms apart) converges faster ...
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, table 1
-Claim:     BN-LSTM (per step, gamma 0.1, input and recurrent terms apart) converges faster and
-           generalizes better than LSTM
-Expected:  MNIST 99.0 % against 98.9 %, permuted MNIST 95.4 % against 90.2 %, and fewer steps
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000
-Twin:      configs/recurrent_bn/mnist.py and pmnist.py, variants lstm and bn_lstm
-Cost:      about 6 minutes on two CPU cores.
-Command:   python -m experiments.claim 1
-"""
+"""Trains LSTM and BN-LSTM on digits, pixel by pixel."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less, more

@@ -1,16 +1,4 @@
-"""Claim 2: a start of gamma about 0.1 is right; larger ones learn more slowly.
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, section
-           4 and appendix B
-Claim:     A start of gamma about 0.1 is right; larger ones learn more slowly
-Expected:  on permuted MNIST curves ordered by gamma, 0.1 and 0.3 close, 1.0 near chance for
-           27,000 updates
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000
-Twin:      configs/recurrent_bn/pmnist.py:bn_lstm with --config.gamma=0.1, 0.3, 0.5, 0.7, 1.0
-Cost:      about 15 minutes on two CPU cores.
-Command:   python -m experiments.claim 2
-"""
+"""Trains BN-LSTMs on digits from different initial gammas."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less, more

@@ -1,17 +1,4 @@
-"""Claim 3: normalizing the sum of input and recurrent term fails: it is worse than ...
-
-Paper:     Laurent et al., "Batch Normalized Recurrent Neural Networks", ICASSP 2016,
-           arXiv:1510.01378, section 4, and Amodei et al., "Deep Speech 2", 2016, section 3.2
-Claim:     Normalizing the sum of input and recurrent term fails: it is worse than normalizing
-           them apart, and no better than no norm
-Expected:  no benefit, or harm; the sources had gamma 1, here it starts at 0.1 in both normalized
-           arms so that the place alone differs
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000
-Twin:      configs/recurrent_bn/pmnist.py, variants lstm, bn_lstm and bn_sum
-Cost:      about 9 minutes on two CPU cores.
-Command:   python -m experiments.claim 3
-"""
+"""Trains BN-LSTMs on digits with one norm on the sum of both terms, or one on each."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, more

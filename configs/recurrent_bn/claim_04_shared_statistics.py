@@ -1,16 +1,4 @@
-"""Claim 4: population statistics shared over time fail where those of each step work.
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, section
-           3
-Claim:     Population statistics shared over time fail where those of each step work
-Expected:  at test, accuracy with statistics averaged over time far below that with statistics of
-           each step
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000
-Twin:      configs/recurrent_bn/mnist.py, variants bn_lstm and bn_shared
-Cost:      about 6 minutes on two CPU cores.
-Command:   python -m experiments.claim 4
-"""
+"""Trains BN-LSTMs on digits with statistics of each step, or shared over time."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, more

@@ -1,15 +1,4 @@
-"""Claim 5: one gamma and beta shared over time do as well as a pair for each step.
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, section
-           3 (parameters shared over time), and peers that keep one gamma and beta a step
-Claim:     One gamma and beta shared over time do as well as a pair for each step
-Expected:  no difference beyond 2 points of accuracy
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000
-Twin:      configs/recurrent_bn/pmnist.py:bn_lstm with share_params=False in each norm
-Cost:      about 8 minutes on two CPU cores.
-Command:   python -m experiments.claim 5
-"""
+"""Trains BN-LSTMs on digits with one gamma for all steps, or one for each."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, same

@@ -1,16 +1,4 @@
-"""Claim 6: normalizing the recurrent term helps as well: both terms learn faster than the ...
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, against
-           Laurent et al. 2016, who found only the input term worth normalizing
-Claim:     Normalizing the recurrent term helps as well: both terms learn faster than the input
-           term alone or the recurrent term alone
-Expected:  both terms best
-Smaller:   scikit-learn's digits (64 steps of a pixel) for sequential MNIST (784), 50 units for
-           100, 800 updates for 100,000; no norm of the cell in any arm
-Twin:      configs/recurrent_bn/pmnist.py, variants lstm, bn_x, bn_h, bn_lstm
-Cost:      about 12 minutes on two CPU cores.
-Command:   python -m experiments.claim 6
-"""
+"""Trains LSTMs on digits with a norm on the input term, the recurrent term, both or none."""
 
 from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less

@@ -1,17 +1,4 @@
-"""Claim 7: at test, population statistics do better than the batch's own, and BN-LSTM keeps ...
-
-Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025, section
-           5.2, table 2 and its figure of test lengths
-Claim:     At test, population statistics do better than the batch's own, and BN-LSTM keeps its
-           lead on sequences longer than it was trained on
-Expected:  bits per character at length 1,000: LSTM 1.390, BN-LSTM 1.333 with population and 1.362
-           with batch statistics; at length 100 1.449, 1.398, 1.420
-Smaller:   100 units for 1,000, 5,000 segments of 50 characters, 600 updates for 400,000; test
-           lengths 50 to 400
-Twin:      configs/recurrent_bn/ptb.py, variants lstm and bn_lstm
-Cost:      about 8 minutes on two CPU cores.
-Command:   python -m experiments.claim 7
-"""
+"""Scores character models with population and batch statistics on longer and longer segments."""
 
 from configs.recurrent_bn import _text
 from experiments.data import datasets, splits
@@ -60,7 +47,7 @@ def get_config(arm: str = "bn_lstm"):
 
 def extra(run):
     """Loss on the test set's first 40,000 characters, cut into longer and longer segments."""
-    config, told = run.config, {}
+    config, losses = run.config, {}
     size = config["population"]["batch_size"]
     exact = step.population(
         run.params, run.norm, run.dataset.train, task=run.task, how="pooled", batch_size=size
@@ -76,5 +63,5 @@ def extra(run):
             scores = step.evaluate(
                 run.params, norm, split, task=run.task, stats=stats, batch_size=100
             )
-            told[f"{name}.{length}"] = scores["loss"]
-    return told
+            losses[f"{name}.{length}"] = scores["loss"]
+    return losses

@@ -24,11 +24,15 @@ def width(cell: str, depth: int, weights: int = WEIGHTS) -> int:
 
 
 def spoken(
-    cell: str, depth: int, how: str = "none", gamma: float = 1.0, horizontal: float | None = None
+    cell: str,
+    depth: int,
+    statistics: str = "none",
+    gamma: float = 1.0,
+    horizontal: float | None = None,
 ):
-    """`how`: none, sequence (statistics over batch and time) or frame (of each step)."""
+    """`statistics`: "none", "sequence" (over batch and time) or "frame" (of each step)."""
     config = default()
-    config.name = f"{cell}_{depth}_{how}"
+    config.name = f"{cell}_{depth}_{statistics}"
     config.dataset = "fsdd"
     config.data.length = STEPS
     config.model.update(cell=cell, depth=depth, hidden=width(cell, depth))
@@ -37,8 +41,8 @@ def spoken(
         config.model.forget_bias = 1.0
     usual = {"name": "batch_norm", "decay": 0.95, "use_bias": False}
     frame = {"lift": "per_step", "max_steps": STEPS}
-    if how != "none":
-        lift = frame if how == "frame" else {"lift": "sequence_wise"}
+    if statistics != "none":
+        lift = frame if statistics == "frame" else {"lift": "sequence_wise"}
         config.model.norm_x = {**usual, **lift, "scale_init": gamma}
     if horizontal is not None:
         config.model.norm_h = {**usual, **frame, "scale_init": horizontal}

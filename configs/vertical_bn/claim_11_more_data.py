@@ -1,20 +1,4 @@
-"""Claim 11: with vertical batch norm, more data removes the harm in a deep stack, and not in ...
-
-Paper:     Amodei et al., "Deep Speech 2", ICML 2016, arXiv:1512.02595, read beside Laurent et
-           al., "Batch Normalized Recurrent Neural Networks", ICASSP 2016, arXiv:1510.01378 (the
-           more data, the less batch norm overfits)
-Claim:     With vertical batch norm, more data removes the harm in a deep stack, and not in a
-           shallow one
-Expected:  the gain from batch norm grows with data at depth 5; one layer is still harmed with all
-           data
-Smaller:   the Free Spoken Digit Dataset (2,400 short recordings) for 11,940 hours, 12,000 weights
-           for 38 million, 400 updates; 600 or 2,400 recordings, depth 1 or 5; tanh RNN, sequence-
-           wise statistics
-Twin:      the sources' speech data are private; Laurent's PTB protocol:
-           configs/vertical_bn/ptb_words.py
-Cost:      about 30 minutes on two CPU cores.
-Command:   python -m experiments.claim 11
-"""
+"""Trains shallow and deep stacks on a quarter of the spoken digits and on all of them."""
 
 from configs.vertical_bn import _small
 from experiments.ledger.rules import Claim, contrast, more
@@ -35,10 +19,10 @@ CLAIM = Claim(
         "all data"
     ),
     arms=tuple(
-        f"{how}_{depth}_{size}"
+        f"{norm}_{depth}_{size}"
         for depth in (1, 5)
         for size in (600, 2400)
-        for how in ("none", "bn")
+        for norm in ("none", "bn")
     ),
     rules=(
         contrast(
@@ -65,8 +49,8 @@ CLAIM = Claim(
 
 
 def get_config(arm: str = "bn_5_2400"):
-    how, depth, size = arm.split("_")
-    config = _small.spoken("rnn", int(depth), "sequence" if how == "bn" else "none")
+    norm, depth, size = arm.split("_")
+    config = _small.spoken("rnn", int(depth), "sequence" if norm == "bn" else "none")
     config.data.train_size = int(size)
     config.name = arm
     config.lock()

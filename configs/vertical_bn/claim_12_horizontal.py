@@ -1,17 +1,4 @@
-"""Claim 12: in stacked layers, horizontal batch norm with gamma 1 hurts beside vertical batch norm.
-
-Paper:     Laurent et al., "Batch Normalized Recurrent Neural Networks", ICASSP 2016,
-           arXiv:1510.01378, section 4
-Claim:     In stacked layers, horizontal batch norm with gamma 1 hurts beside vertical batch norm
-Expected:  slower and worse than vertical alone
-Smaller:   the Free Spoken Digit Dataset (2,400 short recordings) for 11,940 hours, 12,000 weights
-           for 38 million, 400 updates; 3 tanh RNN layers, statistics of each step; gamma 0.1 on
-           the recurrent term shown beside it
-Twin:      the sources' speech data are private; Laurent's PTB protocol:
-           configs/vertical_bn/ptb_words.py
-Cost:      about 16 minutes on two CPU cores.
-Command:   python -m experiments.claim 12
-"""
+"""Trains stacked RNNs on spoken digits with horizontal beside vertical batch norm."""
 
 from configs.vertical_bn import _small
 from experiments.ledger.rules import Claim, less, more

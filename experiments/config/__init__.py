@@ -1,1 +1,1 @@
-"""Configs: keys and defaults, checks, the models that they name, the command line."""
+"""Configs: keys and defaults, checks, the models that configs name, the command line."""

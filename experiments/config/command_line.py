@@ -1,7 +1,8 @@
-"""Reads --config and its overrides, with messages for misspelt keys."""
+"""Reads --config and its overrides, and explains misspelt keys and unreadable values."""
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import runpy
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from experiments.usage import UsageError, nearest, usage
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Absl's parser, whose failures (a misspelt key above all) end in one paragraph, status 2."""
+    """Parse flags with absl, and turn its errors into one paragraph and exit status 2."""
     with usage():
-        path, _, variant = _given_config(argv).partition(":")
+        path, _, variant = _config_argument(argv).partition(":")
         if path and not pathlib.Path(path).is_file():
             raise UsageError(
                 f"there is no config file {path!r}; paths start at {pathlib.Path.cwd()}."
@@ -24,18 +25,18 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(list(argv))
         except (AttributeError, KeyError) as error:
-            # A locked config refuses a key, and by then holds no value: load it again to look.
-            make = runpy.run_path(path)["get_config"]
-            told = _misspelt(argv, make(variant) if variant else make())
-            raise UsageError(told or f"a --config key was refused: {error}") from error
+            # The locked config that refused the key is not at hand here: load it again.
+            get_config = runpy.run_path(path)["get_config"]
+            message = _misspelt(argv, get_config(variant) if variant else get_config())
+            raise UsageError(message or f"a --config key was refused: {error}") from error
         except flags.Error as error:
             # A config file that refuses its variant arrives here with its traceback in the text.
             line = str(error).strip().splitlines()[-1]
-            raise UsageError(_unread(line) or line.removeprefix("ValueError: ")) from error
+            raise UsageError(_unreadable(line) or line.removeprefix("ValueError: ")) from error
 
 
-def _unread(line: str) -> str:
-    """Say what a value must be that absl, in its own words, could not read."""
+def _unreadable(line: str) -> str:
+    """Translate absl's complaint about a value into what the value must be."""
     kinds = {
         "invalid literal for int": ("an integer", "100"),
         "could not convert string to float": ("a number", "0.01"),
@@ -50,23 +51,23 @@ def _unread(line: str) -> str:
 
 
 def no_arguments(argv: Sequence[str]) -> None:
-    """Refuse words that are no options."""
+    """Refuse words that are not options."""
     if len(argv) > 1:
         raise UsageError(f"did not understand {argv[1]!r}; options are written --key=value.")
 
 
-def _given_config(argv: Sequence[str]) -> str:
-    """The last --config=FILE:VARIANT or --config FILE:VARIANT."""
-    given = ""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+def _config_argument(argv: Sequence[str]) -> str:
+    """Return FILE:VARIANT of the last --config=FILE:VARIANT or --config FILE:VARIANT."""
+    argument = ""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if word.startswith("-") and name.lstrip("-") == "config":
-            given = value if equals else after
-    return given
+            argument = value if equals else following
+    return argument
 
 
 def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
-    """Say which --config.KEY a config does not have, and what its neighbours are."""
+    """Say which --config.KEY a config does not have, and which key may be meant."""
     for word in argv:
         if not word.lstrip("-").startswith("config."):
             continue
@@ -74,11 +75,25 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
         for key in word.lstrip("-").partition("=")[0].split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
                 here = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-                full = [k for k in flatten(config.to_dict()) if k.rpartition(".")[2] == key]
-                hint = nearest(key, here)
-                if full and not hint:
-                    hint = f" Did you mean 'config.{full[0]}'?"
+                # A close name of this group, the same name in another, or a less close one here.
+                hint = nearest(key, here, 0.8) or _elsewhere(key, at, config) or nearest(key, here)
                 names = ", ".join(sorted(here)) or f"none, {at} is a plain value"
                 return f"--{at}.{key} is no key of this config.{hint} Keys of {at}: {names}."
             at, node = f"{at}.{key}", node[key]
     return ""
+
+
+def _elsewhere(key: str, at: str, config: ml_collections.ConfigDict) -> str:
+    """Suggest the same key in another group, first in one whose path shares most with `at`."""
+    paths = [f"config.{k}" for k in flatten(config.to_dict())]
+    paths = [path for path in paths if path.rpartition(".")[2] == key]
+    if not paths:
+        return ""
+    here = at.split(".")
+
+    def shared(path: str) -> int:
+        pairs = zip(path.split("."), here, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    closest = max(paths, key=shared)
+    return f" Did you mean {closest!r}?"

@@ -1,4 +1,4 @@
-"""Every key of a config with its default, and how two configs are compared."""
+"""Defines every key of a config with its default, and compares configs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ DATASETS = (*TRAIN_SIZE, "text")
 # Keys that may differ between a workdir's config and a command that continues it: none of them
 # changes a number up to the step reached.
 FREE_KEYS: tuple[str, ...] = ("data_dir", "resume", "steps", "checkpoint_every", "keep_checkpoints")
-# Nor do these, but for the order in which sums are rounded, and for the noise of a layer that
-# has some, which the first two deal out: `workdir` says so.
+# Nor do these, except for the order in which sums are rounded, and for the noise of a layer, which
+# depends on the first two: `workdir` prints a note then.
 FREE_KEYS += ("parallel", "devices", "steps_per_call", "nonfinite", "nonfinite_limit")
 
 
 def default() -> ml_collections.ConfigDict:
-    """Every key that a config has, with the values that most runs keep."""
+    """Return a config with every key at its default."""
     config = ml_collections.ConfigDict()
-    config.name = "run"  # what the report calls it
+    config.name = "run"  # the run's name in reports
     config.task = "sequence"  # the model's family, see experiments.tasks
     config.dataset = "digits"  # see experiments.data.datasets
     config.data_dir = ""  # a TFDS folder; empty: see experiments.data.locate
@@ -43,14 +43,14 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
-    config.data.shuffle = "epoch"  # batches dealt anew each epoch, or "once", their order anew
+    config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
     config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
     config.data.stride = 0  # text: from one segment's start to the next; 0: length
     config.data.text = "ptb"  # text: folder of text files, by path or by name in the data folder
     config.data.unit = "chars"  # text: chars | words
-    config.data.vocabulary = 10_000  # text, imdb_reviews: the most frequent words that are kept
+    config.data.vocabulary = 10_000  # text, imdb_reviews: so many most frequent words
     config.data.vectors = ""  # imdb_reviews: a file such as GloVe's that embeddings start from
     config.batch_size = 100
     config.eval_batch_size = 100  # batch statistics depend on it, so it is part of the protocol
@@ -59,7 +59,7 @@ def default() -> ml_collections.ConfigDict:
     config.log_every = 50
     config.eval_every = 50
     config.checkpoint_every = 200
-    config.keep_checkpoints = 2  # the newest so many; the best parameters are in each of them
+    config.keep_checkpoints = 2  # the newest ones; each of them has the best parameters too
     config.parallel = "jit"  # jit | shard_map | pmap, see experiments.runtime.parallel
     config.devices = 0  # 0: all; otherwise the first so many
     config.batch_stats = "global"  # statistics of the whole batch, or of each device's rows
@@ -67,14 +67,14 @@ def default() -> ml_collections.ConfigDict:
     config.nonfinite = "stop"  # at a loss or gradient that is not finite, or "skip" the step
     config.nonfinite_limit = 10  # skip: so many in a run, then stop
     config.target_accuracy = 0.9  # the report counts the steps to this validation accuracy
-    config.select = "accuracy"  # what picks the best parameters on the validation set, or "loss"
+    config.select = "accuracy"  # or "loss": the validation score that picks the best parameters
     config.resume = ""  # a workdir to continue from when --workdir has no checkpoint of its own
     config.model = ml_collections.ConfigDict({"cell": "lstm", "hidden": 100})
     config.model.head_init = "orthogonal"
     config.optim = ml_collections.ConfigDict(
         {"name": "rmsprop", "learning_rate": 1e-3, "decay": 0.9, "momentum": 0.0, "eps": 1e-8}
     )
-    config.optim.l2 = 0.0  # times |w|^2 / 2, and
+    config.optim.l2 = 0.0  # times |w|^2 / 2, of weights alone
     config.optim.l1 = 0.0  # times |w|_1, of weights alone
     config.optim.clip_norm = 1.0  # global norm, before the optimizer; 0: none
     config.population = ml_collections.ConfigDict({"how": "pooled", "batch_size": 500})
@@ -82,7 +82,7 @@ def default() -> ml_collections.ConfigDict:
 
 
 def timesteps(config: Mapping[str, Any]) -> int:
-    """The longest sequence of a config's data."""
+    """Return the number of steps of the longest sequence in a config's data."""
     options, name = config["data"], config["dataset"]
     if name not in SIDE:
         return options["length"]
@@ -91,14 +91,14 @@ def timesteps(config: Mapping[str, Any]) -> int:
 
 
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as plain nested dictionaries."""
+    """Convert a config to plain nested dictionaries."""
     if isinstance(config, ml_collections.ConfigDict):
         return config.to_dict()
     return dict(config)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Turn ``{"a": {"b": 1}}`` into ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -109,13 +109,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def draws_noise(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a checked config draws noise while it is trained."""
+    """Whether the model of a checked config draws noise in training."""
     kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
     return any(config["model"].get(kind) for kind in kinds)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines 'key: old -> new' for each key, but the free ones, in which two configs differ."""
+    """Describe, in a line each, the keys other than the free ones in which two configs differ."""
     a, b = flatten(old), flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if k not in FREE_KEYS]
     missing = "(absent)"

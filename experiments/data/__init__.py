@@ -1,1 +1,1 @@
-"""Data sets: where they are, how they are read, and batches of them."""
+"""Data sets: finding them, reading them, and batches of their examples."""

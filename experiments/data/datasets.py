@@ -1,4 +1,4 @@
-"""Data sets in three splits: images as sequences, rows or pictures, with labels.
+"""Loads data sets in three splits: images as sequences, rows or pictures, with labels.
 
 =============  =================  ============================================================
 name           train/valid/test   where it comes from
@@ -11,8 +11,8 @@ fashion_mnist  50000/10000/10000  28 x 28, TFDS `fashion_mnist`
 
 Spoken digits, film reviews and texts: see `experiments.data.sequences`.
 
-TFDS keeps its own fixed order, not the upstream one, so "the first 50,000" are the first 50,000 of
-that order. Pixels are in [0, 1] when the model sees them and bytes until then. A data set is
+TFDS has its own fixed order, not the upstream one, and "the first 50,000" are the first 50,000 of
+that order. Pixels are bytes until the model scales them to [0, 1]. A data set is
 decoded once and stays on the device; a batch is a vector of indices into it. A split is any pytree
 of arrays with a leading axis of examples.
 """
@@ -40,7 +40,7 @@ def load(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Read a set by name; `permutation` and `seed` matter to pmnist, `options` is config.data."""
+    """Read a set by name; `permutation` and `seed` are for pmnist, `options` is config.data."""
     options = options or {}
     if name in SIDE:
         dataset = load_digits_set() if name == "digits" else load_images(name, data_dir)
@@ -54,19 +54,19 @@ def load(
         index = pixel_order(permutation, seed, dataset.train.pixels[0].size)
         dataset = dataset.each(lambda split: reorder(split, index))
     for split in ("train", "valid", "test"):
-        whole, few = getattr(dataset, split), options.get(f"{split}_size", 0)
-        if few > size(whole):
+        whole, limit = getattr(dataset, split), options.get(f"{split}_size", 0)
+        if limit > size(whole):
             raise UsageError(
-                f"config.data.{split}_size={few}, but the {split} split of {name} has "
+                f"config.data.{split}_size={limit}, but the {split} split of {name} has "
                 f"{size(whole)} examples; 0 takes them all."
             )
-        if few:
-            dataset = dataset._replace(**{split: take(whole, slice(0, few))})
+        if limit:
+            dataset = dataset._replace(**{split: take(whole, slice(0, limit))})
     return dataset
 
 
 def load_config_data(config: Mapping[str, Any]) -> Dataset:
-    """The data set of a checked config."""
+    """Read the data set of a checked config."""
     return load(
         config["dataset"],
         data_dir=config["data_dir"],
@@ -77,11 +77,11 @@ def load_config_data(config: Mapping[str, Any]) -> Dataset:
 
 
 def require(config: Mapping[str, Any]) -> None:
-    """Say at once, before anything is made, what a config's data set lacks."""
+    """Refuse a config whose data set is missing, before anything is written."""
     if config["dataset"] == "text":
         sequences.find_text(config["data"]["text"], config["data_dir"])
     elif config["dataset"] != "digits":
         find(FOLDERS.get(config["dataset"], config["dataset"]), config["data_dir"])
-    given = config["data"]["vectors"]
-    if given and not epath.Path(given).expanduser().is_file():
-        raise UsageError(f"config.data.vectors={given!r} is no file; write the path of one.")
+    vectors = config["data"]["vectors"]
+    if vectors and not epath.Path(vectors).expanduser().is_file():
+        raise UsageError(f"config.data.vectors={vectors!r} is no file; write the path of one.")

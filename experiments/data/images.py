@@ -1,4 +1,4 @@
-"""Image sets: digits from scikit-learn, MNIST and Fashion-MNIST from TFDS."""
+"""Reads image sets: digits from scikit-learn, MNIST and Fashion-MNIST from TFDS."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def reorder(split: Split, index: np.ndarray) -> Split:
 
 
 def pixel_order(kind: str, seed: int, length: int) -> np.ndarray:
-    """The index vector of permuted MNIST.
+    """Return the index vector of permuted MNIST.
 
     "permute" is a permutation. "sample" draws positions with replacement, as the published script
     does: about 37 % of the pixels never appear, so it is a harder task under the same name.
     """
-    draw = np.random.RandomState(seed)  # its stream is frozen for good, default_rng's is not
+    draw = np.random.RandomState(seed)  # its stream never changes, default_rng's may
     return draw.permutation(length) if kind == "permute" else draw.randint(0, length, length)
 
 
@@ -62,17 +62,17 @@ def load_digits_set() -> Dataset:
     return Dataset(train, valid, test, 16.0, 10)
 
 
-@functools.lru_cache(maxsize=2)  # a sweep reads it many times; nobody writes into it
-def load_images(name: str, asked: str) -> Dataset:
+@functools.lru_cache(maxsize=2)  # a sweep reads it many times, and nothing writes into it
+def load_images(name: str, data_dir: str) -> Dataset:
     """Read an image set of TFDS; the end of its training split is the validation split."""
-    full = _tfds(FOLDERS.get(name, name), asked, {"train": 60_000, "test": 10_000})
+    full = _tfds(FOLDERS.get(name, name), data_dir, {"train": 60_000, "test": 10_000})
     train, cut = full["train"], TRAIN_SIZE[name]
     first, rest = (take(train, part) for part in (slice(0, cut), slice(cut, None)))
     return Dataset(first, rest, full["test"], 255.0, 10)
 
 
-def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
-    folder = cache_locally(find(name, asked))
+def _tfds(name: str, data_dir: str, sizes: dict[str, int]) -> dict[str, Split]:
+    folder = cache_locally(find(name, data_dir))
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -96,7 +96,7 @@ def _tfds(name: str, asked: str, sizes: dict[str, int]) -> dict[str, Split]:
 
 
 def _whole(folder: epath.Path, split: str) -> None:
-    """Refuse record files that were cut short: what is left of them may read as an empty set."""
+    """Refuse record files that were cut short: what remains may read as an empty set."""
     from array_record.python import array_record_module
 
     for file in sorted(folder.glob(f"*-{split}.array_record-*")):

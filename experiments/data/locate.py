@@ -14,46 +14,47 @@ FOLDERS = {"pmnist": "mnist"}  # names of TFDS where they differ
 SUBSETS = {"imdb_reviews": "imdb_reviews/plain_text"}
 
 
-def data_dir(asked: str = "") -> epath.Path:
-    """Where TFDS sets are: config.data_dir, NORMJAX_DATA_DIR, TFDS_DATA_DIR, the home folder."""
-    if asked:
-        return epath.Path(asked).expanduser()
+def root_folder(data_dir: str = "") -> epath.Path:
+    """Return the TFDS folder: config.data_dir, NORMJAX_DATA_DIR, TFDS_DATA_DIR or at home."""
+    if data_dir:
+        return epath.Path(data_dir).expanduser()
     if root := os.environ.get("NORMJAX_DATA_DIR"):
         inside = epath.Path(root).expanduser() / "tensorflow_datasets"
         return inside if inside.is_dir() else inside.parent
     return epath.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
-def find(name: str, asked: str = "") -> epath.Path:
-    """The folder of a prepared TFDS set, or at once (no network is asked) how to prepare it."""
-    root = data_dir(asked)
+def find(name: str, data_dir: str = "") -> epath.Path:
+    """Return the folder of a prepared TFDS set, or say how to prepare it; uses no network."""
+    root = root_folder(data_dir)
     short, name = name, SUBSETS.get(name, name)
-    how = f"run: python -m experiments.prepare {short} --data_dir={root}"
+    instruction = f"run: python -m experiments.prepare {short} --data_dir={root}"
     if name == "fsdd":
-        how = (
+        instruction = (
             "store github.com/Jakobovski/free-spoken-digit-dataset there as array_record, with "
             "features audio, label, speaker and index, by tfds.dataset_builders."
             "store_as_tfds_dataset."
         )
-    found = sorted((root / name).glob("*/dataset_info.json"))
-    if not found:
+    versions = sorted((root / name).glob("*/dataset_info.json"))
+    if not versions:
         raise UsageError(
             f"data set {short!r} is not in {root} (no {name}/VERSION/dataset_info.json there). "
-            f"Point NORMJAX_DATA_DIR or --config.data_dir at the folder that has it, or {how}"
+            "Point NORMJAX_DATA_DIR or --config.data_dir at the folder that has it, or "
+            f"{instruction}"
         )
-    kept_as = json.loads(found[-1].read_text()).get("fileFormat", "tfrecord")
-    if kept_as != "array_record":
+    file_format = json.loads(versions[-1].read_text()).get("fileFormat", "tfrecord")
+    if file_format != "array_record":
         raise UsageError(
-            f"data set {name!r} in {root} is stored as {kept_as}, which needs TensorFlow to read. "
-            f"To have it as array_record, {how}"
+            f"data set {name!r} in {root} is stored as {file_format}, which needs TensorFlow to "
+            f"read. To have it as array_record, {instruction}"
         )
-    return found[-1].parent
+    return versions[-1].parent
 
 
 def cache_locally(folder: epath.Path) -> epath.Path:
-    """A set's folder on this machine: one in a bucket is copied, once, into ~/.cache/normjax.
+    """Return a set's folder on this machine; one in a bucket is copied, once, to ~/.cache/normjax.
 
-    Records could be read from the bucket too, with a request for each of them.
+    Reading records from the bucket itself would take one request for each.
     """
     if local(folder):
         return folder

@@ -1,4 +1,4 @@
-"""Sequences of unequal length and texts: spoken digits, film reviews, folders of text files.
+"""Reads sequences of unequal length and texts: spoken digits, film reviews, folders of text files.
 
 ============  =================  ==============================================================
 name          train/valid/test   what an example is
@@ -10,8 +10,8 @@ text          by the folder      `length + 1` characters or words that follow on
 ============  =================  ==============================================================
 
 A folder of text has files with train, valid and test in their names, or else any `*.txt`, whose
-first 90 % are for training and next 5 % for validation. What belongs to the training split alone
-(means, deviations, vocabularies) is learned from it alone. Written after the HTK book's mel scale.
+first 90 % are for training and next 5 % for validation. Means, deviations and vocabularies are
+those of the training split alone. Written after the HTK book's mel scale.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Segments(NamedTuple):
 
 
 def mel_filters(bins: int, mels: int = MELS, rate: int = RATE) -> np.ndarray:
-    """Triangles `[bins, mels]`, evenly spaced in mel = 2595 log10(1 + f / 700) up to rate / 2."""
+    """Make triangles `[bins, mels]`, evenly spaced in 2595 log10(1 + f / 700) up to rate / 2."""
     top = 2595 * np.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)
     f = np.linspace(0, rate / 2, bins)[:, None]
@@ -62,7 +62,7 @@ def mel_filters(bins: int, mels: int = MELS, rate: int = RATE) -> np.ndarray:
 
 
 def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
-    """Frames `[steps, MELS]` of int16 sound, at most `length`, at least one."""
+    """Compute frames `[steps, MELS]` of int16 sound, at most `length`, at least one."""
     sound = np.pad(audio.astype(np.float64) / 32768, (0, max(0, WINDOW - len(audio))))
     steps = min(1 + (len(sound) - WINDOW) // HOP, length)
     index = np.arange(WINDOW) + HOP * np.arange(steps)[:, None]
@@ -72,7 +72,7 @@ def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
-    """The three splits of the Free Spoken Digit Dataset, every mel band standardized."""
+    """Read the Free Spoken Digit Dataset in three splits, every mel band standardized."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -80,11 +80,11 @@ def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequenc
     for split in ("train", "test"):
         source: Any = builder.as_data_source(split=split)
         for example in source.__getitems__(range(len(source))):
-            held = split == "train" and 5 <= int(example["index"]) < 10
+            validation = split == "train" and 5 <= int(example["index"]) < 10
             frames = log_mel(np.asarray(example["audio"]), length)
-            parts["valid" if held else split].append((frames, int(example["label"])))
-    heard = np.concatenate([frames for frames, _ in parts["train"]])
-    mean, std = heard.mean(0), heard.std(0)
+            parts["valid" if validation else split].append((frames, int(example["label"])))
+    frames_read = np.concatenate([frames for frames, _ in parts["train"]])
+    mean, std = frames_read.mean(0), frames_read.std(0)
 
     def pack(examples: Sequence[Any]) -> Sequences:
         x = np.zeros((len(examples), length, MELS), np.float32)
@@ -100,10 +100,10 @@ def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequenc
 
 
 def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
-    """The most frequent words, numbered from 1; 0 is every other word."""
+    """Number the most frequent words from 1; 0 stands for every other word."""
     counts = collections.Counter(words)
     counts.pop(UNKNOWN, None)
-    # by count, then by word: the order of a Counter is that of the text, which may be reshuffled
+    # by count, then by word: a Counter has the order of the text, which may be reshuffled
     common = sorted(counts, key=lambda word: (-counts[word], word))[: size - 1]
     return {UNKNOWN: 0, **{word: i for i, word in enumerate(common, 1)}}
 
@@ -112,7 +112,7 @@ def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
 def imdb(
     folder: epath.Path, length: int, size: int
 ) -> tuple[tuple[Sequences, Sequences, Sequences], dict[str, int]]:
-    """Reviews as the numbers of their last `length` words, and these words."""
+    """Read reviews as the numbers of their last `length` words, and the words by number."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -120,13 +120,13 @@ def imdb(
     for split in ("train", "test"):
         source: Any = builder.as_data_source(split=split)
         texts: list[list[str]] = []
-        found: list[int] = []
+        labels_read: list[int] = []
         for start in range(0, len(source), 512):
             for example in source.__getitems__(range(start, min(start + 512, len(source)))):
                 text = example["text"].decode().lower().replace("<br />", " ")
                 texts.append(re.findall(r"[a-z0-9']+", text))
-                found.append(int(example["label"]))
-        read[split] = texts, np.array(found, np.int32)
+                labels_read.append(int(example["label"]))
+        read[split] = texts, np.array(labels_read, np.int32)
     cut = TRAIN_SIZE["imdb_reviews"]
     texts, labels = read["train"]
     known = vocabulary(itertools.chain.from_iterable(texts[:cut]), size)
@@ -145,11 +145,11 @@ def imdb(
 
 
 def vectors(path: epath.PathLike, known: Mapping[str, int], size: int) -> np.ndarray:
-    """A row for each of `size` words, NaN for a word that the file has not.
+    """Read a row for each of `size` words from a file like GloVe's; NaN for words not in it.
 
-    A line is a word and its numbers, as GloVe's files are.
+    Each line is a word and its numbers.
     """
-    found: dict[str, np.ndarray] = {}
+    by_word: dict[str, np.ndarray] = {}
     width = 0
     with epath.Path(path).expanduser().open("r") as file:
         for i, line in enumerate(file, 1):
@@ -162,49 +162,49 @@ def vectors(path: epath.PathLike, known: Mapping[str, int], size: int) -> np.nda
                     "files."
                 )
             if word in known and word != UNKNOWN:
-                found[word] = np.array(numbers, np.float32)
-    told = np.full((size, width), np.nan, np.float32)
-    for word, vector in found.items():
-        told[known[word]] = vector
-    return told
+                by_word[word] = np.array(numbers, np.float32)
+    table = np.full((size, width), np.nan, np.float32)
+    for word, vector in by_word.items():
+        table[known[word]] = vector
+    return table
 
 
 # --------------------------------------------------------------------------------------- text
 
 
-def find_text(name: str, asked: str = "") -> dict[str, list[epath.Path]]:
-    """The files of a text by split ("all" where they are not told apart), or how to point at it."""
-    roots = [epath.Path(asked).expanduser()] if asked else []
+def find_text(name: str, data_dir: str = "") -> dict[str, list[epath.Path]]:
+    """Return the files of a text by split, or as "all" if their names do not say which."""
+    roots = [epath.Path(data_dir).expanduser()] if data_dir else []
     if root := os.environ.get("NORMJAX_DATA_DIR"):
         roots.append(epath.Path(root).expanduser())
-    places = [epath.Path(name).expanduser()]
-    places += [p for root in roots for p in (root / "text" / name, root.parent / "text" / name)]
-    files = next((f for p in places if (f := sorted(p.glob("*.txt")))), [])
+    candidates = [epath.Path(name).expanduser()]
+    candidates += [p for root in roots for p in (root / "text" / name, root.parent / "text" / name)]
+    files = next((f for p in candidates if (f := sorted(p.glob("*.txt")))), [])
     if not files:
-        looked = ", ".join(str(p) for p in places)
+        looked = ", ".join(str(p) for p in candidates)
         raise UsageError(
             f"text {name!r} is no folder with *.txt files; looked at {looked}. Write "
             "--config.data.text=FOLDER, or put it as text/NAME into the folder that "
             "NORMJAX_DATA_DIR names."
         )
     by = {split: [p for p in files if split in p.name] for split in ("train", "valid", "test")}
-    some = [split for split, found in by.items() if found]
+    some = [split for split, paths in by.items() if paths]
     if not some:
         return {"all": files}
     if len(some) < 3:
         raise UsageError(
-            f"{files[0].parent} has files for {', '.join(some)} alone; a text is one file for each "
-            "of train, valid and test, or files with none of these in their names."
+            f"{files[0].parent} has files for {', '.join(some)} alone; a text has one file for "
+            "each of train, valid and test, or files with none of these in their names."
         )
     return by
 
 
 @functools.lru_cache(maxsize=4)
 def text(
-    name: str, asked: str, unit: str, size: int, length: int, stride: int
+    name: str, data_dir: str, unit: str, size: int, length: int, stride: int
 ) -> tuple[Segments, Segments, Segments, int]:
-    """The three splits of a text and the size of its vocabulary; only training segments overlap."""
-    files = find_text(name, asked)
+    """Read a text in three splits, and its vocabulary's size; only training segments overlap."""
+    files = find_text(name, data_dir)
     whole = {s: "".join(p.read_text(encoding="utf-8") for p in files[s]) for s in files}
     if "all" in whole:
         body = whole["all"]
@@ -232,9 +232,9 @@ def text(
 
 
 def load(
-    name: str, folder: Any, asked: str, options: Mapping[str, Any]
+    name: str, folder: Any, data_dir: str, options: Mapping[str, Any]
 ) -> tuple[Any, int, int, np.ndarray | None]:
-    """Three splits, the numbers of classes and of words (0: no words), and the words' vectors."""
+    """Read three splits, the numbers of classes and words (0: no words), and the words' vectors."""
     if name == "fsdd":
         return fsdd(folder, options["length"]), 10, 0, None
     if name == "imdb_reviews":
@@ -242,6 +242,6 @@ def load(
         reviews, known = imdb(folder, options["length"], size)
         path = options.get("vectors", "")
         return reviews, 2, size, vectors(path, known, size) if path else None
-    given = (options[k] for k in ("unit", "vocabulary", "length", "stride"))
-    *splits, size = text(options["text"], asked, *given)
+    arguments = (options[k] for k in ("unit", "vocabulary", "length", "stride"))
+    *splits, size = text(options["text"], data_dir, *arguments)
     return splits, size, size, None

@@ -1,4 +1,4 @@
-"""A data set in memory: three splits, sizes, and the batch at given indices."""
+"""Holds a data set in memory as three splits, and takes batches from them by index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three splits, the byte that is 1.0, the numbers of classes and of words (0: no words).
+    """Three splits, the byte that is 1.0, the numbers of classes and words (0: no words).
 
     `vectors` are those of the words that `config.data.vectors` has, `[words, numbers]`, else NaN.
     """
@@ -32,20 +32,20 @@ class Dataset(NamedTuple):
     vectors: np.ndarray | None = None
 
     def on_device(self) -> Dataset:
-        """The same with its splits on the accelerator, where batches are gathered."""
+        """Move the splits to the accelerator, where batches are gathered."""
         return self.each(lambda split: jax.tree.map(jnp.asarray, split))
 
     def each(self, change: Callable[[Any], Any]) -> Dataset:
-        """The same with each split changed."""
+        """Apply a function to each split."""
         train, valid, test = map(change, self[:3])
         return self._replace(train=train, valid=valid, test=test)
 
 
 def size(split: Any) -> int:
-    """Number of examples."""
+    """Return the number of examples of a split."""
     return jax.tree.leaves(split)[0].shape[0]
 
 
 def take(split: Any, index: Any) -> Any:
-    """The batch at some indices."""
+    """Gather the examples at some indices."""
     return jax.tree.map(lambda x: x[index], split)

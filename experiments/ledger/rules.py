@@ -1,4 +1,4 @@
-"""What a claim is: its arms, its rules, and how rules decide."""
+"""Defines a claim with its arms and rules, and decides the rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Term(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A contrast of arms, paired by seed, whose 95 % interval is held against a margin.
+    """A contrast of arms, paired by seed, whose 95 % interval is compared with a margin.
 
     "more": holds above the margin, fails below it. "same": holds inside (-margin, margin), fails
     outside. An interval that contains a margin decides nothing.
@@ -57,35 +57,35 @@ def less(left: str, right: str, metric: str, *, by: float = 0.0, other: str = ""
 
 
 def same(left: str, right: str, metric: str, *, within: float, other: str = "") -> Rule:
-    """The two differ by less than `within`."""
+    """Two arms differ in a metric by less than `within`."""
     return Rule(_pair(left, right, metric, other), "same", within, f"{left} - {right}, {metric}")
 
 
 def contrast(label: str, *terms: tuple[float, str, str], by: float = 0.0) -> Rule:
-    """A weighted sum of arms' metrics is more than `by`."""
+    """The weighted sum of some arms' metrics is more than `by`."""
     return Rule(tuple(Term(*term) for term in terms), "more", by, label)
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A statement of the literature, and what here would settle it.
+    """A statement of the literature, and the experiment that decides it here.
 
     Seed 0 picks each arm's learning rate among `rates` by `tune` (a metric's name; losses, areas
-    and steps are better small). Seeds 1 to `seeds` are the paired runs that `rules` look at.
+    and steps are better small). Seeds 1 to `seeds` are the paired runs that the rules compare.
     """
 
     number: int
     statement: str
     source: str
-    expect: str  # what the source leads one to expect
+    expect: str  # what should be found, if the source is right
     arms: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     rates: tuple[float, ...] = ()
     seeds: int = 5
-    minutes: float = 0.0  # about, for all its runs, on two CPU cores
+    minutes: float = 0.0  # about, for all runs, on two CPU cores
     tune: str = "valid.batch.accuracy"
-    scale: str = ""  # in what the runs here are smaller than the source's
-    twin: str = ""  # the config with the source's own protocol
+    scale: str = ""  # how the runs here are smaller than the source's
+    twin: str = ""  # the config with the protocol of the source
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -94,7 +94,7 @@ class Claim:
 
 
 class Result(NamedTuple):
-    """A rule held against numbers."""
+    """The interval of a rule's contrast, and the verdict that follows."""
 
     rule: Rule
     mean: float
@@ -103,7 +103,7 @@ class Result(NamedTuple):
 
 
 def decide(rule: Rule, metrics: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Result:
-    """Student's 95 % interval of the contrast over seeds, and what it says of the margin."""
+    """Compare Student's 95 % interval of the contrast over seeds with the margin."""
     from scipy import stats
 
     columns = []
@@ -128,6 +128,6 @@ def decide(rule: Rule, metrics: Mapping[str, Mapping[str, Sequence[float | None]
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """All must hold; one that fails is enough."""
+    """Combine the rules of a claim: it holds if all hold, and fails if one fails."""
     kinds = {result.verdict for result in results}
     return "fails" if "fails" in kinds else "holds" if kinds == {"holds"} else "undecided"

@@ -1,18 +1,22 @@
-"""RESULTS.md and its pictures, from the records of the claims and nothing else.
+"""Writes RESULTS.md and its pictures, from the records of the claims and nothing else.
 
 python -m experiments.report --results
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from experiments.ledger import records, rules
+from normjax.analysis.plots import COLOURS
 
 HEADER = """\
 # The ledger of claims
@@ -35,8 +39,8 @@ Student's 95 % interval over the seeds:
 Rules were written before the runs, but for claim 26, whose margins were set after a look at one
 seed; a record whose rule was changed afterwards is refused. Claim 8 was run once before with a
 faulty setup, which its config describes. The intervals are not corrected for the number of rules.
-"fails" says that the statement was not borne out at this scale, with these data; the line "Smaller"
-of each config says how small that is. Claims share the runs that their arms have alike, so verdicts
+"fails" says that the statement was not borne out at this scale, with these data; `scale` in each
+config says how small that is. Claims share the runs that their arms have alike, so verdicts
 are not independent of each other.
 A run that diverged counts as a model that knows nothing: accuracy 1 / classes, loss log(classes);
 the row says how many did.
@@ -60,7 +64,7 @@ COLUMNS = (
 
 
 def number(value: float) -> str:
-    """Four significant digits, a proper minus."""
+    """Format with four significant digits and a proper minus."""
     if not math.isfinite(value):
         return "-"
     text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3g}"
@@ -68,15 +72,15 @@ def number(value: float) -> str:
 
 
 def arms(claim: rules.Claim, record: Mapping[str, Any]) -> str:
-    """Mean and standard deviation of every metric that a rule looks at, by arm."""
-    wanted: dict[str, list[str]] = {}
+    """Format mean and standard deviation of every metric that a rule reads, by arm."""
+    arms_of: dict[str, list[str]] = {}
     for rule in claim.rules:
         for term in rule.terms:
-            of = wanted.setdefault(term.metric, [])
-            if term.arm not in of:
-                of.append(term.arm)
+            names = arms_of.setdefault(term.metric, [])
+            if term.arm not in names:
+                names.append(term.arm)
     parts = []
-    for metric, names in wanted.items():
+    for metric, names in arms_of.items():
         each = [f"{name} {_spread(record['arms'][name]['metrics'][metric])}" for name in names]
         parts.append(f"{metric}: {', '.join(each)}")
     tuned = {n: arm for n, arm in record["arms"].items() if arm.get("tuned")}
@@ -87,62 +91,48 @@ def arms(claim: rules.Claim, record: Mapping[str, Any]) -> str:
     ]
     if edge:
         parts.append(f"best rate at the grid's edge: {', '.join(edge)}")
-    lost = {n: arm["metrics"].get("diverged", ()) for n, arm in record["arms"].items()}
-    gone = [f"{n} {v.count(1.0)} of {len(v)}" for n, v in lost.items() if any(v)]
-    if gone:
-        parts.append(f"diverged: {', '.join(gone)}")
+    flags = {n: arm["metrics"].get("diverged", ()) for n, arm in record["arms"].items()}
+    diverged = [f"{n} {v.count(1.0)} of {len(v)}" for n, v in flags.items() if any(v)]
+    if diverged:
+        parts.append(f"diverged: {', '.join(diverged)}")
     return "; ".join(parts)
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    found = np.array([math.nan if v is None else v for v in values], np.float64)
-    spread = found.std(ddof=1) if len(found) > 1 else 0.0
-    return f"{number(float(found.mean()))} ± {number(float(spread))}"
+    numbers = np.array([math.nan if v is None else v for v in values], np.float64)
+    spread = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
+    return f"{number(float(numbers.mean()))} ± {number(float(spread))}"
 
 
 def rule_lines(results: Sequence[rules.Result]) -> str:
-    """Every rule with its difference and what it decides."""
+    """Format every rule with its difference and its verdict."""
     parts = []
     for result in results:
         sign = "> " if result.rule.kind == "more" else "within "
-        asked = sign + number(result.rule.margin)
-        found = f"{number(result.mean)} ± {number(result.half)}"
-        parts.append(f"{result.rule.label}: {found} ({asked}: {result.verdict})")
+        margin = sign + number(result.rule.margin)
+        interval = f"{number(result.mean)} ± {number(result.half)}"
+        parts.append(f"{result.rule.label}: {interval} ({margin}: {result.verdict})")
     return "; ".join(parts)
 
 
 def row(at: int, results: pathlib.Path) -> list[str]:
-    """A claim's cells."""
+    """Return the cells of a claim, in the order of `COLUMNS`."""
     claim, record = records.module(at).CLAIM, records.read(at, results)
     path = f"[{records.slug(at)}]({records.config_path(at)})"
     command = f"`python -m experiments.claim {at}`"
+    start = [str(at), claim.statement, claim.source, path]
     if record is None:
         if not records.runs(records.module(at)):
             command = "-"
-        return [
-            str(at),
-            claim.statement,
-            claim.source,
-            path,
-            "-",
-            "-",
-            "-",
-            "not run",
-            command,
-            "-",
-            "-",
-        ]
-    verdict, found = records.judge(claim, record)
+        return [*start, "-", "-", "-", "not run", command, "-", "-"]
+    verdict, rule_results = records.judge(claim, record)
     seeds = {len(arm["seeds"]) for arm in record["arms"].values()}
     picture = f"[plot](results/claims/{records.slug(at)}.png)"
     return [
-        str(at),
-        claim.statement,
-        claim.source,
-        path,
+        *start,
         str(max(seeds)),
         f"{arms(claim, record)} ({picture})",
-        rule_lines(found),
+        rule_lines(rule_results),
         verdict,
         command,
         hardware(record),
@@ -151,14 +141,14 @@ def row(at: int, results: pathlib.Path) -> list[str]:
 
 
 def hardware(record: Mapping[str, Any]) -> str:
-    """What it ran on, and how long."""
-    found = record["hardware"]
-    device = f"{found['cpus']} CPU cores" if found["platform"] == "cpu" else found["device"]
+    """Name the device that a claim ran on, and how long it took."""
+    machine = record["hardware"]
+    device = f"{machine['cpus']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
     return f"{device}, {record['seconds'] / 60:.1f} min"
 
 
 def write(results: pathlib.Path = records.RESULTS) -> str:
-    """The text of RESULTS.md."""
+    """Return the text of RESULTS.md."""
     rows = [row(at, results) for at in sorted(records.files())]
     verdicts = [cells[COLUMNS.index("verdict")] for cells in rows]
     counts = ", ".join(f"{v} {verdicts.count(v)}" for v in rules.VERDICTS)
@@ -169,11 +159,34 @@ def write(results: pathlib.Path = records.RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def description(study: ModuleType) -> str:
+    """Describe a claim for a terminal, from its `CLAIM` and the notes in its docstring."""
+    claim = study.CLAIM
+    fields = {
+        "Source": claim.source,
+        "Expected": claim.expect,
+        "Smaller": claim.scale,
+        "Twin": claim.twin,
+        "Cost": f"about {claim.minutes:g} minutes on two CPU cores" if claim.minutes else "",
+    }
+    lines = _entry(f"Claim {claim.number}:", claim.statement)
+    for name, value in fields.items():
+        lines += _entry(f"{name}:", value) if value else []
+    notes = (inspect.getdoc(study) or "").partition("\n\n")[2]
+    return "\n".join(lines) + (f"\n\n{notes}\n" if notes else "\n")
+
+
+def _entry(name: str, value: str) -> list[str]:
+    first, rest = name.ljust(11), " " * 11
+    return textwrap.wrap(
+        value, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+
+
 def summary(claim: rules.Claim, record: Mapping[str, Any]) -> str:
-    """A claim's outcome for a terminal."""
-    verdict, found = records.judge(claim, record)
-    lines = [f"claim {claim.number}: {claim.statement}", f"verdict: {verdict}"]
-    lines += [f"  {rule_lines([result])}" for result in found]
+    """Describe the outcome of a claim for a terminal."""
+    verdict, results = records.judge(claim, record)
+    lines = [f"verdict: {verdict}", *(f"  {rule_lines([result])}" for result in results)]
     for arm, numbers in record["arms"].items():
         rate = f"rate {numbers['rate']:g}, tuned {numbers['tuned']}" if "rate" in numbers else ""
         lines.append(f"  {arm}: {rate} {numbers['seconds']} s")
@@ -184,53 +197,68 @@ def summary(claim: rules.Claim, record: Mapping[str, Any]) -> str:
 
 
 def draw(claim: rules.Claim, record: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Curves of each arm where there are any, and the arms' numbers seed by seed."""
+    """Plot the curves of each arm that has some, and the arms' numbers seed by seed."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    found = record["arms"]
-    metric = claim.rules[0].terms[0].metric
-    shown = list(dict.fromkeys(t.metric for r in claim.rules for t in r.terms))[:2]
-    curved = {name: arm["curves"] for name, arm in found.items() if arm.get("curves")}
-    wide = len(shown) + (2 if curved else 0)
+    arms = record["arms"]
+    metrics = list(dict.fromkeys(t.metric for r in claim.rules for t in r.terms))[:2]
+    curves = {name: arm["curves"] for name, arm in arms.items() if arm.get("curves")}
+    count = len(metrics) + (2 if curves else 0)
     figure, axes = plt.subplots(
-        1, wide, figsize=(4.2 * wide, 3.8), layout="constrained", squeeze=False
+        1, count, figsize=(4.2 * count, 3.8), layout="constrained", squeeze=False
     )
-    at = iter(axes[0])
-    colors = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(found)}
-    if curved:
-        for what, label in (("train.loss", "training loss"), ("valid.loss", "validation loss")):
-            axis = next(at)
-            for name, curves in curved.items():
-                steps = curves[f"{what.split('.')[0]}.step"]
-                mean, std = (np.array(curves[what][k]) for k in ("mean", "std"))
-                axis.plot(steps, mean, label=name, color=colors[name], lw=1.6)
-                axis.fill_between(steps, mean - std, mean + std, color=colors[name], alpha=0.15)
-            axis.set(xlabel="training steps", ylabel=label)
-            axis.grid(alpha=0.25)
+    remaining = iter(axes[0])
+    if curves:
+        for split, label in (("train", "training loss"), ("valid", "validation loss")):
+            _draw_curves(next(remaining), list(arms), curves, split, label)
         axes[0][0].legend(frameon=False, fontsize=8)
-    for metric in shown:
-        axis = next(at)
-        names = [n for n in found if metric in found[n]["metrics"]]
-        for i, name in enumerate(names):
-            values = np.array([v for v in found[name]["metrics"][metric] if v is not None])
-            axis.plot(np.full(len(values), i), values, "o", color=colors[name], alpha=0.6, ms=4)
-            if len(values):
-                axis.plot([i - 0.25, i + 0.25], [values.mean()] * 2, color=colors[name], lw=2)
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-        axis.set_ylabel(metric)
-        axis.grid(alpha=0.25, axis="y")
+    for metric in metrics:
+        _draw_seeds(next(remaining), arms, metric)
     verdict, _ = records.judge(claim, record)
-    title = f"{claim.number}. {claim.statement}: {verdict}"
+    title = f"{claim.number}. {claim.statement}: {verdict}".replace("$", r"\$")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def _colour(names: Sequence[str], name: str) -> str:
+    return COLOURS[names.index(name) % len(COLOURS)]
+
+
+def _draw_curves(
+    axis: Any, names: Sequence[str], curves: Mapping[str, Any], split: str, label: str
+) -> None:
+    """Draw the mean loss of each arm and its deviation; where colours repeat, styles differ."""
+    for name, arm in curves.items():
+        colour, i = _colour(names, name), names.index(name)
+        style = ("-", "--", ":")[i // len(COLOURS) % 3]
+        steps = arm[f"{split}.step"]
+        mean, std = (np.array(arm[f"{split}.loss"][k]) for k in ("mean", "std"))
+        axis.plot(steps, mean, label=name, color=colour, linestyle=style, lw=1.6)
+        axis.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15)
+    axis.set(xlabel="training steps", ylabel=label)
+    axis.grid(alpha=0.25)
+
+
+def _draw_seeds(axis: Any, arms: Mapping[str, Any], metric: str) -> None:
+    """Draw one metric of each arm as a point per seed and a bar at their mean."""
+    names = [name for name in arms if metric in arms[name]["metrics"]]
+    for i, name in enumerate(names):
+        values = np.array([v for v in arms[name]["metrics"][metric] if v is not None])
+        colour = _colour(list(arms), name)
+        axis.plot(np.full(len(values), i), values, "o", color=colour, alpha=0.6, ms=4)
+        if len(values):
+            axis.plot([i - 0.25, i + 0.25], [values.mean()] * 2, color=colour, lw=2)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    axis.set_ylabel(metric)
+    axis.grid(alpha=0.25, axis="y")
+
+
 def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path | None = None) -> str:
-    """Write RESULTS.md and draw every picture again; return a line about it."""
+    """Write RESULTS.md, redraw every picture, and return a line that says so."""
     text = write(results)
     out = out or pathlib.Path("RESULTS.md")
     out.write_text(text)

@@ -1,1 +1,1 @@
-"""What runs a training: steps, devices, checkpoints, the workdir, exit statuses."""
+"""Runs a training: steps, devices, checkpoints, the workdir, exit statuses."""

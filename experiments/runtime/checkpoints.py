@@ -1,9 +1,9 @@
-"""Checkpoints that survive: written in the background, whole or not at all, and checked when read.
+"""Writes checkpoints in the background, whole or not at all, and verifies them when read.
 
 A checkpoint is one pytree (parameters, norm state, optimizer, key, step, the best parameters so
-far) with the data iterator's place and a checksum of every leaf. A half-written one is never seen
-(Orbax writes beside and renames); one that was damaged later is told by its checksums, set aside,
-and the one before it is used. The newest `keep` stay; the best parameters travel in each of them.
+far) with the data iterator's position and a checksum of every leaf. A half-written one is never
+read (Orbax writes elsewhere and renames); one that was damaged later is detected by its checksums,
+set aside, and the one before it is used. The newest `keep` stay, each with the best parameters.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def local(path: epath.PathLike) -> bool:
 
 
 def name(path: Any) -> str:
-    """A leaf's place in a tree: ``params/layer/cell/kernel``."""
+    """Write the path of a leaf as ``params/layer/cell/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _data(leaf: Any) -> Any:
-    """A leaf as a plain array: a PRNG key is its words."""
+    """Return a leaf as a plain array; of a PRNG key, its words."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf
 
 
 def checksums(tree: Tree) -> dict[str, int]:
-    """CRC-32 of every leaf, by its path."""
+    """Compute the CRC-32 of every leaf, by its path."""
     leaves = jax.device_get(
         [(name(path), _data(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
     )
@@ -55,7 +55,7 @@ def checksums(tree: Tree) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep a failed read's abandoned coroutines from telling their own stories."""
+    """Keep the abandoned coroutines of a failed read from logging."""
     before, logger = sys.unraisablehook, logging.getLogger(asyncio.__name__)
     disabled, logger.disabled = logger.disabled, True
     sys.unraisablehook = lambda _: None
@@ -109,23 +109,23 @@ class Checkpoints:
         """Step of the newest complete checkpoint, None if there is none."""
         return self.manager.latest_step()
 
-    def save(self, step: int, run: Tree, place: dict) -> None:
-        """Start to write a checkpoint, unless that step is there, after the one before is done."""
+    def save(self, step: int, run: Tree, position: dict) -> None:
+        """Start to write a checkpoint, unless that step has one, after the previous one is done."""
         if step == self.latest():
             return
-        told = {"place": place, "checksums": checksums(run)}
-        items = ocp.args.Composite(run=ocp.args.StandardSave(run), data=ocp.args.JsonSave(told))
+        data = {"place": position, "checksums": checksums(run)}
+        items = ocp.args.Composite(run=ocp.args.StandardSave(run), data=ocp.args.JsonSave(data))
         self.manager.save(step, args=items)
 
     def restore(self, like: Tree) -> tuple[Tree, dict]:
-        """The newest sound checkpoint, in the structure of `like`, and the iterator's place."""
+        """Read the newest sound checkpoint, structured like `like`, and the iterator's position."""
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 with _quiet():
                     return self._read(step, like)
             except UsageError:
                 raise
-            except Exception as error:  # whatever a damaged file makes its readers say
+            except Exception as error:  # readers of damaged files raise anything
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self._set_aside(step, line.partition(" [")[0][:160])
         raise UsageError(
@@ -133,8 +133,8 @@ class Checkpoints:
         )
 
     def _read(self, step: int, like: Tree) -> tuple[Tree, dict]:
-        kept = jax.tree.leaves_with_path(self.manager.item_metadata(step)["run"].tree)
-        there = {name(path): tuple(leaf.shape) for path, leaf in kept}
+        saved = jax.tree.leaves_with_path(self.manager.item_metadata(step)["run"].tree)
+        there = {name(path): tuple(leaf.shape) for path, leaf in saved}
         here = {name(p): np.shape(_data(leaf)) for p, leaf in jax.tree.leaves_with_path(like)}
         if there != here:
             other = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
@@ -148,14 +148,16 @@ class Checkpoints:
         items = ocp.args.Composite(
             run=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
         )
-        found = self.manager.restore(step, args=items)
-        sums = checksums(found["run"])
-        if bad := [path for path, crc in found["data"]["checksums"].items() if sums[path] != crc]:
+        restored = self.manager.restore(step, args=items)
+        sums = checksums(restored["run"])
+        if bad := [
+            path for path, crc in restored["data"]["checksums"].items() if sums[path] != crc
+        ]:
             raise ValueError(f"the checksum of {bad[0]} is wrong")
-        return found["run"], found["data"]["place"]
+        return restored["run"], restored["data"]["place"]
 
     def _set_aside(self, step: int, why: str) -> None:
-        """Tell of a damaged checkpoint and move it away, so that its step can be saved."""
+        """Report a damaged checkpoint and move it away, so that its step can be saved again."""
         aside = self.folder.parent / "damaged" / str(step)
         before = [s for s in self.manager.all_steps() if s < step]
         instead = f"step {max(before)} is used instead" if before else "there is none before it"
@@ -177,9 +179,9 @@ class Checkpoints:
         self._open()
 
     def wait(self) -> None:
-        """Return when what was saved lies on the disk; a failed write raises here."""
+        """Wait until all writes are on the disk; a failed write raises here."""
         self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish what is being written and let go of the folder."""
+        """Finish all writes and release the folder."""
         self.manager.close()

@@ -1,10 +1,10 @@
-"""Several processes as one run: `--distributed`, or by itself on TPU slices and under Slurm.
+r"""Joins several processes into one run: `--distributed`, automatic on TPU slices and under Slurm.
 
     python -m experiments.train --config=… --workdir=… \
         --distributed --coordinator=HOST:PORT --processes=2 --process=0     # and --process=1
 
 Each process watches the others. When one is lost the rest end within a minute with status 3; the
-same command on every host then goes on from the last checkpoint.
+same command on every host then continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.usage import UsageError
 HEARTBEAT = 30  # seconds of silence after which a process counts as lost
 
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", None, "Run with other processes; by itself on TPU slices and under Slurm."
+    "distributed", None, "Run with other processes; automatic on TPU slices and under Slurm."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the run has.")
@@ -43,12 +43,12 @@ def automatic() -> bool:
         return True
     if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] not in ("tpu", ""):
         return False
-    # On a slice of one host this makes a run of one process, which is no harm.
+    # On a slice of one host this makes a run of one process, which does no harm.
     chips = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def asked() -> bool:
+def requested() -> bool:
     """Whether the command line or the machine says that there are other processes."""
     return automatic() if _DISTRIBUTED.value is None else _DISTRIBUTED.value
 
@@ -57,9 +57,9 @@ def main() -> None:
     """Join the other processes, if there are any.
 
     The network library ends a process that lost its peers by aborting it. So the work is done by a
-    child, and this process stays to say in plain words what happened.
+    child, and this process stays to report what happened.
     """
-    if not asked():
+    if not requested():
         if _COORDINATOR.value or _PROCESSES.value or _PROCESS.value >= 0:
             raise UsageError("--coordinator, --processes and --process need --distributed.")
         return
@@ -95,27 +95,27 @@ def _who() -> str:
 
 
 def _join() -> None:
-    if sys.platform == "linux":  # a child whose parent is killed goes with it
+    if sys.platform == "linux":  # a child dies with its parent
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != int(os.environ["NORMJAX_CHILD"]):
             os._exit(128 + signal.SIGKILL)
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if _COORDINATOR.value:
-        given = _given()
-    jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see stops.Stop
+        arguments = _addresses()
+    jax.config.update("jax_enable_preemption_service", False)  # exits.Stop handles the signals
     try:
         jax.distributed.initialize(
-            **given, initialization_timeout=_PATIENCE.value, heartbeat_timeout_seconds=HEARTBEAT
+            **arguments, initialization_timeout=_PATIENCE.value, heartbeat_timeout_seconds=HEARTBEAT
         )
     except ValueError as error:
         raise UsageError(
-            f"found no other processes by itself ({error}); outside Slurm and TPU slices "
+            f"no other processes were detected ({error}); outside Slurm and TPU slices "
             "--distributed needs --coordinator=HOST:PORT, --processes=N and --process=I."
         ) from error
 
 
-def _given() -> dict[str, Any]:
-    """The flags, after a look whether the coordinator can be there."""
+def _addresses() -> dict[str, Any]:
+    """Return what the flags say, once the coordinator's port is free or answers."""
     host, colon, port = _COORDINATOR.value.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise UsageError(f"--coordinator={_COORDINATOR.value!r} must be HOST:PORT.")

@@ -1,15 +1,15 @@
-"""How a run ends, and what its exit status says.
+"""Ends a run with a message and an exit status.
 
 ======  =========================================================================================
 status  meaning
 ======  =========================================================================================
 0       finished
-1       diverged: the same command would meet it again; the last good checkpoint is kept
+1       diverged: the same command would diverge again; the last good checkpoint is kept
 2       a mistake in the command, the config or the data; nothing was changed
 3       something around the run broke: disk, another process, the network. What was saved is
-        kept; mend it, and the same command goes on
-128+n   stopped by signal n (130 Ctrl-C, 143 TERM) after saving; the same command goes on. A second
-        signal ends the run at once, and the last checkpoint is what is kept
+        kept; once that is fixed, the same command continues
+128+n   stopped by signal n (130 Ctrl-C, 143 TERM) after saving; the same command continues. A
+        second signal ends the run at once, and the last checkpoint is kept
 ======  =========================================================================================
 """
 
@@ -31,9 +31,8 @@ import numpy as np
 from experiments.usage import UsageError
 
 DIVERGED, USAGE, BROKEN = 1, 2, 3
-SAME = (
-    0.5  # seconds within which a repeated signal is the same one: a scheduler tells every process
-)
+# Seconds within which a repeated signal counts as the same one: schedulers signal every process.
+SAME = 0.5
 
 
 class Diverged(RuntimeError):
@@ -41,18 +40,18 @@ class Diverged(RuntimeError):
 
 
 class Broken(RuntimeError):
-    """Something around the run failed."""
+    """Something around the run failed: disk, network, another process."""
 
 
 class Interrupted(RuntimeError):
-    """Somebody asked the run to stop; its checkpoint is written."""
+    """A signal stopped the run; its checkpoint is written."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
 
 
-# Errors of the operating system by what they say: writers of checkpoints pass on the text alone.
+# Errors of the operating system by their text, which is all that writers of checkpoints pass on.
 _SYSTEM = {
     errno.ENOSPC: ("no space left", "the disk is full"),
     errno.EDQUOT: ("quota exceeded", "the disk quota is used up"),
@@ -68,36 +67,36 @@ _LOST = ("gloo", "connection closed by peer", "connection reset", "heartbeat", "
 
 
 def cause(error: BaseException) -> str:
-    """What the operating system or the network refused, '' if it was neither."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _SYSTEM:
-            return _SYSTEM[seen.errno][1]
-        text = str(seen).lower()
-        for words, told in _SYSTEM.values():
+    """Say what the operating system or the network refused; '' if it was neither."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _SYSTEM:
+            return _SYSTEM[link.errno][1]
+        text = str(link).lower()
+        for words, meaning in _SYSTEM.values():
             if words in text:
-                return told
+                return meaning
         if jax.process_count() > 1 and any(word in text for word in _LOST):
             return "another process of this run ended or cannot be reached"
-        seen = seen.__cause__ or seen.__context__
+        link = link.__cause__ or link.__context__
     return ""
 
 
 @contextlib.contextmanager
 def reraise_as_broken(what: str) -> Iterator[None]:
-    """Tell errors of the system as `Broken`, with what is kept."""
+    """Raise errors of the system as `Broken`, with a word on what is kept."""
     try:
         yield
     except (UsageError, Diverged, Interrupted, Broken):
         raise
     except Exception as error:
-        if not (told := cause(error)):
+        if not (meaning := cause(error)):
             raise
-        raise Broken(f"{told}: {what}") from error
+        raise Broken(f"{meaning}: {what}") from error
 
 
 class Stop:
-    """Remembers a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
+    """Hold back a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
 
     def __enter__(self) -> Stop:
         self.number, self.when = 0, 0.0
@@ -106,7 +105,7 @@ class Stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: whoever runs us handles signals
+            except ValueError:  # not the main thread: the caller handles signals
                 break
         return self
 
@@ -116,16 +115,16 @@ class Stop:
         if not self.number:
             self.number, self.when = number, time.monotonic()
 
-    def agreed(self, running: Any, devices: Any) -> int:
-        """The signal that any process has had: all of them stop after the same step.
+    def agreed_signal(self, running: Any, devices: Any) -> int:
+        """Return the signal that any process has received, so that all stop after the same step.
 
-        Processes vote once a step, and the vote of the step before counts, so none of them waits
-        for the step in flight.
+        Processes vote once per step, and the previous step's vote counts, so none of them waits for
+        the step in flight.
         """
         if jax.process_count() == 1:
             return self.number
         if jax.default_backend() == "cpu":
-            jax.block_until_ready(running)  # two programs at once would mix up their messages
+            jax.block_until_ready(running)  # two programs at once would mix their messages
         mesh = jax.sharding.Mesh(np.array(devices), ("all",))
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
         every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -140,9 +139,10 @@ class Stop:
 
 
 def exit_with(status: int) -> None:
-    """End with a status; one of several processes does not wait for others, which wait for it.
+    """Exit with a status.
 
-    Nor does one for which something broke wait for writers, which would tell of it once more.
+    One of several processes does not wait for the others, which wait for it; after a failure
+    nothing waits for the writers, which would report it again.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -164,6 +164,6 @@ def statuses() -> Iterator[None]:
         print(str(error), file=sys.stderr)
         sys.exit(128 + error.number)
     except KeyboardInterrupt as error:  # before the first step, or a second signal
-        print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("stopped; the same command continues from the last checkpoint.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(128 + (error.args[0] if error.args else signal.SIGINT))  # writers do not delay it

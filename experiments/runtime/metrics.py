@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard files, and the progress bar."""
+"""Writes and reads the metrics of a run: metrics.jsonl, TensorBoard files, the progress bar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.runtime.checkpoints import local
 
 
 def read_rows(path: epath.PathLike, upto: float = float("inf")) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl up to a step; a torn last line is no row."""
+    """Read the rows of a metrics.jsonl up to a step, without a torn last line."""
     path, rows = epath.Path(path), []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -30,7 +30,7 @@ def read_rows(path: epath.PathLike, upto: float = float("inf")) -> list[dict[str
 
 
 def steps_to(rows: Sequence[dict[str, Any]], accuracy: float) -> int | None:
-    """The first validated step at or above an accuracy."""
+    """Return the first step whose validation accuracy reaches a value, or None."""
     return next(
         (r["step"] for r in rows if r["split"] == "valid" and r["accuracy"] >= accuracy), None
     )
@@ -47,10 +47,10 @@ def write_text(path: epath.Path, text: str) -> None:
 
 
 class Metrics:
-    """Rows for people and tools: metrics.jsonl and TensorBoard event files.
+    """Writes rows to metrics.jsonl and TensorBoard event files.
 
-    On a local disk each row is written at once. A bucket's objects cannot grow: there both are
-    written anew by `flush`, with each checkpoint. Only the first process writes anything.
+    On a local disk each row is written at once. A bucket's objects cannot grow: there `flush`
+    rewrites both, with each checkpoint. Only the first process writes anything.
     """
 
     def __init__(self, workdir: epath.PathLike, step: int):
@@ -59,12 +59,12 @@ class Metrics:
         self.writes, self.local = jax.process_index() == 0, local(self.path)
         if not self.writes:
             return
-        # A killed run may have logged past its last checkpoint; those rows come again.
+        # A killed run may have logged past its last checkpoint; those rows will be written again.
         write_text(self.path, self._text())
         self.file = open(self.path, "a") if self.local else None  # noqa: SIM115
         self.events = self.path.parent / "tensorboard"
-        self.near = str(self.events) if self.local else tempfile.mkdtemp(prefix="normjax")
-        self.board = SummaryWriter(logdir=self.near, purge_step=step + 1 if step else None)
+        self.local_events = str(self.events) if self.local else tempfile.mkdtemp(prefix="normjax")
+        self.board = SummaryWriter(logdir=self.local_events, purge_step=step + 1 if step else None)
 
     def _text(self) -> str:
         return "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -82,13 +82,13 @@ class Metrics:
             self.board.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """Bring a bucket up to date."""
+        """Upload to a bucket what was written since the last call."""
         if not self.writes or self.local:
             return
         write_text(self.path, self._text())
         self.board.flush()
         self.events.mkdir(parents=True, exist_ok=True)
-        for file in epath.Path(self.near).iterdir():
+        for file in epath.Path(self.local_events).iterdir():
             file.copy(self.events / file.name, overwrite=True)
 
     def close(self) -> None:

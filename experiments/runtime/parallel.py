@@ -1,14 +1,16 @@
-"""One training step over many devices, in three ways that give the same numbers, but for noise.
+"""Spreads one training step over many devices, in three ways with the same numbers but for noise.
 
 `config.parallel`: "jit" (the compiler splits the arrays), "shard_map" or "pmap" (each device runs
-the step on its rows, and statistics, sums and gradients are added up over a named axis). Whatever
-the way, the state outside the step is the same: arrays replicated over one mesh, batches split
-over it. `gradients` is the only place that reduces a gradient. Noise is drawn for the whole batch
-under "jit" and by each device for its rows elsewhere: two samples of one thing.
+the step on its rows, and statistics, sums and gradients are added up over a named axis). In all
+three the state outside the step is the same: arrays replicated over one mesh, batches split over
+it. `gradients` is the only place that reduces a gradient. Noise is drawn for the whole batch under
+"jit" and by each device for its rows elsewhere: two samples of one distribution.
 
 `config.batch_stats`: "global" statistics are those of the whole batch; with "device" each device's
-rows are a batch of their own (under jit: ghost batches, one a device), and what the norms keep is
-merged after the step.
+rows are a batch of their own (under jit: ghost batches, one per device), and the norms' states are
+averaged after the step.
+
+A limit: the whole data set is replicated on every device, which is right for sets of MNIST's size.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.tasks.base import Batch
 from experiments.usage import UsageError
 
 AXIS = "devices"
@@ -31,10 +34,11 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """What a step must know of the way it is traced; the default is a plain function of the batch.
+    """How a step is traced; the default is a plain function of the batch.
 
     `axis_name`: the device axis that is mapped over; `checked`: whether replication is part of the
-    types (`shard_map`) or not (`pmap`); `ghosts`: batches that keep statistics of their own.
+    types (`shard_map`) or not (`pmap`); `pooled`: whether statistics are those of all devices;
+    `ghosts`: parts of the batch that have statistics of their own.
     """
 
     axis_name: str | None = None
@@ -42,16 +46,12 @@ class StepContext:
     pooled: bool = True
     ghosts: int = 1
 
-    def sum(self, tree: Tree) -> Tree:
-        """Add up over the devices."""
-        return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
-
 
 SINGLE = StepContext()
 
 
 def available() -> list[jax.Device]:
-    """The devices that a run may take."""
+    """Return the devices that a run may use."""
     return jax.devices()
 
 
@@ -59,68 +59,82 @@ def gradients(
     scores_of: Callable[..., tuple[Any, Tree]],
     params: Tree,
     norm: Tree,
-    batch: Tree,
-    weight: jax.Array | None,
-    key: jax.Array,
-    how: StepContext = SINGLE,
+    batch: Batch,
+    context: StepContext = SINGLE,
 ) -> tuple[jax.Array, Any, Tree, Tree]:
-    """Mean loss, sums, next norm state and gradient of the whole batch, the same on every device.
+    """Return the whole batch's mean loss, sums, next norm state and gradient, on every device.
 
-    `scores_of(params, norm, batch, weight, key, axis_name)` returns sums over its rows and a state.
-    The loss is `psum(loss) / psum(count)`: rows are weighed, not devices.
+    `scores_of` is a task's `scores`. The loss is `psum(loss) / psum(count)`: the weights are those
+    of the rows, not of the devices.
     """
-    if how.axis_name is None and how.ghosts == 1:
+    training = functools.partial(scores_of, stats="batch", train=True)
+    if context.axis_name is not None:
+        return _mapped_gradients(training, params, norm, batch, context)
+    if context.ghosts > 1:
+        return _ghost_gradients(training, params, norm, batch, context.ghosts)
 
-        def whole(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
-            scores, state = scores_of(params, norm, batch, weight, key, None)
-            return scores.loss / scores.count, (scores, state)
+    def whole(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
+        scores, state = training(params, norm, batch)
+        return scores.loss / scores.count, (scores, state)
 
-        (loss, (scores, state)), grads = jax.value_and_grad(whole, has_aux=True)(params)
-        return loss, scores, state, grads
+    (loss, (scores, state)), grads = jax.value_and_grad(whole, has_aux=True)(params)
+    return loss, scores, state, grads
 
-    if how.axis_name is None:
-        split = functools.partial(_split, parts=how.ghosts)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(how.ghosts))
-        parts = (jax.tree.map(split, batch), None if weight is None else split(weight), keys)
 
-        def ghosts(params: Tree) -> tuple[jax.Array, tuple[Any, Tree, jax.Array]]:
-            each, states = jax.vmap(lambda b, w, k: scores_of(params, norm, b, w, k, None))(*parts)
-            scores = jax.tree.map(lambda s: s.sum(0), each)
-            return scores.loss / scores.count, (scores, states, each.count)
+def _ghost_gradients(
+    training: Callable[..., tuple[Any, Tree]], params: Tree, norm: Tree, batch: Batch, ghosts: int
+) -> tuple[jax.Array, Any, Tree, Tree]:
+    """Compute `gradients` on one device, with statistics of their own for parts of the batch."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(jnp.arange(ghosts))
 
-        (loss, (scores, states, counts)), grads = jax.value_and_grad(ghosts, has_aux=True)(params)
-        return loss, scores, _merge(norm, states, counts, lambda x: x.sum(0)), grads
+    def split(x: jax.Array) -> jax.Array:  # [rows, ...] to [ghosts, rows / ghosts, ...]
+        return x.reshape(ghosts, x.shape[0] // ghosts, *x.shape[1:])
 
-    axis = how.axis_name
+    examples, weight = jax.tree.map(split, (batch.examples, batch.weight))
+    parts = Batch(examples, weight, keys)
+
+    def total(params: Tree) -> tuple[jax.Array, tuple[Any, Tree, jax.Array]]:
+        each, states = jax.vmap(lambda part: training(params, norm, part))(parts)
+        scores = jax.tree.map(lambda s: s.sum(0), each)
+        return scores.loss / scores.count, (scores, states, each.count)
+
+    (loss, (scores, states, counts)), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return loss, scores, _merge(norm, states, counts, lambda x: x.sum(0)), grads
+
+
+def _mapped_gradients(
+    training: Callable[..., tuple[Any, Tree]],
+    params: Tree,
+    norm: Tree,
+    batch: Batch,
+    context: StepContext,
+) -> tuple[jax.Array, Any, Tree, Tree]:
+    """Compute `gradients` inside `shard_map` or `pmap`, where `batch` is this device's rows."""
+    axis = context.axis_name
     if jax.lax.axis_size(axis) > 1:  # no two devices draw the same noise; one draws jit's
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        batch = batch._replace(key=jax.random.fold_in(batch.key, jax.lax.axis_index(axis)))
     local = params
-    if how.checked:
+    if context.checked:
         # Replicated parameters have the sum over devices in their gradient already; parameters
         # that vary have their device's share, as under pmap, and one psum is right for both.
         local = jax.tree.map(lambda p: jax.lax.pcast(p, axis, to="varying"), params)
 
     def share(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
-        pooled = axis if how.pooled else None
-        scores, state = scores_of(params, norm, batch, weight, key, pooled)
+        scores, state = training(params, norm, batch, axis_name=axis if context.pooled else None)
         return scores.loss / jax.lax.psum(scores.count, axis), (scores, state)
 
     (_, (scores, state)), grads = jax.value_and_grad(share, has_aux=True)(local)
     grads, total = jax.lax.psum((grads, scores), axis)
-    if not how.pooled:
+    if not context.pooled:
         state = _merge(norm, state, scores.count, lambda x: jax.lax.psum(x, axis))
     return total.loss / total.count, total, state, grads
 
 
-def _split(x: jax.Array, parts: int) -> jax.Array:
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-
-
 def _merge(old: Tree, new: Tree, count: jax.Array, add: Callable[[Any], Any]) -> Tree:
-    """What each device's norms keep, averaged with the weight of its rows.
+    """Average the devices' norm states, weighted by their rows.
 
     The running average is linear in the statistics, so this is the average of the devices' means
-    and of their variances: what each saw, not the variance of all rows together.
+    and of their variances, not the variance of all rows together.
     """
     total = add(count)
 
@@ -137,21 +151,21 @@ def _merge(old: Tree, new: Tree, count: jax.Array, add: Callable[[Any], Any]) ->
 
 
 class DeviceLayout:
-    """The devices of a run and the way that its step is spread over them."""
+    """The devices of a run, and how its arrays and its step are spread over them."""
 
     def __init__(self, mode: str = "jit", devices: int = 0, batch_stats: str = "global"):
-        found = available()
-        if devices > len(found):
+        present = available()
+        if devices > len(present):
             raise UsageError(
-                f"config.devices={devices}, but there are {len(found)}; 0 takes all of them."
+                f"config.devices={devices}, but there are {len(present)}; 0 takes all of them."
             )
-        if devices and jax.process_count() > 1 and devices != len(found):
+        if devices and jax.process_count() > 1 and devices != len(present):
             raise UsageError(
                 f"config.devices={devices}, but {jax.process_count()} processes have "
-                f"{len(found)}; with several processes all are used: write 0."
+                f"{len(present)}; with several processes all are used: write 0."
             )
         self.mode, self.pooled = mode, batch_stats == "global"
-        self.devices = tuple(found[: devices or len(found)])
+        self.devices = tuple(present[: devices or len(present)])
         self.count = len(self.devices)
         self.plain = mode == "jit" and self.count == 1
         self.mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -168,8 +182,8 @@ class DeviceLayout:
         return hash(self._same())
 
     @property
-    def how(self) -> StepContext:
-        """What the step is told."""
+    def context(self) -> StepContext:
+        """How the step is traced."""
         if self.mode == "jit":
             return StepContext(ghosts=1 if self.pooled else self.count)
         return StepContext(AXIS, self.mode == "shard_map", self.pooled)
@@ -177,7 +191,7 @@ class DeviceLayout:
     # ------------------------------------------------------------------------- placing arrays
 
     def replicate(self, tree: Tree) -> Tree:
-        """The same values on every device; each process must hold all of them."""
+        """Put the same values on every device; each process must hold all of them."""
         if self.plain:
             return tree
         return jax.tree.map(lambda x: self._place(x, self.everywhere), tree)
@@ -203,7 +217,7 @@ class DeviceLayout:
         return np.pad(index, edge, mode="edge"), np.pad(weight, edge)
 
     def split(self, tree: Tree) -> Tree:
-        """Rows (the last axis of index batches) dealt to the devices, each process its own."""
+        """Split rows (the last axis of index batches) over the devices, each process its own."""
         if self.plain:
             return tree
 
@@ -216,11 +230,12 @@ class DeviceLayout:
     # ------------------------------------------------------------------------------- the step
 
     def step(self, update: Callable[..., Tree], several: bool = False) -> Callable[..., Tree]:
-        """Compile `update(now, split, index, weight, rate, how=...)`, whose `now` is donated.
+        """Compile `update(train_state, split, index, weight, rate, context=...)`.
 
-        With `several`, index and weight have a leading axis of steps, taken one after the other.
+        The train state is donated. With `several`, index and weight have a leading axis of steps,
+        taken one after the other.
         """
-        function = functools.partial(update, how=self.how)
+        function = functools.partial(update, context=self.context)
         if several:
             function = functools.partial(_multi_step, function)
         if self.plain:
@@ -228,17 +243,17 @@ class DeviceLayout:
         compiled = self._over_devices(function, several)
 
         @functools.wraps(compiled)
-        def step(now: Tree, *rest: Any) -> Tree:
-            return compiled(self.done(now), *rest)
+        def step(train_state: Tree, *rest: Any) -> Tree:
+            return compiled(self.block_on_cpu(train_state), *rest)
 
         return step
 
-    def done(self, tree: Tree) -> Tree:
-        """The same arrays, on CPU devices not before they are computed.
+    def block_on_cpu(self, tree: Tree) -> Tree:
+        """Return the same arrays; on several CPU devices, wait until they are computed.
 
         CPU devices share one pool of threads, and an all-reduce holds a thread until the last
         device joins. Two programs in flight can hold all of them, each waiting for a device that
-        the other has: XLA aborts after 40 seconds, and several processes wait for ever.
+        the other has: XLA aborts after 40 seconds, and several processes hang forever.
         """
         shared = self.count > 1 and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if shared else tree
@@ -267,9 +282,16 @@ class DeviceLayout:
         return functools.partial(self._pmapped, mapped, rows_axis)
 
     def _pmapped(
-        self, mapped: Any, axis: int, now: Tree, split: Tree, index: Any, weight: Any, rate: Any
+        self,
+        mapped: Any,
+        axis: int,
+        train_state: Tree,
+        split: Tree,
+        index: Any,
+        weight: Any,
+        rate: Any,
     ) -> Tree:
-        """Between the rest of the program's mesh and pmap, which sees one process at a time."""
+        """Call a pmapped step, which handles one process at a time, with arrays of the mesh."""
         here = len(self.mesh.local_devices)
 
         def deal(x: Any) -> np.ndarray:
@@ -278,7 +300,8 @@ class DeviceLayout:
 
         local = functools.partial(jax.tree.map, self._local)
         index, weight = jax.tree.map(deal, (index, weight))
-        return jax.tree.map(self._global, mapped(local(now), local(split), index, weight, rate))
+        state = mapped(local(train_state), local(split), index, weight, rate)
+        return jax.tree.map(self._global, state)
 
     @functools.cached_property
     def _here(self) -> NamedSharding:
@@ -293,21 +316,21 @@ class DeviceLayout:
 
 
 def _multi_step(
-    update: Callable[..., Tree], now: Tree, split: Tree, index: Any, weight: Any, rate: Any
+    update: Callable[..., Tree], train_state: Tree, split: Tree, index: Any, weight: Any, rate: Any
 ) -> Tree:
-    def one(now: Tree, rows: tuple[Any, Any]) -> tuple[Tree, None]:
-        return update(now, split, *rows, rate), None
+    def one(train_state: Tree, rows: tuple[Any, Any]) -> tuple[Tree, None]:
+        return update(train_state, split, *rows, rate), None
 
-    return jax.lax.scan(one, now, (index, weight))[0]
+    return jax.lax.scan(one, train_state, (index, weight))[0]
 
 
 def _in_order(x: jax.Array) -> Sequence[Any]:
-    """This process's pieces of an array that is split over its last axis."""
+    """Return this process's shards of an array that is split over its last axis, in order."""
     return sorted(x.addressable_shards, key=lambda shard: shard.index[-1].start or 0)
 
 
 def _rewrap(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """The same replicated buffers as an array of another mesh."""
+    """Make an array of another mesh from the same replicated buffers."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _rewrap(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, checkpoints, metrics, and what is shown meanwhile.
+"""Opens the folder of a run, which holds its config, checkpoints, metrics and result.
 
 config.json holds the resolved config with versions and hardware, checkpoints/ the newest few,
 metrics.jsonl and tensorboard/ the curves, final.json the result. A workdir is a local folder or a
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,23 +31,23 @@ Tree = Any
 
 @functools.cache
 def code() -> str:
-    """A hash of the source that computes the numbers."""
+    """Hash the source that computes the numbers."""
     root = pathlib.Path(__file__).parents[2]
     files = sorted(p for name in ("normjax", "experiments") for p in (root / name).rglob("*.py"))
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
-        told.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return told.hexdigest()[:12]
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    found = {"python": platform.python_version(), "normjax": normjax.__version__, "code": code()}
-    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Return the versions of everything that computes the numbers."""
+    numbers = {"python": platform.python_version(), "normjax": normjax.__version__, "code": code()}
+    return numbers | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def hardware(devices: int = 0) -> dict[str, Any]:
-    """What the numbers were computed on."""
+    """Describe the machine that computes the numbers."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -56,18 +57,27 @@ def hardware(devices: int = 0) -> dict[str, Any]:
     }
 
 
+def folders_with(name: str, folder: epath.Path) -> Iterator[epath.Path]:
+    """Yield the folders in and below one that hold a file; below such a folder nothing is read."""
+    if (folder / name).exists():
+        yield folder
+    elif folder.is_dir():  # epath has no ** for buckets
+        for path in sorted(folder.iterdir()):
+            yield from folders_with(name, path)
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     write_text(epath.Path(path), json.dumps(value, indent=2) + "\n")
 
 
 def _draws(config: dict, devices: int) -> int:
-    """How many devices draw noise of their own."""
+    """Return how many devices draw noise of their own."""
     return 1 if (config["parallel"], config["batch_stats"]) == ("jit", "global") else devices
 
 
 def _notes(there: dict, config: dict, devices: int) -> list[str]:
-    """What is not as it was when a workdir was begun, in plain words."""
+    """Describe what has changed since a workdir was begun."""
     now, notes = versions(), []
     changed = [
         f"{k} {there['versions'].get(k, 'unknown')} -> {now[k]}"
@@ -76,25 +86,27 @@ def _notes(there: dict, config: dict, devices: int) -> list[str]:
     ]
     if changed:
         notes.append(f"begun with other versions ({', '.join(changed)}); bits may differ")
-    was, is_ = there["hardware"], hardware(devices)
-    if was.get("devices") != is_["devices"]:
+    before, after = there["hardware"], hardware(devices)
+    if before.get("devices") != after["devices"]:
         notes.append(
-            f"begun on {was.get('devices')} devices and goes on on {is_['devices']}; sums are "
-            "rounded in another order, so bits may differ"
+            f"begun on {before.get('devices')} devices and continues on {after['devices']}; sums "
+            "are rounded in another order, so bits may differ"
         )
-    if was.get("device") != is_["device"]:
-        notes.append(f"begun on {was.get('device')}, goes on on {is_['device']}; bits may differ")
-    drew, draw = _draws(there["config"], was["devices"]), _draws(config, is_["devices"])
+    if before.get("device") != after["device"]:
+        notes.append(
+            f"begun on {before.get('device')}, continues on {after['device']}; bits may differ"
+        )
+    drew, draw = _draws(there["config"], before["devices"]), _draws(config, after["devices"])
     if defaults.draws_noise(config) and drew != draw:
         notes.append(
-            f"begun with the model's noise drawn in {drew} and goes on with it drawn in {draw} "
+            f"begun with the model's noise drawn on {drew} devices and continues with {draw} "
             "(config.parallel, config.devices): other noise, so other numbers, from here on"
         )
     return notes
 
 
 def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
-    """Make the workdir, or check that what is in it belongs to this config."""
+    """Make the workdir, or check that the run in it belongs to this config."""
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():

@@ -1,4 +1,4 @@
-"""What the training program trains: a `Task` holds model and loss, a data set its splits.
+"""Builds what is trained: a `Task` with model and loss, for the splits of a data set.
 
 `config.task` names one of `TASKS`, a module here with two functions: `check(config)` refuses what
 it cannot do, before any data is read, and `build(config, dataset)` makes the `Task`.
@@ -10,12 +10,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import one_of
 
 TASKS = ("sequence", "language", "image", "generate")
 
-__all__ = ["TASKS", "Scores", "Task", "build", "check", "cross_entropy"]
+__all__ = ["TASKS", "Batch", "Scores", "Task", "build", "check", "cross_entropy"]
 
 
 def _module(name: str) -> Any:
@@ -29,5 +29,5 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def build(config: Mapping[str, Any], dataset: Any) -> Task:
-    """The task of a checked config."""
+    """Build the task of a checked config."""
     return _module(config["task"]).build(config, dataset)

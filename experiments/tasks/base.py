@@ -1,4 +1,4 @@
-"""The contract between the training program and a study's model."""
+"""Defines `Task`, the contract between the training program and a study's model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ Tree = Any
 class Scores(NamedTuple):
     """Sums, so that batches and devices add up; a mean is `loss / count`, once, at the end."""
 
-    loss: jax.Array  # nats, or what the task minimizes
-    correct: jax.Array  # right predictions; 0 where the task has none
+    loss: jax.Array  # nats, or whatever the task minimizes
+    correct: jax.Array  # right predictions; 0 for a task without them
     count: jax.Array  # type: ignore[assignment]  # predictions: examples, or a text's tokens
 
 
-class Task(abc.ABC):
-    """Model and loss as pure functions; subclasses are frozen dataclasses, so `jit` caches on them.
+class Batch(NamedTuple):
+    """Some examples of a split, with their weights and a key for what is random in a step."""
 
-    A batch is the split's pytree with its leading axis gathered: any arrays `[examples, ...]`.
+    examples: Any  # the split's pytree, its leading axis gathered: any arrays [examples, ...]
+    weight: jax.Array | None = None  # [examples]; 0 marks padding, None is no padding
+    key: Any = None  # a PRNG key
+
+
+class Task(abc.ABC):
+    """Model and loss as pure functions.
+
+    Subclasses are frozen dataclasses, so that equal tasks share one compiled program.
     """
 
     @abc.abstractmethod
@@ -34,25 +42,29 @@ class Task(abc.ABC):
         self,
         params: Tree,
         norm: Tree,
-        batch: Any,
+        batch: Batch,
         *,
         stats: str,
-        train: bool,
-        weight: jax.Array | None = None,
-        key: jax.Array | None = None,
+        train: bool = False,
         axis_name: str | None = None,
     ) -> tuple[Scores, Tree]:
         """Return the batch's sums and the next state of the norms.
 
-        `stats` is "batch" or "running", as for a norm; `train` switches dropout and its like,
-        which draw from `key`. Rows of `weight` 0 are padding: they enter no sum and no statistic,
-        whatever they hold; `None` is no padding. `axis_name`: the device axis that the batch is
-        split over, for statistics alone; the caller adds up the sums.
+        `stats` is "batch" or "running", as for a norm; `train` switches on dropout and other noise,
+        drawn from the batch's key. Rows of weight 0 enter no sum and no statistic, whatever they
+        hold. `axis_name` is the device axis that the batch is split over, for statistics alone;
+        the caller adds up the sums.
         """
+
+    def __call__(
+        self, params: Tree, norm: Tree, batch: Batch, *, stats: str
+    ) -> tuple[Scores, Tree]:
+        """Return the `scores` of an evaluation: a task is the whole model as a function."""
+        return self.scores(params, norm, batch, stats=stats)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None) -> Scores:
-    """Cross-entropy and right answers over the last axis, summed with weights of labels' shape."""
+    """Sum cross-entropy and right answers over the last axis, with weights of labels' shape."""
     weight = jnp.ones(labels.shape) if weight is None else weight
     log_p = jax.nn.log_softmax(logits)
     loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]

@@ -1,4 +1,4 @@
-"""Make images of images: copy them through a narrow code, or paint them in the style of a picture.
+"""Makes images of images: copies through a narrow code, or paintings in the style of a picture.
 
 Two convolutions of stride 2, for `goal="copy"` a code of `config.model.hidden` numbers, and two
 convolutions after enlarging by 2; norm and ReLU after all but the last, which ends in a sigmoid.
@@ -25,7 +25,7 @@ import normjax
 from experiments import usage
 from experiments.config.defaults import SIDE
 from experiments.config.models import NormConfig
-from experiments.tasks.base import Scores, Task
+from experiments.tasks.base import Batch, Scores, Task
 from experiments.usage import UsageError, one_of
 
 GOALS = ("copy", "style")
@@ -39,18 +39,18 @@ DEFAULTS: dict[str, Any] = {
 
 
 def conv(x: jax.Array, kernel: Any, stride: int = 1) -> jax.Array:
-    """A convolution that keeps the side, or divides it by the stride."""
-    how = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=how)
+    """Convolve; the side of the output is that of the input over the stride."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", dimension_numbers=layout)
 
 
 def enlarge(x: jax.Array) -> jax.Array:
-    """Each place twice along both sides."""
+    """Repeat each pixel along both sides."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def features(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two layers of a convolutional network whose weights are random and always the same."""
+    """Apply two layers of a convolutional network with fixed random weights."""
     draw = np.random.RandomState(0)
     first = np.float32(draw.normal(0, np.sqrt(2 / 25), (5, 5, 1, 16)))
     second = np.float32(draw.normal(0, np.sqrt(2 / 144), (3, 3, 16, 32)))
@@ -61,12 +61,12 @@ def features(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def gram(f: jax.Array) -> jax.Array:
-    """Products of features, averaged over places `[examples, features, features]`."""
+    """Average products of features over places: `[examples, features, features]`."""
     return jnp.einsum("nhwi,nhwj->nij", f, f) / (f.shape[1] * f.shape[2])
 
 
 def stripes(side: int) -> np.ndarray:
-    """The picture whose style is taken: diagonal waves of 7 pixels."""
+    """Draw the picture whose style is used: diagonal waves of 7 pixels."""
     at = np.arange(side)
     waves = 0.5 + 0.5 * np.sin(2 * np.pi * (at[:, None] + at) / 7)
     return waves.astype(np.float32)[None, :, :, None]
@@ -78,17 +78,17 @@ def _relative(a: jax.Array, b: jax.Array, unit: jax.Array) -> jax.Array:
 
 
 def style_loss(y: jax.Array, x: jax.Array, weight: float) -> jax.Array:
-    """Content and style, a number for each image."""
+    """Return the loss of content and style, a number for each image."""
     of_y, of_x, of_style = features(y), features(x), features(jnp.asarray(stripes(x.shape[1])))
-    told = _relative(of_y[1], of_x[1], of_style[1])
+    loss = _relative(of_y[1], of_x[1], of_style[1])
     for own, want in zip(of_y, of_style, strict=True):
-        told = told + weight * _relative(gram(own), gram(want), gram(want))
-    return told
+        loss = loss + weight * _relative(gram(own), gram(want), gram(want))
+    return loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator(Task):
-    """Encoder, code or none, decoder; a batch is `data.Split`, whose labels are not looked at."""
+    """Encoder, code or none, decoder; examples are a `splits.Split`, whose labels are unused."""
 
     goal: str
     code: int
@@ -100,9 +100,9 @@ class Generator(Task):
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], int]]:
-        """Kernel and the side of what comes out, by layer."""
+        """Shape of the kernel and side of the output, by layer."""
         c, side = self.channels, self.side
-        told: dict[str, tuple[tuple[int, ...], int]] = {
+        shapes: dict[str, tuple[tuple[int, ...], int]] = {
             "down": ((3, 3, 1, c), side // 2),
             "deep": ((3, 3, c, 2 * c), side // 4),
             "middle": ((3, 3, 2 * c, 2 * c), side // 4),
@@ -111,8 +111,8 @@ class Generator(Task):
         }
         if self.goal == "copy":
             places = (side // 4) ** 2 * 2 * c
-            told |= {"code": ((places, self.code), 0), "open": ((self.code, places), 0)}
-        return told
+            shapes |= {"code": ((places, self.code), 0), "open": ((self.code, places), 0)}
+        return shapes
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Return `(params, norm)`; kernels of variance 2 / fan in."""
@@ -123,19 +123,20 @@ class Generator(Task):
             kernel = scale * jax.random.normal(jax.random.fold_in(key, i), shape)
             params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1:])}
             if self.norm is not None and side and name != "out":
-                made = self.norm.init((1, side, side, shape[-1]))
-                params[name]["norm"], state[name] = made
+                params[name]["norm"], state[name] = self.norm.init((1, side, side, shape[-1]))
         return params, state
 
-    def images(self, params: Any, norm: Any, x: jax.Array, **how: Any) -> tuple[jax.Array, Any]:
-        """What is made of images in [0, 1], and the next state; `how` goes to the norms."""
-        kept = dict(norm)
+    def images(
+        self, params: Any, norm: Any, x: jax.Array, **norm_arguments: Any
+    ) -> tuple[jax.Array, Any]:
+        """Make images of images in [0, 1]; return them and the next state of the norms."""
+        new_state = dict(norm)
 
         def layer(name: str, x: jax.Array, stride: int = 1) -> jax.Array:
             own = params[name]
             y = conv(x, own["kernel"], stride) + own["bias"]
             if self.norm is not None:
-                y, kept[name] = self.norm.apply(own["norm"], norm[name], y, **how)
+                y, new_state[name] = self.norm.apply(own["norm"], norm[name], y, **norm_arguments)
             return jax.nn.relu(y)
 
         x = layer("deep", layer("down", x, 2), 2)
@@ -145,23 +146,21 @@ class Generator(Task):
                 flat = flat @ params[name]["kernel"] + params[name]["bias"]
             x = flat.reshape(x.shape)
         x = enlarge(layer("up", enlarge(layer("middle", x))))
-        return jax.nn.sigmoid(conv(x, params["out"]["kernel"]) + params["out"]["bias"]), kept
+        return jax.nn.sigmoid(conv(x, params["out"]["kernel"]) + params["out"]["bias"]), new_state
 
     def scores(
         self,
         params: Any,
         norm: Any,
-        batch: Any,
+        batch: Batch,
         *,
         stats: str,
-        train: bool,
-        weight: jax.Array | None = None,
-        key: jax.Array | None = None,
+        train: bool = False,
         axis_name: str | None = None,
     ) -> tuple[Scores, Any]:
-        """The images' losses; nothing is right or wrong."""
-        del train, key
-        x = batch.pixels.astype(jnp.float32) / self.white
+        """Sum the images' losses; nothing is right or wrong."""
+        del train
+        x, weight = batch.examples.pixels.astype(jnp.float32) / self.white, batch.weight
         mask = None if weight is None else (weight > 0).reshape(-1, 1, 1, 1)
         if mask is not None:  # a padded row may hold anything
             x = jnp.where(mask, x, 0.0)
@@ -176,7 +175,7 @@ class Generator(Task):
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Compare the model with its keys, and its norm with its factory."""
+    """Check the model's keys, and its norm against its factory."""
     for key in config["model"]:
         if key not in DEFAULTS:
             raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
@@ -198,9 +197,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def build(config: Mapping[str, Any], dataset: Any) -> Generator:
-    """The generator of a checked config."""
+    """Build the generator of a checked config."""
     model = {**DEFAULTS, **config["model"]}
     norm = NormConfig.parse(model["norm"], "config.model.norm").build()
     side = dataset.train.pixels.shape[1]
-    how = (model["channels"], side, dataset.white, norm, model["style"])
-    return Generator(model["goal"], model["hidden"], *how)
+    rest = (model["channels"], side, dataset.white, norm, model["style"])
+    return Generator(model["goal"], model["hidden"], *rest)

@@ -1,4 +1,4 @@
-"""Classify images: an MLP, or two convolutions and two dense layers after LeNet, with norms.
+"""Classifies images: an MLP, or two convolutions and two dense layers after LeNet, with norms.
 
 `config.model.order` says what follows a linear map, in order: "norm", "act", "dropout", and
 "response", a second norm. Every hidden layer is linear map, order, and after a convolution a
@@ -19,7 +19,7 @@ import normjax
 from experiments import usage
 from experiments.config.defaults import SIDE
 from experiments.config.models import NormConfig
-from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
 ARCHITECTURES = ("mlp", "lenet")
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A hidden layer: its linear map's features, window and input shape, and what follows."""
+    """A hidden layer: features, window and input shape of its linear map, and what follows it."""
 
     features: int
     window: int  # 0: dense
@@ -83,7 +83,7 @@ class Layer:
         return params, state
 
     def matmul(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
-        """The linear map without bias."""
+        """Apply the linear map without its bias."""
         if not self.window:
             return x.reshape(x.shape[0], -1) @ kernel
         return jax.lax.conv_general_dilated(
@@ -91,7 +91,7 @@ class Layer:
         )
 
     def linear(self, params: dict, state: dict, x: jax.Array, stats: Any) -> jax.Array:
-        """The linear map of a batch."""
+        """Apply the linear map to a batch."""
         if isinstance(self.weight, normjax.Reparam):
             kernel, _ = self.weight.apply(params["kernel"], state["kernel"], stats=stats)
             y = self.matmul(kernel, x)
@@ -103,7 +103,7 @@ class Layer:
 
 
 def pool(x: jax.Array) -> jax.Array:
-    """Max over 2 x 2 windows; an odd last row or column is left out."""
+    """Take the max over 2 x 2 windows; an odd last row or column is left out."""
     if x.ndim == 2:
         return x
     n, h, w, c = x.shape
@@ -113,7 +113,7 @@ def pool(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassifier(Task):
-    """Hidden layers and a linear readout; a batch is `data.Split`."""
+    """Hidden layers and a linear readout; examples are a `splits.Split`."""
 
     layers: tuple[Layer, ...]
     classes: int
@@ -128,8 +128,8 @@ class ImageClassifier(Task):
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Return `(params, norm)`."""
         key_head, *keys = jax.random.split(key, len(self.layers) + 1)
-        made = [layer.init(k, self.init_scale) for layer, k in zip(self.layers, keys, strict=True)]
-        params, state = ({str(i): m[j] for i, m in enumerate(made)} for j in (0, 1))
+        inits = [layer.init(k, self.init_scale) for layer, k in zip(self.layers, keys, strict=True)]
+        params, state = ({str(i): m[j] for i, m in enumerate(inits)} for j in (0, 1))
         if self.first is not None:
             params |= self._data_init(params)
         last = self.layers[-1].features
@@ -137,15 +137,15 @@ class ImageClassifier(Task):
         return params | {"head": {"kernel": kernel, "bias": jnp.zeros((self.classes,))}}, state
 
     def _data_init(self, params: dict) -> dict:
-        """Gains and biases that give pre-activations mean 0 and variance 1 on the first images."""
+        """Return gains and biases that standardize pre-activations on the first images."""
         act = getattr(jax.nn, self.activation)
         stack = [(layer.matmul, lambda y: pool(act(y))) for layer in self.layers]
-        # the stack normalizes plain kernels itself: v as it was drawn
+        # data_dependent_stack normalizes plain kernels itself: v as it was drawn
         plain = [{**p, "kernel": p["kernel"].v} for p in params.values()]
         norm = self.layers[0].weight
         x = jnp.asarray(self.first, jnp.float32) / self.white
-        told, _ = normjax.data_dependent_stack(stack, plain, x, norm=norm)
-        return {str(i): own for i, own in enumerate(told)}
+        scaled, _ = normjax.data_dependent_stack(stack, plain, x, norm=norm)
+        return {str(i): own for i, own in enumerate(scaled)}
 
     def hidden(
         self,
@@ -158,18 +158,22 @@ class ImageClassifier(Task):
         key: jax.Array | None,
         axis_name: str | None,
     ) -> tuple[jax.Array, Any]:
-        """What the last hidden layer puts out `[batch, features]`, and the next state."""
-        kept = {}
+        """Return the outputs of the last hidden layer, `[batch, features]`, and the next state."""
+        new_state = {}
         for i, layer in enumerate(self.layers):
             own, state = params[str(i)], norm[str(i)]
             x = layer.linear(own, state, x, stats)
-            kept[str(i)] = dict(state)
+            new_state[str(i)] = dict(state)
             for step in self.order:
                 part = getattr(layer, step, None)
                 if part is not None:
                     rows = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1))
-                    how: dict[str, Any] = {"stats": stats, "mask": rows, "axis_name": axis_name}
-                    x, kept[str(i)][step] = part.apply(own[step], state[step], x, **how)
+                    arguments: dict[str, Any] = {
+                        "stats": stats,
+                        "mask": rows,
+                        "axis_name": axis_name,
+                    }
+                    x, new_state[str(i)][step] = part.apply(own[step], state[step], x, **arguments)
                 elif step == "act":
                     x = getattr(jax.nn, self.activation)(x)
                 elif step == "dropout" and self.dropout and key is not None:
@@ -177,36 +181,35 @@ class ImageClassifier(Task):
                     drawn = jax.random.bernoulli(jax.random.fold_in(key, i), keep, x.shape)
                     x = jnp.where(drawn, x / keep, 0.0)
             x = pool(x)
-        return x.reshape(x.shape[0], -1), kept
+        return x.reshape(x.shape[0], -1), new_state
 
     def scores(
         self,
         params: Any,
         norm: Any,
-        batch: Any,
+        batch: Batch,
         *,
         stats: str,
-        train: bool,
-        weight: jax.Array | None = None,
-        key: jax.Array | None = None,
+        train: bool = False,
         axis_name: str | None = None,
     ) -> tuple[Scores, Any]:
         """Cross-entropy of the readout."""
-        x = batch.pixels.astype(jnp.float32) / self.white
+        x, weight = batch.examples.pixels.astype(jnp.float32) / self.white, batch.weight
         mask = None if weight is None else weight > 0
         if mask is not None:  # a padded row may hold anything
             x = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
         stats = "running" if train and self.frozen else stats
-        how: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
-        h, norm = self.hidden(params, norm, x, key=key if train else None, **how)
+        key = batch.key if train else None
+        norm_arguments: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
+        h, norm = self.hidden(params, norm, x, key=key, **norm_arguments)
         logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        return cross_entropy(logits, batch.labels, weight), norm
+        return cross_entropy(logits, batch.examples.labels, weight), norm
 
 
 def _weight(model: Mapping[str, Any], features: int) -> Any:
-    """The reparametrization of `model.weight`, or a cosine layer."""
-    given = dict(model["weight"])
-    name = given.pop("name", "none")
+    """Build the reparametrization of `model.weight`, or a cosine layer."""
+    arguments = dict(model["weight"])
+    name = arguments.pop("name", "none")
     known: dict[str, Any] = {
         "weight_norm": normjax.weight_norm,
         "weight_standardization": normjax.weight_standardization,
@@ -215,14 +218,15 @@ def _weight(model: Mapping[str, Any], features: int) -> Any:
     if name == "none":
         return None
     one_of("config.model.weight.name", name, [*known, "none"])
+    width = (features,) if name == "cosine_dense" else ()
     try:
-        return known[name](features, **given) if name == "cosine_dense" else known[name](**given)
+        return known[name](*width, **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.model.weight: {error}") from error
 
 
 def layers(model: Mapping[str, Any], side: int) -> tuple[Layer, ...]:
-    """The hidden layers of a model on images of side x side."""
+    """Build the hidden layers of a model for images of side x side."""
     norms = {p: NormConfig.parse(model[p], f"config.model.{p}").build() for p in PLACES}
     order = model["order"]
     at_once = "norm" in order and (order.index("norm") == 0)
@@ -237,11 +241,11 @@ def layers(model: Mapping[str, Any], side: int) -> tuple[Layer, ...]:
 
     if model["arch"] == "mlp":
         shape: tuple[int, ...] = (side, side, 1)
-        made = []
+        hidden: list[Layer] = []
         for _ in range(model["depth"]):
-            made.append(layer(model["hidden"], shape))
-            shape = made[-1].out
-        return tuple(made)
+            hidden.append(layer(model["hidden"], shape))
+            shape = hidden[-1].out
+        return tuple(hidden)
     first = layer(model["channels"], (side, side, 1), model["kernel"])
     halves = (first.out[0] // 2, first.out[1] // 2, first.features)
     second = layer(round(8 / 3 * model["channels"]), halves, model["kernel"])
@@ -256,7 +260,7 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Compare the model with its keys, and its norms with their factories."""
+    """Check the model's keys, and its norms against their factories."""
     for key in config["model"]:
         if key not in DEFAULTS:
             raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
@@ -278,16 +282,16 @@ def check(config: Mapping[str, Any]) -> None:
             f"config.model.kernel={model['kernel']} leaves nothing of {side} x {side} pixels after "
             "two convolutions and pools; write a smaller one."
         )
-    made = layers(model, side)
+    hidden = layers(model, side)
     if model["arch"] == "lenet" and model["weight"].get("name") == "cosine_dense":
         raise UsageError("config.model.weight.name='cosine_dense' is a dense layer: arch='mlp'.")
-    plain = all(layer.norm is None for layer in made)
+    plain = all(layer.norm is None for layer in hidden)
     if model["data_init"] and (model["weight"].get("name") != "weight_norm" or not plain):
         raise UsageError("config.model.data_init=True needs weight.name='weight_norm', no norms.")
 
 
 def build(config: Mapping[str, Any], dataset: Any) -> ImageClassifier:
-    """The classifier of a checked config."""
+    """Build the classifier of a checked config."""
     model = _model(config)
     return ImageClassifier(
         layers(model, dataset.train.pixels.shape[1]),

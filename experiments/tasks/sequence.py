@@ -1,8 +1,8 @@
-"""Classify a sequence: a recurrent layer, or a stack, read out after its last step by a softmax.
+"""Classifies sequences: a recurrent layer, or a stack, and a softmax after its last step.
 
-A batch is `splits.Split`, images as bytes `[batch, steps(, rows)]`, or `sequences.Sequences` with
+Examples are `splits.Split`, images as bytes `[batch, steps(, rows)]`, or `sequences.Sequences` with
 lengths: frames as they are, words through an embedding of `config.model.embed` numbers, which
-starts from `config.data.vectors` where these are given.
+starts from the word vectors of `config.data.vectors`, if any.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from experiments.config.defaults import HEADS
 from experiments.config.models import build_layer, check_steps
-from experiments.tasks.base import Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceClassifier(Task):
-    """Layer and linear readout."""
+    """A recurrent layer and a linear readout."""
 
     layer: Any
     classes: int
@@ -33,7 +33,7 @@ class SequenceClassifier(Task):
     vectors: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        """Return `(params, norm)`; the readout's bias starts at 0."""
+        """Initialize `(params, norm)`; the readout's bias starts at 0."""
         key_layer, key_head = jax.random.split(key)
         params, state = self.layer.init(key_layer, self.features)
         head_init = getattr(jax.nn.initializers, self.head_init)()
@@ -41,20 +41,21 @@ class SequenceClassifier(Task):
             "kernel": head_init(key_head, (self.layer.features_out, self.classes), jnp.float32),
             "bias": jnp.zeros((self.classes,)),
         }
-        made = {"layer": params, "head": head}
+        model = {"layer": params, "head": head}
         if self.vocabulary:
             shape = (self.vocabulary, self.features)
             drawn = 0.1 * jax.random.normal(jax.random.fold_in(key, 1), shape)
-            given = drawn if self.vectors is None else jnp.asarray(self.vectors)
-            made["embed"] = jnp.where(jnp.isnan(given), drawn, given)
-        return made, state
+            vectors = drawn if self.vectors is None else jnp.asarray(self.vectors)
+            model["embed"] = jnp.where(jnp.isnan(vectors), drawn, vectors)
+        return model, state
 
-    def inputs(self, params: Any, batch: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
+    def inputs(self, params: Any, examples: Any, weight: jax.Array | None) -> tuple[jax.Array, Any]:
         """Return `x [batch, steps, features]` and lengths; rows of weight 0 get length 0."""
-        if hasattr(batch, "lengths"):
-            x = params["embed"][batch.x] if self.vocabulary else batch.x
-            return x, batch.lengths if weight is None else jnp.where(weight > 0, batch.lengths, 0)
-        x = batch.pixels.astype(jnp.float32)
+        if hasattr(examples, "lengths"):
+            x = params["embed"][examples.x] if self.vocabulary else examples.x
+            lengths = examples.lengths
+            return x, lengths if weight is None else jnp.where(weight > 0, lengths, 0)
+        x = examples.pixels.astype(jnp.float32)
         x = (x[:, :, None] if x.ndim == 2 else x) / self.white
         return x, None if weight is None else jnp.where(weight > 0, x.shape[1], 0)
 
@@ -62,27 +63,32 @@ class SequenceClassifier(Task):
         self,
         params: Any,
         norm: Any,
-        batch: Any,
+        batch: Batch,
         *,
         stats: str,
-        train: bool,
-        weight: jax.Array | None = None,
-        key: jax.Array | None = None,
+        train: bool = False,
         axis_name: str | None = None,
     ) -> tuple[Scores, Any]:
-        """Cross-entropy of the last step's readout."""
+        """Cross-entropy of the readout after the last step."""
         # The protocol's noise on h0 is part of the evaluation graph too.
-        key = key if train or self.layer.needs_key else None
-        x, lengths = self.inputs(params, batch, weight)
-        how: dict[str, Any] = {"lengths": lengths, "key": key, "axis_name": axis_name}
-        (_, carry), norm = self.layer.apply(params["layer"], norm, x=x, stats=stats, **how)
+        key = batch.key if train or self.layer.needs_key else None
+        x, lengths = self.inputs(params, batch.examples, batch.weight)
+        (_, carry), norm = self.layer.apply(
+            params["layer"],
+            norm,
+            x=x,
+            stats=stats,
+            lengths=lengths,
+            key=key,
+            axis_name=axis_name,
+        )
         head = params["head"]
         logits = last_hidden(carry) @ head["kernel"] + head["bias"]
-        return cross_entropy(logits, batch.labels, weight), norm
+        return cross_entropy(logits, batch.examples.labels, batch.weight), norm
 
 
 def last_hidden(carry: Any) -> jax.Array:
-    """The hidden state in a layer's carry, of the last layer of a stack."""
+    """Return the hidden state of a layer's carry, for a stack that of its last layer."""
     carry = carry if hasattr(carry, "h") or not isinstance(carry, tuple) else carry[-1]
     return carry.h if hasattr(carry, "h") else carry
 
@@ -91,7 +97,7 @@ OWN = ("head_init", "embed")
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Build the layer, and compare its steps with the data's."""
+    """Check that the layer can be built, and its steps against the data's."""
     model = config["model"]
     one_of("config.model.head_init", model["head_init"], HEADS)
     if config["dataset"] == "text":
@@ -105,15 +111,15 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def build(config: Mapping[str, Any], dataset: Any) -> SequenceClassifier:
-    """The classifier of a checked config."""
+    """Build the classifier of a checked config."""
     model = config["model"]
     first = dataset.train[0]
     features = model.get("embed", 0) or (first.shape[2] if first.ndim == 3 else 1)
     layer, classes, head = build_layer(model, OWN), dataset.classes, model["head_init"]
-    given, words = dataset.vectors, dataset.vocabulary
-    if given is not None and given.shape[1] != features:
+    vectors, words = dataset.vectors, dataset.vocabulary
+    if vectors is not None and vectors.shape[1] != features:
         raise UsageError(
             f"config.model.embed={features}, and the vectors of config.data.vectors have "
-            f"{given.shape[1]} numbers; write config.model.embed={given.shape[1]}."
+            f"{vectors.shape[1]} numbers; write config.model.embed={vectors.shape[1]}."
         )
-    return SequenceClassifier(layer, classes, features, head, dataset.white, words, given)
+    return SequenceClassifier(layer, classes, features, head, dataset.white, words, vectors)

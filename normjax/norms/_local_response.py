@@ -24,7 +24,7 @@ class LocalResponseNorm(Norm):
     alpha: float = 1e-4
     beta: float = 0.75
     k: float = 2.0
-    over: Literal["sum", "mean"] = "sum"
+    over: str = "sum"
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their ranges."""

@@ -103,7 +103,8 @@ class FeatureNorm(PerSampleNorm):
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
         """Normalize each sample with its own statistics, by a kernel where one serves."""
-        axes, features = self.averaged(x.ndim), self.features(x.ndim)
+        axes = self.averaged(x.ndim)
+        features = axes if self.feature_axes is None else self.features(x.ndim)
         scale, bias = broadcast_affine(params, features, x.shape)
         if self.impl == "kernel" and self.feature_axis_name is None and axes == features:
             y = _core.normalize_rows(
@@ -137,7 +138,7 @@ def spatial_axes(
 
 
 def spatial_axes_argument(axes: Any) -> tuple[int, ...] | None:
-    """Return the argument `axes` of a factory, where `()` is no space at all."""
+    """Return `axes` in canonical form, where `()` means that there is no space."""
     if axes is None or (isinstance(axes, list | tuple) and not axes):
         return axes if axes is None else ()
     return _checks.axes(axes)

@@ -33,7 +33,8 @@ class RMSNorm(FeatureNorm):
         super().__post_init__()
         _checks.unit_interval("partial", self.partial)
         _checks.positive("partial", self.partial)
-        if self.partial < 1 and (len(self.axes) > 1 or self.feature_axis_name is not None):
+        several = isinstance(self.axes, tuple) and len(self.axes) > 1
+        if self.partial < 1 and (several or self.feature_axis_name is not None):
             raise ValueError(
                 "rms_norm(partial=...) takes the first features of one axis that is whole on each "
                 "device: write axes=-1 and no feature_axis_name"

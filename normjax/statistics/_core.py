@@ -60,7 +60,7 @@ def moments(
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
         mean, var = _formulas.mean_and_var(x, mask, n, axes, plain_mean)
-    elif _large_cpu.applies(x):
+    elif x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(x):
         mean, var = _large_cpu.mean_and_var(x, axes, plain_mean)
     else:
         mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
@@ -177,7 +177,7 @@ def normalize(
         scale = jnp.asarray(scale)
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)
     bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)
-    if _large_cpu.applies(wide, mask):
+    if x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(wide, mask):
         return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
     return _formulas.standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
 

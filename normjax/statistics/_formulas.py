@@ -56,7 +56,7 @@ def mean_and_var(
     plain_mean: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance over `n` values each; `None`: over all. 0 must stand under the mask."""
-    # A first estimate of the mean, and what the second pass finds missing.
+    # A first estimate of the mean, and what a second pass finds missing.
     shift = mean_over(x, axes, n)
     rest, var = moments_about(x, shift, mask, n, axes)
     mean = shift + rest

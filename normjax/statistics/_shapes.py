@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normjax.statistics._types import Array
 
@@ -40,10 +42,17 @@ def broadcast_affine(
     An array with more axes than `features` is one affine per sample: its first axes are the
     first axes of x, those of the batch.
     """
-    return tuple(
-        None if v is None else broadcast_parameter(v, features, shape)
+    of_features = tuple(shape[a] for a in features)
+    full = [size if a in features else 1 for a, size in enumerate(shape)]
+    scale, bias = (
+        None
+        if v is None
+        else jnp.reshape(v, full)
+        if np.shape(v) == of_features
+        else broadcast_parameter(v, features, shape)  # one affine per sample, or an error
         for v in (params.scale, params.bias)
-    )  # type: ignore[return-value]
+    )
+    return scale, bias
 
 
 def broadcast_parameter(v: Any, features: Sequence[int], shape: Sequence[int]) -> jax.Array:
@@ -85,6 +94,7 @@ def to_rank(v: Any, ndim: int) -> jax.Array:
     return v.reshape((1,) * (ndim - v.ndim) + v.shape)
 
 
+@functools.cache
 def stat_dtype(dtype: Any) -> jnp.dtype:
     """Dtype in which statistics of `dtype` are taken: at least float32, complex if it is."""
     dtype = jnp.dtype(dtype)

@@ -1,4 +1,4 @@
-"""Cosine normalization: a dense layer that sees angles only."""
+"""Cosine normalization: a dense layer whose outputs depend on angles only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normjax.weights import _direction
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineDense:
-    """The value behind `cosine_dense`: hashable, with pure `init` and `apply`."""
+    """A cosine-normalized dense layer as a value; made by `cosine_dense`."""
 
     factory: ClassVar[str] = "cosine_dense"
 
@@ -28,6 +28,12 @@ class CosineDense:
     use_scale: bool = False
     use_bias: bool = False
     scale_init: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        _checks.positive_int("hidden", self.hidden)
+        _checks.positive("eps", self.eps, zero=True)
+        _checks.number("scale_init", self.scale_init)
 
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
@@ -89,7 +95,7 @@ class CosineDense:
         dtype = _shapes.stat_dtype(x.dtype)
         rows, columns = x.astype(dtype), kernel.astype(dtype)
         if self.centered:
-            rows, columns = _less_mean(rows, x.ndim - 1), _less_mean(columns, 0)
+            rows, columns = _centre(rows, x.ndim - 1), _centre(columns, 0)
         rows = _direction.unit(rows, (x.ndim - 1,), eps=self.eps)
         columns = _direction.unit(columns, (0,))
         y = jnp.matmul(rows.astype(x.dtype), columns.astype(x.dtype), preferred_element_type=dtype)
@@ -99,7 +105,8 @@ class CosineDense:
     __repr__ = Norm.__repr__
 
 
-def _less_mean(x: jax.Array, axis: int) -> jax.Array:
+def _centre(x: jax.Array, axis: int) -> jax.Array:
+    """Subtract the mean over one axis."""
     kept = [a for a in range(x.ndim) if a != axis]
     return x - _shapes.expand(_measure.moments(x, axis).mean, kept, x.ndim)
 
@@ -153,7 +160,4 @@ def cosine_dense(
         Luo, Zhan, Wang, Yang, "Cosine Normalization: Using Cosine Similarity Instead of Dot
         Product in Neural Networks", 2018.
     """
-    _checks.positive_int("hidden", hidden)
-    _checks.positive("eps", eps, zero=True)
-    _checks.number("scale_init", scale_init)
-    return CosineDense(hidden, centered, eps, use_scale, use_bias, scale_init)
+    return CosineDense(**locals())

@@ -1,4 +1,4 @@
-"""Weight normalization: the length of each weight vector is a parameter of its own."""
+"""Length and direction of vectors, without overflow and with finite gradients at 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normjax.statistics._shapes import abs2, stat_dtype
 from normjax.statistics._types import Array
 
 
-def resolve_reduced_axes(axes: tuple[int, ...] | None, ndim: int, who: str) -> tuple[int, ...]:
+def resolve_reduced_axes(axes: int | Sequence[int] | None, ndim: int, who: str) -> tuple[int, ...]:
     """Return the axes of one weight vector as sorted non-negative ints."""
     if axes is None and ndim < 2:
         raise ValueError(

@@ -24,7 +24,7 @@ class SingularVectors(NamedTuple):
     Attributes:
         left: `[inputs]`, unit left vector.
         right: `[outputs]`, unit right vector.
-        sigma: the singular value, for logs; `apply` takes it anew from the present weight.
+        sigma: the singular value, for logs; `apply` recomputes it from the current weight.
     """
 
     left: Inexact[Array, " inputs"]
@@ -34,19 +34,24 @@ class SingularVectors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SpectralNorm(Reparam):
-    """The value behind `spectral_norm`; see there."""
+    """Spectral normalization as a value; made by `spectral_norm`."""
 
     factory: ClassVar[str] = "spectral_norm"
     stateful: ClassVar[bool] = True
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     iterations: int = 1
     use_scale: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a number of iterations below 1 and axes that name nothing."""
+        _checks.positive_int("iterations", self.iterations)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def init(
         self, w: Array, *, key: jax.Array | None = None
     ) -> tuple[DirectionAndGain, SingularVectors]:
-        """Return `(Scaled(w, sigma or None), Singular)`; exact, so `key` is not used."""
+        """Return `(DirectionAndGain(w, sigma or None), SingularVectors)`, exact; no `key`."""
         del key
         w = _checks.floating(w, self.factory)
         matrix = self._matrix(w)
@@ -158,5 +163,4 @@ def spectral_norm(
         Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for Generative Adversarial
         Networks", 2018, algorithm 1.
     """
-    _checks.positive_int("iterations", iterations)
-    return SpectralNorm(_checks.axes(axes), iterations, use_scale)
+    return SpectralNorm(**locals())

@@ -1,10 +1,10 @@
-"""Weight normalization."""
+"""Weight normalization: the length of each weight vector is a parameter of its own."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,21 @@ Train = Literal["both", "direction", "scale"]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class WeightNorm(Reparam):
-    """The value behind `weight_norm`; see there."""
+    """Weight normalization as a value; made by `weight_norm`."""
 
     factory: ClassVar[str] = "weight_norm"
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     log_scale: bool = False
-    train: Train = "both"
+    train: str = "both"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown `train` and axes that name nothing."""
+        _checks.one_of("train", self.train, get_args(Train))
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def init(self, w: Array, *, key: jax.Array | None = None) -> tuple[DirectionAndGain, PyTree]:
-        """Return `(Scaled(w, ||w||), ())`; `key` is not used."""
+        """Return `(DirectionAndGain(w, ||w||), ())`; `key` is not used."""
         del key
         w = _checks.floating(w, self.factory)
         axes = resolve_reduced_axes(self.axes, w.ndim, self.factory)
@@ -71,7 +76,7 @@ def weight_norm(
     *,
     axes: int | Sequence[int] | None = None,
     log_scale: bool = False,
-    train: Train = "both",
+    train: str = "both",
 ) -> Reparam:
     r"""Weight normalization: length and direction of each weight vector apart.
 
@@ -111,5 +116,4 @@ def weight_norm(
         Salimans, Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate
         Training of Deep Neural Networks", 2016, equations 2 and 3.
     """
-    _checks.one_of("train", train, ("both", "direction", "scale"))
-    return WeightNorm(axes=_checks.axes(axes), log_scale=log_scale, train=train)
+    return WeightNorm(**locals())

@@ -19,17 +19,22 @@ from normjax.weights._direction import resolve_reduced_axes
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class WeightStandardization(Reparam):
-    """The value behind `weight_standardization`; see there."""
+    """Weight standardization as a value; made by `weight_standardization`."""
 
     factory: ClassVar[str] = "weight_standardization"
 
-    axes: tuple[int, ...] | None = None
+    axes: int | Sequence[int] | None = None
     eps: float = 1e-10
     use_gain: bool = False
     fan_in: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse an eps that is not positive and axes that name nothing."""
+        _checks.positive("eps", self.eps)
+        _checks.set_field(self, "axes", _checks.axes(self.axes))
+
     def init(self, w: Array, *, key: jax.Array | None = None) -> tuple[DirectionAndGain, PyTree]:
-        """Return `(Scaled(w, 1 or None), ())`; `key` is not used."""
+        """Return `(DirectionAndGain(w, 1 or None), ())`; `key` is not used."""
         del key
         w = _checks.floating(w, self.factory)
         axes = resolve_reduced_axes(self.axes, w.ndim, self.factory)
@@ -95,5 +100,4 @@ def weight_standardization(
         Weight Standardization", 2019; Brock, De, Smith, "Characterizing signal propagation to
         close the performance gap in unnormalized ResNets", 2021 (`fan_in` and gain).
     """
-    _checks.positive("eps", eps)
-    return WeightStandardization(_checks.axes(axes), eps, use_gain, fan_in)
+    return WeightStandardization(**locals())

@@ -29,9 +29,9 @@ class Bucket:
         self.count, self.lock = itertools.count(1), threading.Lock()
         self.url = ""
 
-    def put(self, key: str, held: bytes) -> None:
+    def put(self, key: str, data: bytes) -> None:
         with self.lock:
-            self.objects[key] = (held, next(self.count))
+            self.objects[key] = (data, next(self.count))
 
     def names(self, prefix: str = "") -> list[str]:
         with self.lock:
@@ -95,16 +95,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def about(self, key: str) -> dict:
-        held, generation = self.bucket.objects[key]
+        data, generation = self.bucket.objects[key]
         bucket, _, name = key.partition("/")
         return {
             "kind": "storage#object",
             "bucket": bucket,
             "name": name,
-            "size": str(len(held)),
+            "size": str(len(data)),
             "generation": str(generation),
             "metageneration": "1",
-            "crc32c": base64.b64encode(zlib.crc32(held).to_bytes(4, "big")).decode(),
+            "crc32c": base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode(),
             "updated": "2026-01-01T00:00:00.000Z",
             "timeCreated": "2026-01-01T00:00:00.000Z",
             "mediaLink": f"{self.bucket.url}/download/storage/v1/b/{bucket}/o/"
@@ -130,11 +130,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             (INFO, f"info_{self.command.lower()}"),
             (re.compile("/batch/.*"), "batch"),
         ):
-            if (found := pattern.fullmatch(path)) and hasattr(self, method):
-                given = [urllib.parse.unquote(part) for part in found.groups()]
+            if (match := pattern.fullmatch(path)) and hasattr(self, method):
+                parts = [urllib.parse.unquote(part) for part in match.groups()]
                 try:
-                    return getattr(self, method)(*given)
-                except ConnectionError:  # a client that was killed, or that has seen enough
+                    return getattr(self, method)(*parts)
+                except ConnectionError:  # a client that was killed, or that needs no more
                     self.close_connection = True
                     return None
                 except Exception as error:
@@ -169,14 +169,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             name = key.partition("/")[2]
             if name < first or (end and name >= end):
                 continue
-            head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-            if found:
+            head, split, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+            if split:
                 prefixes.add(prefix + head + delimiter)
             else:
                 with contextlib.suppress(KeyError):  # deleted meanwhile
                     items.append(self.about(key))
-        few = int(self.query.get("maxResults") or 1000)
-        self.answer(200, {"kind": "storage#objects", "items": items[:few], "prefixes": [*prefixes]})
+        limit = int(self.query.get("maxResults") or 1000)
+        self.answer(
+            200, {"kind": "storage#objects", "items": items[:limit], "prefixes": [*prefixes]}
+        )
 
     def object_get(self, bucket: str, name: str) -> None:
         key = f"{bucket}/{name}"
@@ -186,18 +188,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(304)
         if self.query.get("alt") != "media":
             return self.answer(200, self.about(key))
-        held, generation = self.bucket.objects[key]
-        told = {"x_goog_generation": str(generation), "Content_Type": "application/octet-stream"}
-        if found := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1] or 0), int(found[2] or len(held) - 1)
-            if not found[1]:  # the last so many
-                first, last = max(0, len(held) - last), len(held) - 1
-            part = held[first : last + 1]
+        data, generation = self.bucket.objects[key]
+        headers = {"x_goog_generation": str(generation), "Content_Type": "application/octet-stream"}
+        if span_match := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(span_match[1] or 0), int(span_match[2] or len(data) - 1)
+            if not span_match[1]:  # the last so many
+                first, last = max(0, len(data) - last), len(data) - 1
+            part = data[first : last + 1]
             if not part:
                 return self.answer(416)
-            span = f"bytes {first}-{first + len(part) - 1}/{len(held)}"
-            return self.answer(206, part, Content_Range=span, **told)
-        return self.answer(200, held, **told)
+            span = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+            return self.answer(206, part, Content_Range=span, **headers)
+        return self.answer(200, data, **headers)
 
     object_head = object_get
 
@@ -218,10 +220,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if f"{bucket}/{name}" not in self.bucket.objects:
             return self.missing()
         self.bucket.put(f"{there}/{target}", self.bucket.objects[f"{bucket}/{name}"][0])
-        told = self.about(f"{there}/{target}")
-        size = told["size"]
+        resource = self.about(f"{there}/{target}")
+        size = resource["size"]
         return self.answer(
-            200, {"done": True, "resource": told, "objectSize": size, "totalBytesRewritten": size}
+            200,
+            {"done": True, "resource": resource, "objectSize": size, "totalBytesRewritten": size},
         )
 
     def upload(self, bucket: str) -> None:
@@ -229,11 +232,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if at := self.query.get("upload_id"):
             key = self.bucket.uploads[at]
             span = re.fullmatch(r"bytes (\d+|\*)(?:-\d+)?/(\d+|\*)", self.headers["Content-Range"])
-            held = self.bucket.parts.pop(at, b"") + self.body
+            data = self.bucket.parts.pop(at, b"") + self.body
             if span[2] != "*":
-                return self.store(key, held)
-            self.bucket.parts[at] = held
-            return self.answer(308, Range=f"bytes=0-{len(held) - 1}")
+                return self.store(key, data)
+            self.bucket.parts[at] = data
+            return self.answer(308, Range=f"bytes=0-{len(data) - 1}")
         if kind == "resumable":
             at = str(next(self.bucket.count))
             self.bucket.uploads[at] = f"{bucket}/{name or json.loads(self.body)['name']}"
@@ -241,24 +244,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, {}, Location=f"{place}?uploadType=resumable&upload_id={at}")
         if kind == "multipart":
             mark = self.headers["Content-Type"].partition("boundary=")[2].strip("\"'").encode()
-            told, held = self.body.split(b"--" + mark)[1:3]
-            told, held = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (told, held))
-            return self.store(f"{bucket}/{json.loads(told)['name']}", re.sub(rb"\r?\n$", b"", held))
+            header, data = self.body.split(b"--" + mark)[1:3]
+            header, data = (
+                re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (header, data)
+            )
+            return self.store(
+                f"{bucket}/{json.loads(header)['name']}", re.sub(rb"\r?\n$", b"", data)
+            )
         return self.store(f"{bucket}/{name}", self.body)
 
-    def store(self, key: str, held: bytes) -> None:
+    def store(self, key: str, data: bytes) -> None:
         if self.refused(key):
             return self.answer(412)
-        self.bucket.put(key, held)
+        self.bucket.put(key, data)
         return self.answer(200, self.about(key))
 
     def batch(self) -> None:
         """Several deletions as one request."""
-        told = ""
+        answers = ""
         for path in re.findall(r"^DELETE ([^ ?]+)", self.body.decode(), re.MULTILINE):
             bucket, name = map(urllib.parse.unquote, OBJECT.fullmatch(path).groups())
             with self.bucket.lock:
                 there = self.bucket.objects.pop(f"{bucket}/{name}", None)
             status = "204 No Content" if there else "404 Not Found"
-            told += f"--x\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n"
-        self.answer(200, f"{told}--x--\r\n".encode(), Content_Type="multipart/mixed; boundary=x")
+            answers += f"--x\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n"
+        self.answer(200, f"{answers}--x--\r\n".encode(), Content_Type="multipart/mixed; boundary=x")

@@ -26,20 +26,21 @@ class Sequences(Task):
         head = 0.5 * jax.random.normal(jax.random.fold_in(key, 1), (4, CLASSES))
         return {"layer": params, "head": head}, state
 
-    def scores(self, params, norm, batch, *, stats, train, weight=None, key=None, axis_name=None):
-        lengths = batch["lengths"]
+    def scores(self, params, norm, batch, *, stats, train=False, axis_name=None):
+        examples, weight, _ = batch
+        lengths = examples["lengths"]
         if weight is not None:
             lengths = jnp.where(weight > 0, lengths, 0)
         dtype = params["head"].dtype
         (_, carry), norm = self.layer.apply(
             params["layer"],
             norm,
-            batch["x"].astype(dtype),
+            examples["x"].astype(dtype),
             stats=stats,
             lengths=lengths,
             axis_name=axis_name,
         )
-        return _score(carry.h @ params["head"], batch, weight), norm
+        return _score(carry.h @ params["head"], examples, weight), norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,13 @@ class Images(Task):
         }
         return params, {"norm1": s1, "norm2": s2}
 
-    def scores(self, params, norm, batch, *, stats, train, weight=None, key=None, axis_name=None):
+    def scores(self, params, norm, batch, *, stats, train=False, axis_name=None):
+        examples, weight, _ = batch
         dtype = params["head"].dtype
-        mask = batch["mask"][..., None]
+        mask = examples["mask"][..., None]
         if weight is not None:
             mask &= (weight > 0)[:, None, None, None]
-        x, new = batch["image"].astype(dtype), {}
+        x, new = examples["image"].astype(dtype), {}
         for i in ("1", "2"):
             x = jnp.where(mask, x, 0)
             x = jax.lax.conv_general_dilated(
@@ -83,12 +85,12 @@ class Images(Task):
             x = jax.nn.relu(x)
         pixels = jnp.maximum(mask.sum((1, 2)), 1).astype(dtype)
         pooled = jnp.where(mask, x, 0).sum((1, 2)) / pixels
-        return _score(pooled @ params["head"], batch, weight), new
+        return _score(pooled @ params["head"], examples, weight), new
 
 
-def _score(logits, batch, weight) -> Scores:
+def _score(logits, examples, weight) -> Scores:
     weight = None if weight is None else weight.astype(logits.dtype)
-    scores = cross_entropy(logits, batch["labels"], weight)
+    scores = cross_entropy(logits, examples["labels"], weight)
     return Scores(*(s.astype(logits.dtype) for s in scores))
 
 

@@ -29,14 +29,14 @@ def result(folder):
 def command(folder, *words, **keys):
     """Give the words of a run of four steps a sequence."""
     keys = {k.replace("__", "."): v for k, v in keys.items()}
-    given = [f"--config.{k}={v}" for k, v in (SHORT | keys).items()]
+    flags = [f"--config.{k}={v}" for k, v in (SHORT | keys).items()]
     return [
         sys.executable,
         "-m",
         "experiments.train",
         CONFIG,
         f"--workdir={folder}",
-        *given,
+        *flags,
         *words,
     ]
 
@@ -59,11 +59,11 @@ def compare(folder, whole):
     assert rows(folder) == rows(whole)
     assert result(folder) == result(whole)
     last = str(json.loads((whole / "final.json").read_text())["steps"])
-    kept = [
+    metadata = [
         json.loads((f / "checkpoints" / last / "data" / "metadata").read_text())
         for f in (folder, whole)
     ]
-    sums = [{k: v for k, v in k["checksums"].items() if k != "seconds"} for k in kept]
+    sums = [{k: v for k, v in k["checksums"].items() if k != "seconds"} for k in metadata]
     assert sums[0] == sums[1] and any(k.startswith("now/params") for k in sums[0])
 
 

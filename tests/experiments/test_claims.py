@@ -29,9 +29,9 @@ def test_the_interval_is_that_of_a_paired_t_test():
     from scipy import stats
 
     a, b = RNG.normal(1.0, 0.2, 7), RNG.normal(0.8, 0.2, 7)
-    found = judged(more("a", "b", "m"), a=a, b=b)
+    result = judged(more("a", "b", "m"), a=a, b=b)
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], [low, high])
+    np.testing.assert_allclose([result.mean - result.half, result.mean + result.half], [low, high])
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_a_rule_holds_fails_or_decides_nothing(shift, rule, verdict):
 def test_a_contrast_is_a_weighted_sum_paired_by_seed():
     rule = contrast("c", (1, "a", "m"), (-1, "b", "m"), (-1, "c", "m"), (1, "d", "m"))
     a, b, c, d = RNG.normal(size=(4, 5))
-    found = judged(rule, a=a, b=b, c=c, d=d)
-    np.testing.assert_allclose(found.mean, (a - b - c + d).mean())
+    result = judged(rule, a=a, b=b, c=c, d=d)
+    np.testing.assert_allclose(result.mean, (a - b - c + d).mean())
 
 
 def test_what_is_not_finite_or_alone_decides_nothing():
@@ -84,41 +84,55 @@ def test_every_claim_is_declared_once_with_what_a_reader_needs():
     assert sorted(numbers) == list(range(1, 37))
     for number, (path, _) in numbers.items():
         declared = records.module(number).CLAIM
-        text = path.read_text()
         assert declared.statement and declared.source and declared.expect, path
         if records.runs(records.module(number)):
             assert declared.rules and declared.seeds >= 5 and declared.minutes <= 40, path
-            assert f"python -m experiments.claim {number}\n" in text, path
-            for word in ("Paper:", "Claim:", "Expected:", "Cost:", "Command:"):
-                assert word in text, (path, word)
+            assert declared.minutes > 0, path
+
+
+@pytest.mark.parametrize("number", sorted(records.files()))
+def test_a_claim_is_described_from_its_declaration_and_its_notes(number):
+    study = records.module(number)
+    words = " ".join(table.description(study).split())
+    declared = study.CLAIM
+    assert words.startswith(f"Claim {number}: {declared.statement} Source: {declared.source}")
+    fields = {"Expected": declared.expect, "Smaller": declared.scale, "Twin": declared.twin}
+    for name, value in fields.items():
+        assert (f"{name}: {value}" in words) == bool(value)
+    assert f"Cost: about {declared.minutes:g} minutes on two CPU cores" in words
+    title = study.__doc__.partition("\n")[0]
+    assert title.endswith(".") and title.split()[0].endswith("s")  # what it does
+    notes = study.__doc__.partition("\n\n")[2]
+    assert words.endswith(" ".join(notes.split()))
+    assert declared.statement not in study.__doc__  # said once, in CLAIM
 
 
 @pytest.mark.parametrize("number", sorted(records.files()))
 def test_every_arm_is_a_valid_config(number):
-    made = records.module(number)
-    for arm in made.CLAIM.arms if hasattr(made, "get_config") else ():
-        validate.check(made.get_config(arm))
-        if "configs/mlp_cnn/full.py" in made.__doc__:
+    study = records.module(number)
+    for arm in study.CLAIM.arms if hasattr(study, "get_config") else ():
+        validate.check(study.get_config(arm))
+        if "configs/mlp_cnn/full.py" in study.CLAIM.twin:
             whole = validate.check(full.get_config(f"{number}.{arm}"))
             assert (whole["data"]["side"], whole["data"]["train_size"]) == (28, 0)
 
 
 def test_a_twin_of_no_arm_says_which_there_are():
-    for variant, told in (("1.bn", "claims: 13, "), ("13.x", "trains no arm 'x'; none, bn, ln")):
-        with pytest.raises(UsageError, match=told):
+    for variant, message in (("1.bn", "claims: 13, "), ("13.x", "trains no arm 'x'; none, bn, ln")):
+        with pytest.raises(UsageError, match=message):
             full.get_config(variant)
 
 
 def test_the_ledger_says_how_many_runs_diverged():
-    told = {"m": [1.0, 0.0], "diverged": [1.0, 0.0]}
+    diverged = {"m": [1.0, 0.0], "diverged": [1.0, 0.0]}
     sound = {"m": [1.0, 0.0], "diverged": [0.0, 0.0]}
-    made = Claim(1, "s", "s", "e", ("a", "b"), (more("a", "b", "m"),))
-    record = {"arms": {"a": {"metrics": told}, "b": {"metrics": sound}}}
-    assert table.arms(made, record).endswith("; diverged: a 1 of 2")
+    declared = Claim(1, "s", "s", "e", ("a", "b"), (more("a", "b", "m"),))
+    record = {"arms": {"a": {"metrics": diverged}, "b": {"metrics": sound}}}
+    assert table.arms(declared, record).endswith("; diverged: a 1 of 2")
     record["arms"]["a"]["metrics"] = sound
-    assert "diverged" not in table.arms(made, record)
+    assert "diverged" not in table.arms(declared, record)
     record["arms"]["a"]["metrics"] = {"m": [1.0, 0.0]}  # computed, not trained
-    assert "diverged" not in table.arms(made, record)
+    assert "diverged" not in table.arms(declared, record)
 
 
 def test_the_ledger_agrees_with_the_records():
@@ -153,16 +167,16 @@ def own(folder, source=OWN):
     path = folder / f"own_{abs(hash(source))}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    return study
 
 
 @pytest.fixture
 def counted(monkeypatch, tmp_path):
-    made = own(tmp_path)
-    monkeypatch.setattr(records, "module", lambda number: made)
-    return made, tmp_path / "results"
+    study = own(tmp_path)
+    monkeypatch.setattr(records, "module", lambda number: study)
+    return study, tmp_path / "results"
 
 
 def test_the_hash_of_a_measured_claim_is_of_its_code_and_its_helpers(tmp_path):
@@ -170,25 +184,26 @@ def test_the_hash_of_a_measured_claim_is_of_its_code_and_its_helpers(tmp_path):
     helper = own(tmp_path, "FACTOR = 1\n")
     helper.__name__ = name
 
-    def told(source, beside=helper):
-        made = own(tmp_path, source)
-        made.helper = beside
-        return records.config_hash(made)
+    def hash_of(source, beside=helper):
+        study = own(tmp_path, source)
+        study.helper = beside
+        return records.config_hash(study)
 
-    usual = told(OWN)
-    said = OWN.replace("Count.", "Count anew.\n\n    At length.").replace("BASE =", "# so\nBASE =")
-    assert said != OWN and told(said) == usual
-    assert told(OWN.replace("1.0", "2.0")) != usual  # what the function reads
-    assert told(OWN.replace("0.01 *", "0.02 *")) != usual
+    usual = hash_of(OWN)
+    reworded = OWN.replace("Count.", "Count again.\n\n    At length.")
+    reworded = reworded.replace("BASE =", "# a comment\nBASE =")
+    assert reworded != OWN and hash_of(reworded) == usual
+    assert hash_of(OWN.replace("1.0", "2.0")) != usual  # what the function reads
+    assert hash_of(OWN.replace("0.01 *", "0.02 *")) != usual
     other = own(tmp_path, "FACTOR = 2\n")
     other.__name__ = name
-    assert told(OWN, other) != usual
+    assert hash_of(OWN, other) != usual
 
 
 def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
-    made, results = counted
+    study, results = counted
     record = claim.run(1, tmp_path, results)
-    assert made.calls == [(arm, seed) for arm in "ab" for seed in range(1, 6)]
+    assert study.calls == [(arm, seed) for arm in "ab" for seed in range(1, 6)]
     path = records.record_path(1, results)
     assert json.loads(path.read_text()) == record == records.read(1, results)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -196,28 +211,28 @@ def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
     assert record["command"] == "python -m experiments.claim 1"
     assert {"config_hash", "rule_hash", "date", "hardware", "versions"} <= set(record)
     claim.run(1, tmp_path, results)
-    assert len(made.calls) == 10  # a record is shown, not made again
+    assert len(study.calls) == 10  # a record is shown, not study again
     claim.run(1, tmp_path, results, fresh=True)
-    assert len(made.calls) == 20
+    assert len(study.calls) == 20
     cells = table.row(1, results)
     assert cells[table.COLUMNS.index("verdict")] == "holds" and len(cells) == len(table.COLUMNS)
 
 
 def test_a_rule_changed_after_its_runs_is_refused(counted, tmp_path):
-    made, results = counted
+    study, results = counted
     claim.run(1, tmp_path, results)
-    made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m", by=0.5),))
+    study.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m", by=0.5),))
     for act in (lambda: records.read(1, results), lambda: claim.run(1, tmp_path, results)):
         with pytest.raises(UsageError, match=r"the rule of claim 1 .* was changed after its runs"):
             act()
-    made.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m"),), seeds=6)
+    study.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m"),), seeds=6)
     with pytest.raises(UsageError, match=r"the config of claim 1 .* was changed after its runs"):
         records.read(1, results)
 
 
 def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
-    made, results = counted
-    made.CLAIM = Claim(1, "a", "b", "c")
+    study, results = counted
+    study.CLAIM = Claim(1, "a", "b", "c")
     with pytest.raises(UsageError, match="declared, but has no experiment yet"):
         claim.run(1, tmp_path, results)
     assert table.row(1, results)[table.COLUMNS.index("verdict")] == "not run"
@@ -248,18 +263,18 @@ def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_pat
         seeds=2,
         tune="area.valid",
     )
-    made = types.SimpleNamespace(CLAIM=declared, get_config=get_config, extra=extra)
-    monkeypatch.setattr(records, "module", lambda number: made)
+    study = types.SimpleNamespace(CLAIM=declared, get_config=get_config, extra=extra)
+    monkeypatch.setattr(records, "module", lambda number: study)
     monkeypatch.setattr(records.inspect, "getsource", lambda function: "source")
     record = claim.run(1, tmp_path / "runs", tmp_path / "results")
     for arm in declared.arms:
-        told = record["arms"][arm]
-        assert told["rate"] == 1e-2 and told["seeds"] == [1, 2]
-        assert told["metrics"]["diverged"] == [0.0, 0.0]
-        assert told["metrics"]["width"] == [float(arm)] * 2
-        assert told["tuned"]["1e+38"] is None  # diverged, though log(10) is not the worst loss
-        assert told["curves"]["valid.step"] == [2, 4]
-        assert len(told["curves"]["train.loss"]["mean"]) == 2
+        tuned_arm = record["arms"][arm]
+        assert tuned_arm["rate"] == 1e-2 and tuned_arm["seeds"] == [1, 2]
+        assert tuned_arm["metrics"]["diverged"] == [0.0, 0.0]
+        assert tuned_arm["metrics"]["width"] == [float(arm)] * 2
+        assert tuned_arm["tuned"]["1e+38"] is None  # diverged, though log(10) is not the worst loss
+        assert tuned_arm["curves"]["valid.step"] == [2, 4]
+        assert len(tuned_arm["curves"]["train.loss"]["mean"]) == 2
 
 
 def test_a_grid_goes_on_where_its_best_rate_is_an_end(monkeypatch, tmp_path):
@@ -271,8 +286,8 @@ def test_a_grid_goes_on_where_its_best_rate_is_an_end(monkeypatch, tmp_path):
             lost = float(tried[-1] > 5)
             return {"metrics": {"m": score(tried[-1]), "diverged": lost}, "seconds": 1.0}
 
-        monkeypatch.setattr(claim.sweep, "with_changes", lambda config, changes: changes)
-        monkeypatch.setattr(claim.sweep, "run_member", member)
+        monkeypatch.setattr(claim.members, "with_changes", lambda config, changes: changes)
+        monkeypatch.setattr(claim.members, "run_member", member)
         declared = Claim(1, "s", "p", "e", ("a",), rates=rates, tune="m")
         known, best, seconds = claim._tune(declared, None, tmp_path)
         assert seconds == len(tried) == len(known)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import jax
 import ml_collections
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -22,8 +24,8 @@ def test_norm_config_builds_the_value_that_the_code_would():
 
 
 def test_norm_config_splits_arguments_between_norm_and_lift():
-    given = {"name": "batch_norm", "lift": "per_step", "max_steps": 7, "use_bias": False}
-    assert NormConfig.parse(given).build() == recurrent.per_step(nj.batch_norm(use_bias=False), 7)
+    norm = {"name": "batch_norm", "lift": "per_step", "max_steps": 7, "use_bias": False}
+    assert NormConfig.parse(norm).build() == recurrent.per_step(nj.batch_norm(use_bias=False), 7)
 
 
 def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
@@ -31,7 +33,7 @@ def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("norm", "message"),
     [
         ({}, r"names no norm; write for instance norm\.name=batch_norm"),
         ({"name": "bach_norm"}, r"known: .*layer_norm.*Did you mean 'batch_norm'\?"),
@@ -45,9 +47,91 @@ def test_norm_config_none_is_no_norm_whatever_stands_beside_it():
         ({"name": "batch_norm", "eps": -1.0}, r"norm: .*eps"),
     ],
 )
-def test_norm_config_says_what_is_wrong(given, message):
+def test_norm_config_says_what_is_wrong(norm, message):
     with pytest.raises(UsageError, match=message):
-        NormConfig.parse(given).build()
+        NormConfig.parse(norm).build()
+
+
+def model_of(cell, *, norm, **more):
+    """A model of one cell with a norm in every place that the cell has."""
+    model = {"cell": cell, "hidden": 3, **more}
+    return model | {place: dict(norm) for place in models.places(cell)}
+
+
+BN = {"name": "batch_norm", "lift": "per_step", "max_steps": 5}
+
+
+@pytest.mark.parametrize("norm", [{"name": "layer_norm"}, BN], ids=["ln", "bn"])
+@pytest.mark.parametrize(
+    ("cell", "places"),
+    [
+        ("lstm", {"norm_x", "norm_h", "norm_sum", "norm_c"}),
+        ("gru", {"norm_x", "norm_h", "norm_xn", "norm_hn"}),
+        ("rnn", {"norm_x", "norm_h", "norm_sum"}),
+    ],
+)
+def test_a_norm_stands_in_every_place_of_a_cell(cell, places, norm):
+    """Built and stepped; a cell with norms of x and h has none of their sum."""
+    assert set(models.places(cell)) == places
+    model = model_of(cell, norm=norm)
+    alone = {} if "norm_sum" not in places else {"norm_sum": {"name": "none"}}
+    layer = models.build_layer(model | alone)
+    params, state = layer.init(jax.random.key(0), 2)
+    x = jax.random.normal(jax.random.key(1), (4, 5, 2))
+    (y, _), _ = layer.apply(params, state, x, stats="batch")
+    plain = models.build_layer({"cell": cell, "hidden": 3})
+    bare, none = plain.init(jax.random.key(0), 2)
+    (without, _), _ = plain.apply(bare, none, x, stats="batch")
+    assert y.shape == (4, 5, 3) and np.isfinite(y).all() and not np.allclose(y, without)
+
+
+def test_a_gru_config_is_the_preset():
+    terms = {"name": "batch_norm", "lift": "per_step", "max_steps": 5}
+    terms |= {"scale_init": 0.1, "use_bias": False}
+    term = NormConfig.parse(terms).build()
+    want = recurrent.gru(3, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term)
+    assert models.build_layer(model_of("gru", norm=terms)) == want
+    with pytest.raises(UsageError, match=r"lstm has no argument 'norm_xn'; known: .*norm_x"):
+        models.build_layer({"cell": "lstm", "hidden": 3, "norm_xn": terms})
+
+
+def test_a_stack_has_a_norm_between_its_layers():
+    layer = models.build_layer({"cell": "rnn", "hidden": 3, "depth": 2, "norm_between": BN})
+    assert layer.norm_between == NormConfig.parse(BN).build()
+    with pytest.raises(UsageError, match=r"norm_between .* write config\.model\.depth=2"):
+        models.build_layer({"cell": "rnn", "hidden": 3, "norm_between": BN})
+
+
+def test_a_norm_of_too_few_steps_is_refused_in_every_place():
+    config = digits.get_config("lstm")
+    for place, model in (
+        ("norm_hn", model_of("gru", norm=BN)),
+        ("norm_between", {"cell": "rnn", "hidden": 3, "depth": 2, "norm_between": BN}),
+    ):
+        if place == "norm_hn":
+            for other in ("norm_x", "norm_h", "norm_xn"):
+                del model[other]
+        config.model = {**model, "head_init": "orthogonal"}
+        with pytest.raises(UsageError, match=rf"model\.{place}\.max_steps=5, but a sequence"):
+            validate.check(config)
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [
+        ("--config.model.norm_h.max_steps=3", "config.model.norm_c.max_steps"),
+        ("--config.learning_rate=3", "config.optim.learning_rate"),
+        ("--config.data.batch_size=3", "config.batch_size"),
+        ("--config.model.norm_x.scal_init=1", "scale_init"),
+    ],
+)
+def test_a_misspelt_key_is_looked_for_near_by(word, suggestion):
+    config = digits.get_config("bn_lstm")
+    with config.unlocked():
+        config.data.max_steps = 7  # the same key in a group that is farther away
+        del config.model.norm_h["max_steps"]
+    message = command_line._misspelt([word], config)
+    assert f"Did you mean {suggestion!r}?" in message
 
 
 @pytest.mark.parametrize("variant", _protocol.VARIANTS)
@@ -102,9 +186,9 @@ def test_gamma_is_one_key_for_all_norms():
 def test_check_says_what_to_write_instead(key, value, message):
     config = digits.get_config("bn_lstm")
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_check_knows_keys_that_a_config_file_invents():
@@ -148,18 +232,18 @@ def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("--c.n=1e2", "--c.n='1e2' is not an integer; write for instance --c.n=100."),
         ("--c.rate=fast", "--c.rate='fast' is not a number; write for instance --c.rate=0.01."),
         ("--c.on=maybe", "--c.on='maybe' is not True or False; write for instance --c.on=True."),
     ],
 )
-def test_a_value_of_another_type_is_told(word, told, monkeypatch):
+def test_a_value_of_another_type_is_told(word, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program", word])  # where config_flags looks for its keys
     values = flags.FlagValues()
     config = ml_collections.ConfigDict({"n": 1, "rate": 0.5, "on": False})
     config_flags.DEFINE_config_dict("c", config, flag_values=values)
     with pytest.raises(flags.Error) as error:
         values(sys.argv)
-    assert command_line._unread(str(error.value)) == told
+    assert command_line._unreadable(str(error.value)) == message

@@ -34,15 +34,15 @@ def test_permute_is_a_permutation_and_sample_is_not():
 
 
 def test_every_epoch_has_all_examples_in_a_new_order():
-    found = batches.batches(12, 4, seed=0)
-    first, second = (np.concatenate([next(found) for _ in range(3)]) for _ in range(2))
+    iterator = batches.batches(12, 4, seed=0)
+    first, second = (np.concatenate([next(iterator) for _ in range(3)]) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12))
     assert (first != second).any()
 
 
 def test_batches_dealt_once_come_again_in_a_new_order():
-    found = batches.batches(50, 4, 0, "once")
-    epochs = [np.stack([next(found) for _ in range(12)]) for _ in range(2)]
+    iterator = batches.batches(50, 4, 0, "once")
+    epochs = [np.stack([next(iterator) for _ in range(12)]) for _ in range(2)]
     first, second = ([tuple(rows) for rows in epoch.tolist()] for epoch in epochs)
     assert sorted(first) == sorted(second) and first != second
     assert len(set(epochs[0].ravel())) == 48  # two examples fill no batch
@@ -51,11 +51,11 @@ def test_batches_dealt_once_come_again_in_a_new_order():
 
 @pytest.mark.parametrize("shuffle", ["epoch", "once"])
 def test_the_iterator_goes_on_where_it_was(shuffle):
-    found, again = (batches.batches(10, 4, 1, shuffle) for _ in range(2))
+    iterator, again = (batches.batches(10, 4, 1, shuffle) for _ in range(2))
     for _ in range(5):
-        next(found)
-    again.set_state(found.get_state())
-    np.testing.assert_array_equal(next(found), next(again))
+        next(iterator)
+    again.set_state(iterator.get_state())
+    np.testing.assert_array_equal(next(iterator), next(again))
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(180, 100), (1437, 100), (10, 20), (7, 1)])
@@ -68,11 +68,11 @@ def test_evaluation_counts_every_example_once_in_even_batches(size, batch_size):
 
 def test_a_missing_set_is_told_at_once(tmp_path):
     began = time.perf_counter()
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         datasets.load("pmnist", data_dir=str(tmp_path))
     assert time.perf_counter() - began < 1.0
-    assert str(tmp_path) in str(told.value)
-    assert f"python -m experiments.prepare mnist --data_dir={tmp_path}" in str(told.value)
+    assert str(tmp_path) in str(error.value)
+    assert f"python -m experiments.prepare mnist --data_dir={tmp_path}" in str(error.value)
 
 
 def test_a_set_in_another_format_is_told(tmp_path):
@@ -85,15 +85,15 @@ def test_a_set_in_another_format_is_told(tmp_path):
 def test_the_folder_is_looked_for_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/tfds")
     monkeypatch.delenv("NORMJAX_DATA_DIR", raising=False)
-    assert str(locate.data_dir()) == "/tfds"
+    assert str(locate.root_folder()) == "/tfds"
     monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path))
-    assert locate.data_dir() == tmp_path
+    assert locate.root_folder() == tmp_path
     (tmp_path / "tensorflow_datasets").mkdir()
-    assert locate.data_dir() == tmp_path / "tensorflow_datasets"
-    assert str(locate.data_dir("/asked")) == "/asked"
+    assert locate.root_folder() == tmp_path / "tensorflow_datasets"
+    assert str(locate.root_folder("/asked")) == "/asked"
     monkeypatch.delenv("NORMJAX_DATA_DIR")
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert str(locate.data_dir()).endswith("tensorflow_datasets")
+    assert str(locate.root_folder()).endswith("tensorflow_datasets")
 
 
 def test_prepare_says_what_it_needs(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from experiments import tasks
 from experiments.config import validate
 from experiments.config.models import NormConfig
 from experiments.data import splits
-from experiments.tasks import generate
+from experiments.tasks import Batch, generate
 from experiments.usage import UsageError
 
 BN = {"name": "batch_norm"}
@@ -39,9 +39,10 @@ def test_padding_enters_no_sum_no_statistic_and_no_gradient(goal, norm):
     params, state = task.init(jax.random.key(0))
     rotten = split._replace(pixels=split.pixels.at[4:].set(jnp.nan))
 
-    def loss(params, batch, weight):
-        told, kept = task.scores(params, state, batch, stats="batch", train=True, weight=weight)
-        return told.loss, (told, kept)
+    def loss(params, examples, weight):
+        batch = Batch(examples, weight)
+        scores, new = task.scores(params, state, batch, stats="batch", train=True)
+        return scores.loss, (scores, new)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, jnp.array([1.0, 1, 1, 1, 0, 0]))
@@ -56,28 +57,28 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
     task, split = make_task("copy", BN), make_split()
     params, state = task.init(jax.random.key(0))
 
-    def scores(batch, axis_name=None):
+    def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, state, batch, **how)
+        return task.scores(params, state, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
-    sums, kept = jax.jit(jax.vmap(lambda b: scores(b, "devices"), axis_name="devices"))(parts)
-    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], kept)
+    sums, states = jax.jit(jax.vmap(lambda b: scores(b, "devices"), axis_name="devices"))(parts)
+    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], states)
     close((total, last), jax.jit(scores)(split))
 
 
 def test_a_copy_goes_through_its_code_and_its_loss_is_the_squared_error():
     task, split = make_task("copy", {"name": "none"}), make_split()
     params, state = task.init(jax.random.key(0))
-    how = {"stats": "running", "mask": None, "axis_name": None}
+    arguments = {"stats": "running", "mask": None, "axis_name": None}
     x = split.pixels / 255
-    y, _ = task.images(params, state, x, **how)
+    y, _ = task.images(params, state, x, **arguments)
     assert y.shape == x.shape and params["code"]["kernel"].shape == (2 * 2 * 4, 5)
-    told, _ = task.scores(params, state, split, stats="running", train=False)
+    scores, _ = task(params, state, Batch(split), stats="running")
     want = np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64)).mean() * len(x)
-    np.testing.assert_allclose(told.loss, want, rtol=1e-5)
+    np.testing.assert_allclose(scores.loss, want, rtol=1e-5)
     shut = jax.tree.map(jnp.zeros_like, params["code"])
-    same, _ = task.images({**params, "code": shut}, state, x, **how)
+    same, _ = task.images({**params, "code": shut}, state, x, **arguments)
     close(same, jnp.broadcast_to(same[:1], same.shape))  # nothing goes around it
 
 
@@ -130,6 +131,6 @@ def test_a_config_builds_a_task_that_can_be_a_static_argument():
     ],
 )
 def test_check_says_what_to_write_instead(key, value, message):
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config_of(**{key: value}))
-    assert message in str(told.value)
+    assert message in str(error.value)

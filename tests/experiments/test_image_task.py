@@ -15,13 +15,11 @@ from experiments.config import validate
 from experiments.data import splits
 from experiments.ledger import records
 from experiments.runtime import step
-from experiments.tasks import image
+from experiments.tasks import Batch, image
 from experiments.usage import UsageError
 
-MINE = [
-    n for n, (path, _) in records.files().items() if path.parent.name in ("mlp_cnn", "mechanism")
-]
-TRAINED = [n for n in MINE if hasattr(records.module(n), "get_config")]
+CLAIMS = [n for n, (path, _) in records.files().items() if path.parent.name == "mlp_cnn"]
+TRAINED = [n for n in CLAIMS if hasattr(records.module(n), "get_config")]
 BN = {"name": "batch_norm"}
 
 
@@ -35,10 +33,10 @@ def make_task(arch="lenet", **model):
     """A tiny classifier of 8 x 8 images."""
     model = {**image.DEFAULTS, "arch": arch, "hidden": 6, "channels": 3, "kernel": 2, **model}
     order = tuple(model["order"])
-    made = image.layers({**model, "order": order}, 8)
+    layers = image.layers({**model, "order": order}, 8)
     first = model.pop("first", None)
     return image.ImageClassifier(
-        made, 10, 255.0, model["activation"], order, model["dropout"], first=first
+        layers, 10, 255.0, model["activation"], order, model["dropout"], first=first
     )
 
 
@@ -48,25 +46,14 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 
 @pytest.mark.parametrize("number", TRAINED)
 def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
-    made = records.module(number)
+    study = records.module(number)
     split = make_split(4, side=14)
     dataset = splits.Dataset(split, split, split, 255.0, 10)
-    for arm in made.CLAIM.arms:
-        config = validate.check(made.get_config(arm))
+    for arm in study.CLAIM.arms:
+        config = validate.check(study.get_config(arm))
         assert config["name"] == arm
         task = tasks.build(config, dataset)
         assert task == tasks.build(config, dataset) and hash(task) is not None
-
-
-@pytest.mark.parametrize("number", MINE)
-def test_every_config_opens_with_what_a_reader_needs(number):
-    text = records.files()[number][0].read_text()
-    places = [
-        text.index(f"\n{word}:") for word in ("Paper", "Claim", "Expected", "Cost", "Command")
-    ]
-    assert places == sorted(places)
-    if records.runs(records.module(number)):
-        assert f"python -m experiments.claim {number}\n" in text
 
 
 def test_lenet_has_the_published_number_of_parameters():
@@ -94,11 +81,10 @@ def test_padding_enters_no_sum_and_no_statistic(model):
     params, norm = task.init(jax.random.key(0))
     rotten = split._replace(pixels=split.pixels.at[4:].set(jnp.nan))
     weight = jnp.array([1.0, 1, 1, 1, 0, 0])
-    how = {"stats": "batch", "train": False}
 
-    def loss(params, batch, weight):
-        scores, kept = task.scores(params, norm, batch, weight=weight, **how)
-        return scores.loss, (scores, kept)
+    def loss(params, examples, weight):
+        scores, new = task(params, norm, Batch(examples, weight), stats="batch")
+        return scores.loss, (scores, new)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, weight)
@@ -113,14 +99,14 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
     task, split = make_task(norm_conv=BN, norm_dense=BN), make_split()
     params, norm = task.init(jax.random.key(0))
 
-    def scores(batch, axis_name=None):
+    def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, norm, batch, **how)
+        return task.scores(params, norm, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
-    sums, kept = jax.jit(over)(parts)
-    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], kept)
+    sums, states = jax.jit(over)(parts)
+    total, last = jax.tree.map(lambda x: x.sum(0), sums), jax.tree.map(lambda x: x[1], states)
     close((total, last), jax.jit(scores)(split))
 
 
@@ -151,8 +137,8 @@ def test_dropout_is_drawn_in_training_alone(order):
 
     @functools.partial(jax.jit, static_argnums=0)
     def loss(train, seed):
-        how = {"stats": "batch", "train": train, "key": jax.random.key(seed)}
-        return task.scores(params, norm, split, **how)[0].loss
+        batch = Batch(split, key=jax.random.key(seed))
+        return task.scores(params, norm, batch, stats="batch", train=train)[0].loss
 
     assert loss(False, 0) == loss(False, 1)
     assert loss(True, 0) != loss(True, 1)
@@ -173,13 +159,13 @@ def test_data_dependent_initialization_makes_preactivations_standard():
 
 def test_frozen_statistics_stay_as_they_are():
     model = {**image.DEFAULTS, "hidden": 6, "norm_dense": BN}
-    made = image.layers(model, 8)
-    task = image.ImageClassifier(made, 10, 255.0, "relu", model["order"], frozen=True)
+    layers = image.layers(model, 8)
+    task = image.ImageClassifier(layers, 10, 255.0, "relu", model["order"], frozen=True)
     params, norm = task.init(jax.random.key(0))
-    _, kept = task.scores(params, norm, make_split(), stats="batch", train=True)
-    close(kept, norm, rtol=0, atol=0)
-    _, kept = task.scores(params, norm, make_split(), stats="batch", train=False)
-    assert not np.allclose(kept["0"]["norm"].mean, norm["0"]["norm"].mean)
+    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)
+    close(new, norm, rtol=0, atol=0)
+    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=False)
+    assert not np.allclose(new["0"]["norm"].mean, norm["0"]["norm"].mean)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +190,6 @@ def test_check_says_what_to_write_instead(key, value, message):
         place = place[name]
     with config.unlocked():
         place[last] = value
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config)
-    assert message in str(told.value)
+    assert message in str(error.value)

@@ -64,10 +64,10 @@ def test_a_killed_sweep_leaves_no_trace(tmp_path):
     for child in (sweep(folder), straight):
         _, errors = child.communicate(timeout=300)
         assert child.returncode == 0, errors
-    told = [json.loads((where / "sweep.json").read_text()) for where in (folder, whole)]
-    assert [{**m, "seconds": 0} for m in told[0]] == [{**m, "seconds": 0} for m in told[1]]
+    results = [json.loads((where / "sweep.json").read_text()) for where in (folder, whole)]
+    assert [{**m, "seconds": 0} for m in results[0]] == [{**m, "seconds": 0} for m in results[1]]
     members = sorted(p.name for p in whole.glob("*=*"))
-    assert len(members) == len(told[0]) == 4
+    assert len(members) == len(results[0]) == 4
     for member in members:
         compare(folder / member, whole / member)
 

@@ -82,8 +82,8 @@ def test_a_preempted_slice_is_made_again(cloud):
     (cloud / "ends").write_text("143\n0\n")
     (cloud / "take").touch()
     assert launch.main([*ASK, "--spot", *RUN], pause=0) == 0
-    made = [v for v in verbs(cloud) if v in ("tpu-vm create", "tpu-vm delete")]
-    assert made == ["tpu-vm create", "tpu-vm delete"] * 2
+    calls = [v for v in verbs(cloud) if v in ("tpu-vm create", "tpu-vm delete")]
+    assert calls == ["tpu-vm create", "tpu-vm delete"] * 2
     assert len((cloud / "trained").read_text().splitlines()) == 2
     assert "--spot" in (cloud / "calls").read_text()
 
@@ -105,9 +105,9 @@ def test_a_run_that_would_meet_its_end_again_is_not_repeated(cloud, status):
 
 def test_the_queue_is_waited_for(cloud):
     assert launch.main([*ASK, "--queued", "--keep", *RUN], pause=0) == 0
-    told = verbs(cloud)
-    assert told.count("queued-resources describe") == 2
-    assert "queued-resources create" in told and "queued-resources delete" not in told
+    output = verbs(cloud)
+    assert output.count("queued-resources describe") == 2
+    assert "queued-resources create" in output and "queued-resources delete" not in output
     assert (cloud / "state").read_text() == "READY\n"
 
 
@@ -121,11 +121,11 @@ def test_a_worker_holds_the_source(cloud):
 
 def test_a_dry_run_calls_nothing(cloud, capsys):
     assert launch.main([*ASK, "--queued", "--spot", "--dry-run", *RUN]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert verbs(cloud) == []
     for word in ("queued-resources create bn", "--spot", "--node-id=bn", "scp", "--worker=all"):
-        assert word in told
-    assert "experiments.train --distributed --config=" in told
+        assert word in output
+    assert "experiments.train --distributed --config=" in output
 
 
 @pytest.mark.parametrize(

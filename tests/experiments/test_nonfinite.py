@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from experiments.runtime import nonfinite, parallel, step
+from experiments.runtime import exits, nonfinite, parallel, step
 from tests._support import models
 
 
@@ -29,18 +29,18 @@ def test_skipping_leaves_everything_as_it_was(mode, monkeypatch):
     task, split = models.MODELS["cnn"], poisoned()
     optim, rate = step.static(OPTIM)
     config = {"seed": 0, "log_every": 3, "optim": OPTIM}
-    spread = parallel.DeviceLayout(mode, 2)
-    take = step.compiled_step(spread, task, optim, True, False)
-    now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
-    split = spread.replicate(split)
+    layout = parallel.DeviceLayout(mode, 2)
+    take = step.compiled_step(layout, task, optim, True, False)
+    now = layout.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
+    split = layout.replicate(split)
     good, bad = np.arange(4, 16, dtype=np.int32), np.arange(12, dtype=np.int32)
-    now = take(now, split, *spread.split(spread.pad(good)), rate)
+    now = take(now, split, *layout.split(layout.pad(good)), rate)
     before = jax.device_get({k: now[k] for k in ("params", "norm", "opt")})
-    now = take(now, split, *spread.split(spread.pad(bad)), rate)
+    now = take(now, split, *layout.split(layout.pad(bad)), rate)
     after = jax.device_get({k: now[k] for k in before})
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert int(now["skipped"]) == 1 and int(now["step"]) == 2
-    now = take(now, split, *spread.split(spread.pad(good)), rate)
+    now = take(now, split, *layout.split(layout.pad(good)), rate)
     assert int(now["skipped"]) == 1 and np.isfinite(now["window"]["loss"][2])
 
 
@@ -61,14 +61,14 @@ def test_a_report_names_what_went_first():
     task, split = models.MODELS["cnn"], poisoned()
     config = {"seed": 0, "log_every": 3, "optim": OPTIM}
     now = step.start(task, step.optimizer(OPTIM), config)["now"]
-    told = nonfinite.report(task, now, split, np.arange(12), None)
-    assert told.startswith("Not finite first: the batch's image. Then the loss; then the gradients")
-    assert "conv1" in told
+    line = nonfinite.report(task, now, split, np.arange(12), None)
+    assert line.startswith("Not finite first: the batch's image. Then the loss; then the gradients")
+    assert "conv1" in line
     affine = now["params"]["norm2"]
     now["params"]["norm2"] = affine._replace(scale=affine.scale.at[0].set(jnp.inf))
-    told = nonfinite.report(task, now, split, np.arange(4, 16), None)
-    assert told.startswith("Not finite first: the parameters before it: norm2/scale. Then")
-    assert "Taken again" in nonfinite.report(
+    line = nonfinite.report(task, now, split, np.arange(4, 16), None)
+    assert line.startswith("Not finite first: the parameters before it: norm2/scale. Then")
+    assert "Repeated" in nonfinite.report(
         task, {**now, "params": task.init(jax.random.key(0))[0]}, split, np.arange(4, 9), None
     )
 
@@ -77,9 +77,9 @@ def test_a_report_names_what_went_first():
 def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)
     config.optim.update(name="sgd", clip_norm=0.0, learning_rate=1e38)
-    with pytest.raises(train.Diverged) as told:
+    with pytest.raises(exits.Diverged) as error:
         train.train(config, tmp_path / "run")
-    text = str(told.value)
+    text = str(error.value)
     assert "not finite at step" in text and "Not finite first: the loss" in text
     assert "--config.nonfinite=skip" in text
     assert ("more than config.nonfinite_limit" in text) == (policy == "skip")

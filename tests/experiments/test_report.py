@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from experiments import report
+from configs.recurrent_bn import digits
 from experiments.config import validate
+from experiments.runtime import curves
 from experiments.usage import UsageError
 
 
@@ -32,10 +33,10 @@ def two_runs(tmp_path, tiny):
 
 
 def test_report_draws_and_tells(two_runs):
-    told = report.report([two_runs])
+    shown = curves.report([two_runs])
     assert (two_runs / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (two_runs / "table.md").read_text().startswith("| run ")
-    lines = told.splitlines()
+    lines = shown.splitlines()
     assert lines[2].startswith("| lstm ") and "46 (unfinished)" in lines[2]
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert cells == ["bn_lstm", "46", "90.00 %", "90.00 %", "90.00 %", "90.00 %", "46", "5"]
@@ -43,9 +44,9 @@ def test_report_draws_and_tells(two_runs):
 
 def test_report_takes_several_folders_and_an_output(two_runs, tmp_path):
     out = tmp_path / "elsewhere" / "figures"
-    report.report([two_runs / "lstm", two_runs / "bn_lstm", two_runs / "lstm"], out)
+    curves.report([two_runs / "lstm", two_runs / "bn_lstm", two_runs / "lstm"], out)
     assert sorted(p.name for p in out.iterdir()) == ["curves.png", "table.md"]
-    assert len(report.find([two_runs, two_runs / "lstm"])) == 2
+    assert len(curves.find([two_runs, two_runs / "lstm"])) == 2
 
 
 def test_runs_of_one_name_are_told_apart(two_runs):
@@ -53,9 +54,46 @@ def test_runs_of_one_name_are_told_apart(two_runs):
     (two_runs / "bn_lstm").rename(two_runs / "second")
     path = two_runs / "second" / "config.json"
     path.write_text(path.read_text().replace('"bn_lstm"', '"lstm"'))
-    assert [r.label for r in report.find([two_runs])] == ["lstm (first)", "lstm (second)"]
+    assert [r.label for r in curves.find([two_runs])] == ["lstm (first)", "lstm (second)"]
+
+
+def config_with(**changes):
+    config = digits.get_config("lstm")
+    config.update_from_flattened_dict(changes)
+    return config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "digits: 64 steps, one pixel per step"),
+        ({"data.side": 4}, "digits: 16 steps, one pixel per step"),
+        (
+            {"dataset": "mnist", "data.layout": "rows"},
+            "mnist: 28 steps, one row of 28 pixels per step",
+        ),
+        ({"dataset": "mnist", "data.layout": "images"}, "mnist: images of 28 x 28"),
+        ({"dataset": "text", "data.length": 50}, "text ptb: 50 steps, one character per step"),
+        (
+            {"dataset": "imdb_reviews", "data.length": 9},
+            "imdb_reviews: at most 9 steps, one word per step",
+        ),
+    ],
+)
+def test_the_title_says_what_a_step_is(changes, title):
+    assert curves.title([config_with(**changes)] * 2) == title
+
+
+def test_labels_are_no_formulas_and_are_in_the_legend(two_runs):
+    path = two_runs / "lstm" / "config.json"
+    path.write_text(path.read_text().replace('"lstm"', '"_a $x$_ $y"'))
+    runs = curves.find([two_runs])
+    labels = [curves.label_of(run, "accuracy") for run in runs]
+    assert labels == [r" _a \$x\$_ \$y", "bn_lstm (test 90.0 %)"]
+    curves.draw(runs, two_runs / "drawn.png")
+    assert (two_runs / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_without_runs_is_told(tmp_path):
     with pytest.raises(UsageError, match="there is no run in"):
-        report.find([tmp_path])
+        curves.find([tmp_path])

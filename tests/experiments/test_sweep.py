@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import sweep, train
+from experiments import sweep
+from experiments.runtime import members, run
 from experiments.usage import UsageError
 
 
@@ -20,21 +21,21 @@ def test_a_grid_is_a_product():
 
 def test_a_misspelt_key_is_told(tiny):
     with pytest.raises(UsageError, match=r"optim\.learning_rat is no key.*optim\.learning_rate"):
-        sweep.with_changes(tiny(), {"optim.learning_rat": 1.0})
+        members.with_changes(tiny(), {"optim.learning_rat": 1.0})
 
 
 def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", steps=6, log_every=3, eval_every=3, checkpoint_every=6)
     cells = list(sweep.grid(["optim.learning_rate=0.01,0.001"]))
-    real, made = train.train, []
+    real, names = run.train, []
 
     def counting(config, workdir):
-        made.append(workdir.name)
-        if len(made) == 2:
+        names.append(workdir.name)
+        if len(names) == 2:
             raise KeyboardInterrupt
         return real(config, workdir)
 
-    monkeypatch.setattr(train, "train", counting)
+    monkeypatch.setattr(run, "train", counting)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(config, tmp_path, seeds=1, cells=cells)
     assert len(json.loads((tmp_path / "sweep.json").read_text())) == 1
@@ -42,8 +43,8 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "sweep.json").read_text()) == results and len(results) == 2
     whole = sweep.sweep(config, tmp_path / "whole", seeds=1, cells=cells[1:])
     assert results[1]["metrics"] == whole[0]["metrics"]
-    told = sweep.table(results, "loss").splitlines()
-    assert len(told) == 2 and told[0].startswith("optim.learning_rate=0.01: valid.batch.loss")
+    lines = sweep.table(results, "loss").splitlines()
+    assert len(lines) == 2 and lines[0].startswith("optim.learning_rate=0.01: valid.batch.loss")
     both = [{**r, "cell": {}} for r in results]
     values = [r["metrics"]["valid.batch.loss"] for r in both]
     line = sweep.table(both, "loss")
@@ -53,9 +54,10 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
 def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", checkpoint_every=24)
     config.optim.update(name="sgd", learning_rate=1e38, clip_norm=0.0)
-    told = sweep.run_member(config, tmp_path / "run")
-    assert told["metrics"]["diverged"] == 1 and told["metrics"]["test.population.accuracy"] == 0.1
-    np.testing.assert_allclose(told["metrics"]["area.valid"], np.log(10))
-    assert np.isnan([told["metrics"][name] for name in ("rough.valid", "gap.end")]).all()
-    monkeypatch.setattr(train, "train", None)  # and is not tried again
-    assert sweep.run_member(config, tmp_path / "run") == told
+    result = members.run_member(config, tmp_path / "run")
+    metrics = result["metrics"]
+    assert metrics["diverged"] == 1 and metrics["test.population.accuracy"] == 0.1
+    np.testing.assert_allclose(metrics["area.valid"], np.log(10))
+    assert np.isnan([metrics[name] for name in ("rough.valid", "gap.end")]).all()
+    monkeypatch.setattr(run, "train", None)  # and is not tried again
+    assert members.run_member(config, tmp_path / "run") == result

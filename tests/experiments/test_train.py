@@ -16,16 +16,16 @@ import optax
 import pytest
 
 import normjax as nj
-from experiments import evaluate, report, tasks, train
+from experiments import evaluate, tasks, train
 from experiments.data import batches, splits
-from experiments.runtime import step
+from experiments.runtime import exits, metrics, run, step
 from experiments.tasks.sequence import SequenceClassifier
 from experiments.usage import UsageError
 
 
 def rows(workdir):
     """Metric rows without the clock."""
-    read = report.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
+    read = metrics.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read]
 
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_that_a_reader_needs(unbroken):
 
 def test_a_finished_run_is_not_run_again(unbroken, tiny, monkeypatch):
     workdir, final = unbroken
-    monkeypatch.setattr(train, "train_step", None)
+    monkeypatch.setattr(run, "_Run", None)
     assert train.train(tiny(), workdir) == final
 
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch)
             return getattr(self.inner, name)
 
     monkeypatch.setattr(batches, "batches", Stopping)
-    with pytest.raises(train.Interrupted, match=r"stopped at step 17.*the same command goes on"):
+    with pytest.raises(exits.Interrupted, match=r"stopped at step 17.*the same command continues"):
         train.train(tiny(), tmp_path / "run")
     monkeypatch.setattr(batches, "batches", real)
     again = train.train(tiny(), tmp_path / "run")
@@ -133,10 +133,10 @@ def test_resume_continues_another_workdir(unbroken, tiny, tmp_path):
 
 def test_a_workdir_of_another_config_is_refused(unbroken, tiny):
     workdir, _ = unbroken
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         train.train(tiny(seed=3, batch_size=17), workdir)
-    assert "config.batch_size: 16 there, 17 asked for" in str(told.value)
-    assert "config.seed: 0 there, 3 asked for" in str(told.value)
+    assert "config.batch_size: 16 there, 17 asked for" in str(error.value)
+    assert "config.seed: 0 there, 3 asked for" in str(error.value)
     with pytest.raises(UsageError, match=r"beyond config.steps=20; write --config.steps=24"):
         train.train(tiny(steps=20), workdir)
 
@@ -164,16 +164,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     config.optim.name = "sgd"
     config.optim.clip_norm = 0.0
     config.optim.learning_rate = 1e38
-    with pytest.raises(train.Diverged, match=r"not finite at step \d+; .*learning_rate"):
+    with pytest.raises(exits.Diverged, match=r"not finite at step \d+; .*learning_rate"):
         train.train(config, tmp_path / "run")
 
 
 def test_evaluate_gives_the_numbers_of_the_run(unbroken):
     workdir, final = unbroken
     for kind in evaluate.STATS:
-        told = evaluate.evaluate(workdir, split="test", stats=kind)
-        assert told["accuracy"] == final["test"][kind]["accuracy"]
-        assert told["loss"] == final["test"][kind]["loss"]
+        scored = evaluate.evaluate(workdir, split="test", stats=kind)
+        assert scored["accuracy"] == final["test"][kind]["accuracy"]
+        assert scored["loss"] == final["test"][kind]["loss"]
     assert "how" not in evaluate.evaluate(workdir, split="valid", stats="batch")
     with pytest.raises(UsageError, match="known: test, valid, train"):
         evaluate.evaluate(workdir, split="tests", stats="batch")
@@ -187,11 +187,11 @@ def test_evaluation_does_not_depend_on_padding():
     task = SequenceClassifier(layer, classes=4)
     params, state = task.init(jax.random.key(0))
     pixels = jax.random.randint(jax.random.key(1), (5, 6), 0, 255)
-    batch = splits.Split(pixels, jnp.arange(5) % 4)
+    examples = splits.Split(pixels, jnp.arange(5) % 4)
     weight = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])
-    how = {"stats": "batch", "train": False}
-    padded, moved = task.scores(params, state, batch, weight=weight, **how)
-    whole, expected = task.scores(params, state, splits.take(batch, slice(0, 3)), **how)
+    padded, moved = task(params, state, tasks.Batch(examples, weight), stats="batch")
+    first = tasks.Batch(splits.take(examples, slice(0, 3)))
+    whole, expected = task(params, state, first, stats="batch")
     np.testing.assert_allclose(padded.loss, whole.loss, rtol=1e-5)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)  # means cancel
     jax.tree.map(close, moved, expected)

@@ -29,79 +29,81 @@ class Layer(models.Sequences):
 
 def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
     """Every all-reduce of a step over four devices: whether it is in a loop, and its shapes."""
-    task, spread = Layer(layer), parallel.DeviceLayout(mode, 4)
-    kept, rate = step.static(OPTIM)
+    task, layout = Layer(layer), parallel.DeviceLayout(mode, 4)
+    constants, rate = step.static(OPTIM)
     config = {"seed": 0, "log_every": 5}
-    now = spread.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
+    now = layout.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
     split = {
         "x": jnp.ones((8, steps, 2)),
         "lengths": jnp.full((8,), steps),
         "labels": jnp.zeros((8,), jnp.int32),
     }
-    batch = spread.split(spread.pad(np.arange(8, dtype=np.int32)))
-    run = step.compiled_step(spread, task, kept, False, False)
-    text = run.__wrapped__.lower(now, spread.replicate(split), *batch, rate).compile().as_text()
+    batch = layout.split(layout.pad(np.arange(8, dtype=np.int32)))
+    run = step.compiled_step(layout, task, constants, False, False)
+    text = run.__wrapped__.lower(now, layout.replicate(split), *batch, rate).compile().as_text()
     return in_loops(text)
 
 
 def in_loops(text: str) -> list[tuple[bool, str]]:
-    calls, found, here = collections.defaultdict(set), [], ""
+    calls, reduces, here = collections.defaultdict(set), [], ""
     for line in text.splitlines():
         if line[:1].strip() and "{" in line:
             here = line.replace("ENTRY ", "").split()[0].lstrip("%").partition("(")[0]
         calls[here] |= set(re.findall(r"(?:to_apply|calls)=\{?%?([\w.\-]+)", line))
-        if made := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
-            found.append((here, re.sub(r"\{[\d,]*\}", "", made.group(1))))
+        if match := re.search(r"= (.*?) all-reduce(?:-start)?\(", line):
+            reduces.append((here, re.sub(r"\{[\d,]*\}", "", match.group(1))))
     inside = set(re.findall(r"body=%?([\w.\-]+)", text))
     for _ in range(9):
         inside |= {callee for body in inside for callee in calls[body]}
-    return [(here in inside, shapes) for here, shapes in found]
+    return [(here in inside, shapes) for here, shapes in reduces]
 
 
 @pytest.mark.parametrize("mode", ["jit", "shard_map"])
 def test_input_statistics_of_all_steps_are_a_fixed_number_of_calls(mode):
     """Outside the scan, with the time axis in their shape, and not one a time step."""
-    told = {t: collectives(recurrent.vertical_bn_lstm(HIDDEN, t), mode, t) for t in (5, 9)}
-    for steps, found in told.items():
-        hoisted = [s for inside, s in found if f"[{steps},{4 * HIDDEN}]" in s]
+    by_length = {t: collectives(recurrent.vertical_bn_lstm(HIDDEN, t), mode, t) for t in (5, 9)}
+    for steps, reduces in by_length.items():
+        hoisted = [s for inside, s in reduces if f"[{steps},{4 * HIDDEN}]" in s]
         assert 1 <= len(hoisted) <= 4
-        assert not any(inside for inside, s in found if f"[{steps},{4 * HIDDEN}]" in s)
-    assert len(told[5]) == len(told[9])
+        assert not any(inside for inside, s in reduces if f"[{steps},{4 * HIDDEN}]" in s)
+    assert len(by_length[5]) == len(by_length[9])
 
 
 def test_gradients_of_a_scan_are_reduced_once_under_shard_map():
     """Under jit the partitioner puts the recurrent weights' all-reduce into the loop."""
-    found = collectives(recurrent.lstm(HIDDEN), "shard_map", 5)
-    assert found and not any(inside for inside, _ in found)
+    reduces = collectives(recurrent.lstm(HIDDEN), "shard_map", 5)
+    assert reduces and not any(inside for inside, _ in reduces)
 
 
 @pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
 def test_on_cpu_devices_a_step_waits_for_the_one_before(mode, monkeypatch):
-    """Two all-reduces in flight can starve each other of threads: `Spread.done`."""
-    seen = []
+    """Two all-reduces in flight can starve each other of threads: `DeviceLayout.block_on_cpu`."""
+    ready = []
 
     def watched(self, function, several):
         def call(now, *rest):
-            seen.append(now.is_ready())
+            ready.append(now.is_ready())
             return compiled(now, *rest)
 
         compiled = over_devices(self, function, several)
         return call
 
-    def slow(now, split, index, weight, rate, how):
+    def slow(now, split, index, weight, rate, context):
         del split, weight
         x = jax.lax.fori_loop(0, 20_000, lambda _, x: jnp.sin(x + 1), now)
-        return how.sum(x * rate * index.sum())
+        total = x * rate * index.sum()
+        axis = context.axis_name
+        return total if axis is None else jax.lax.psum(total, axis)
 
     over_devices = parallel.DeviceLayout._over_devices
     monkeypatch.setattr(parallel.DeviceLayout, "_over_devices", watched)
-    spread = parallel.DeviceLayout(mode, 4)
-    step = spread.step(slow)
-    now, index = spread.replicate(jnp.ones(500)), spread.split(np.arange(8, dtype=np.int32))
+    layout = parallel.DeviceLayout(mode, 4)
+    step = layout.step(slow)
+    now, index = layout.replicate(jnp.ones(500)), layout.split(np.arange(8, dtype=np.int32))
     for _ in range(3):
         now = step(now, (), index, None, np.float32(1))
     assert not now.is_ready()  # or the test would hold of any step
-    assert seen == [True] * 3
+    assert ready == [True] * 3
 
 
 def test_the_reader_of_programs_sees_a_loop():
@@ -112,5 +114,5 @@ def test_the_reader_of_programs_sees_a_loop():
 
     spec = jax.sharding.PartitionSpec("a")
     mapped = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    found = in_loops(jax.jit(mapped).lower(jnp.ones(8)).compile().as_text())
-    assert [inside for inside, _ in found] == [True]
+    reduces = in_loops(jax.jit(mapped).lower(jnp.ones(8)).compile().as_text())
+    assert [inside for inside, _ in reduces] == [True]

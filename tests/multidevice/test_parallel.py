@@ -52,7 +52,7 @@ def one_process(folder: pathlib.Path, devices: str, dtype: str) -> dict[str, np.
     return dict(np.load(out))
 
 
-def compare(found, reference, dtype, devices):
+def compare(results, reference, dtype, devices):
     """Everything that a run leaves, against the plain step's, to the tolerance of the dtype."""
     tolerance = 1e-5 if dtype == "float32" else 1e-8
     for model in MODELS:
@@ -62,7 +62,7 @@ def compare(found, reference, dtype, devices):
         for mode in MODES:
             for count in devices:
                 for name in names:
-                    got, want = found[f"{model}/{mode}/{count}/{name}"], reference[plain + name]
+                    got, want = results[f"{model}/{mode}/{count}/{name}"], reference[plain + name]
                     assert got.dtype == want.dtype == dtype
                     # A gradient's entries are sums that cancel: the scale is the tensor's.
                     scale = max(np.abs(want).max(), 1e-3)
@@ -74,16 +74,16 @@ def compare(found, reference, dtype, devices):
 
 
 def test_three_ways_over_four_devices(tmp_path):
-    found = one_process(tmp_path, "4", "float32")
-    compare(found, found, "float32", [4])
+    results = one_process(tmp_path, "4", "float32")
+    compare(results, results, "float32", [4])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_three_ways_over_every_number_of_devices(dtype, tmp_path):
     """Five steps in float32, a hundred in float64."""
-    found = one_process(tmp_path, "1,2,4,8", dtype)
-    compare(found, found, dtype, [1, 2, 4, 8])
+    results = one_process(tmp_path, "1,2,4,8", dtype)
+    compare(results, results, dtype, [1, 2, 4, 8])
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
     python -m tests.multidevice.worker OUT.npz MODES DEVICES DTYPE [PORT PROCESSES PROCESS]
 
-`MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no Spread.
+`MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no DeviceLayout.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ def train(task, mode, devices, dtype, steps):
     cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     run = jax.tree.map(cast, run)
     split = jax.tree.map(jnp.asarray, models.rows())
-    kept, rate = step.static(optim)
+    constants, rate = step.static(optim)
     # 13 rows: no number of devices but 1 divides them, and of 8 devices one has padding alone.
     iterator = batches.batches(models.ROWS, 13, 0)
     if mode == "plain":
-        take = lambda now, index: step.train_step(now, split, index, rate, task=task, optim=kept)  # noqa: E731
+        kind = {"task": task, "optim": constants}
+        take = lambda now, index: step.train_step(now, split, index, rate, **kind)  # noqa: E731
     else:
-        spread = parallel.DeviceLayout(mode, devices, stats)
-        run, split = spread.replicate(run), spread.replicate(split)
-        compiled = step.compiled_step(spread, task, kept, False, False)
-        take = lambda now, index: compiled(now, split, *spread.split(spread.pad(index)), rate)  # noqa: E731
-    found = {}
+        layout = parallel.DeviceLayout(mode, devices, stats)
+        run, split = layout.replicate(run), layout.replicate(split)
+        compiled = step.compiled_step(layout, task, constants, False, False)
+        take = lambda now, index: compiled(now, split, *layout.split(layout.pad(index)), rate)  # noqa: E731
+    arrays = {}
     for i in range(steps):
         run = take(run, np.asarray(next(iterator), np.int32))
         if i == 0:
             # Clipping is undone: the momentum's first trace is the clipped gradient.
             norm = run["window"]["grad_norm"][0]
             for path, leaf in jax.tree.leaves_with_path(run["opt"]):
-                found[f"grad/{name(path)}"] = np.asarray(leaf * jnp.maximum(norm, 1))
+                arrays[f"grad/{name(path)}"] = np.asarray(leaf * jnp.maximum(norm, 1))
     for path, leaf in jax.tree.leaves_with_path((run["params"], run["norm"])):
-        found[f"end/{name(path)}"] = np.asarray(leaf)
-    found["losses"] = np.asarray(run["window"]["loss"])
-    return found
+        arrays[f"end/{name(path)}"] = np.asarray(leaf)
+    arrays["losses"] = np.asarray(run["window"]["loss"])
+    return arrays
 
 
 def main() -> None:
@@ -63,14 +64,14 @@ def main() -> None:
     from tests._support import models
 
     steps = 100 if dtype == "float64" else 5
-    found = {}
+    results = {}
     for model, task in models.MODELS.items():
         for mode in modes.split(","):
             for count in [0] if mode == "plain" else map(int, devices.split(",")):
-                kept = train(task, mode, count, jnp.dtype(dtype), steps)
-                found |= {f"{model}/{mode}/{count}/{k}": v for k, v in kept.items()}
+                arrays = train(task, mode, count, jnp.dtype(dtype), steps)
+                results |= {f"{model}/{mode}/{count}/{k}": v for k, v in arrays.items()}
     if jax.process_index() == 0:
-        np.savez(out, **found)
+        np.savez(out, **results)
 
 
 if __name__ == "__main__":

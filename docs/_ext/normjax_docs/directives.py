@@ -1,4 +1,4 @@
-"""Directives of the pages."""
+"""Defines the directives of the pages: `{api}`, `{methods}`, `{hard-inputs}`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from sphinx.directives.other import TocTree
 from sphinx.util.docutils import SphinxDirective
 
 from normjax_docs import methods
@@ -18,9 +17,9 @@ from normjax_docs.names import MODULES, public
 
 
 class Api(SphinxDirective):
-    """`{api} module` and names, one a line: a summary and the entry of each.
+    """`{api} module` and names, one per line: a summary table and the entry of each name.
 
-    Without names it is all public names of the module; nothing where the module is absent.
+    Without names, it lists all public names of the module; if the module is absent, nothing.
     """
 
     required_arguments = 1
@@ -33,7 +32,7 @@ class Api(SphinxDirective):
             return []
         home = importlib.import_module(module)
         names = [line.strip() for line in self.content if line.strip()]
-        if not names:  # functions before the tuples that they return
+        if not names:  # functions before the tuples they return
             names = sorted(public(module), key=lambda n: not inspect.isfunction(getattr(home, n)))
         lines = ["```{eval-rst}", f".. currentmodule:: {module}", "", ".. autosummary::", ""]
         lines += [*(f"   {name}" for name in names), ""]
@@ -66,7 +65,7 @@ def _documented(name: str, value: Any) -> bool:
 
 
 class Methods(SphinxDirective):
-    """`{methods} batch`, `sample`, `nothing` or `weights`: the table, made from the code."""
+    """`{methods} batch`, `sample`, `nothing` or `weights`: the table, generated from the code."""
 
     required_arguments = 1
 
@@ -76,7 +75,7 @@ class Methods(SphinxDirective):
 
 
 class HardInputs(SphinxDirective):
-    """`{hard-inputs}`: the table of the record in `results/hard_inputs.json`."""
+    """`{hard-inputs}`: the table of the record `results/hard_inputs.json`."""
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
@@ -86,18 +85,8 @@ class HardInputs(SphinxDirective):
         return _parse(self, markdown(json.loads(path.read_text())["cells"]))
 
 
-class Present(TocTree):
-    """`{toctree-present}`: a toctree of those of its pages that exist."""
-
-    def run(self) -> list[nodes.Node]:
-        """Return the toctree, or nothing."""
-        lines = [line for line in self.content if line.strip() in self.env.found_docs]
-        self.content = StringList(lines, source=self.env.docname)
-        return super().run() if lines else []
-
-
 def _parse(directive: SphinxDirective, text: str) -> list[nodes.Node]:
-    """Parse Markdown where the directive stands."""
+    """Parse Markdown at the position of the directive."""
     node = nodes.Element()
     lines = StringList(text.splitlines(), source=directive.env.docname)
     directive.state.nested_parse(lines, directive.content_offset, node)

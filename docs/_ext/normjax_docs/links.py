@@ -1,8 +1,10 @@
-"""Links: code in the text that is a public name, and types in signatures."""
+"""Links: public names in the text, types in signatures, and the links of included files."""
 
 from __future__ import annotations
 
 import builtins
+import os
+import pathlib
 import re
 from typing import Any
 
@@ -13,9 +15,9 @@ from sphinx.util.nodes import make_refnode
 
 from normjax_docs.names import MODULES, public
 
-# Names of functions that are also those of arguments and methods, or ordinary words: they link
-# where they are called or have a prefix, `nj.merge`.
-WORDS = {"merge", "moments", "population", "identity", "fold", "normalize", "stack", "shared"}
+# Function names that are also names of arguments and methods, or ordinary words. They become links
+# only if they are called or have a prefix, as in `nj.merge`.
+WORDS = {"merge", "moments", "identity", "fold", "normalize", "stack", "shared"}
 PREFIX = r"nj|(?:normjax\.)?(?:recurrent|linen|nnx|analysis)|normjax"
 CODE = re.compile(rf"(?:({PREFIX})\.)?([A-Za-z_]\w*)(\(.*\))?", re.S)
 
@@ -37,7 +39,7 @@ class Links(SphinxTransform):
             node.replace_self(ref)
 
     def target(self, node: nodes.Node) -> str | None:
-        """Full name of what a literal names, if that is certain."""
+        """Full name of the object that a literal names, if it is unambiguous."""
         if _within(node, (nodes.title, nodes.reference, addnodes.pending_xref)):
             return None
         match = CODE.fullmatch(node.astext())
@@ -49,7 +51,7 @@ class Links(SphinxTransform):
         found = [m for m in MODULES if name in public(m)]
         if prefix is not None:
             home = "normjax" if prefix in ("nj", "normjax") else f"normjax.{prefix.split('.')[-1]}"
-            # What is written with `nj.` must be there: else the link is broken, and says so.
+            # A name with `nj.` must exist: otherwise the link is broken, and the build fails.
             return f"{home}.{name}" if home in found or prefix == "nj" else None
         here = f"normjax.{self.env.docname.removeprefix('api/')}"
         if here in found:
@@ -59,10 +61,42 @@ class Links(SphinxTransform):
         return None
 
 
-def resolve(app: Any, env: Any, node: addnodes.pending_xref, content: Any) -> nodes.Node | None:
-    """What Sphinx did not find: our types by their last name; other projects' without a link.
+INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.M)
+RELATIVE = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
-    A name that the text links to, and that nothing has, stays unresolved: the build fails.
+
+def include(app: Any, docname: str, source: list[str]) -> None:
+    """Replace each include of a file of the repository by its text, with links that work here.
+
+    A file's links are relative to its folder. Pages of this site stay pages, pictures are copied,
+    and everything else links to the repository.
+    """
+    docs = pathlib.Path(app.srcdir)
+    site = app.config.html_theme_options["repository_url"].rstrip("/")
+
+    def text(match: re.Match) -> str:
+        path = (docs / match[1]).resolve()
+        app.env.note_dependency(str(path))
+
+        def link(found: re.Match) -> str:
+            target = (path.parent / found[2]).resolve()
+            inside = target.relative_to(docs.parent).as_posix()
+            if not target.exists():
+                raise FileNotFoundError(f"{path} links to {inside}, which does not exist")
+            if target.is_relative_to(docs) or found[1].startswith("!"):
+                return f"{found[1]}({os.path.relpath(target, docs)}{found[3] or ''})"
+            kind = "tree" if target.is_dir() else "blob"
+            return f"{found[1]}({site}/{kind}/main/{inside}{found[3] or ''})"
+
+        return RELATIVE.sub(link, path.read_text())
+
+    source[0] = INCLUDE.sub(text, source[0])
+
+
+def resolve(app: Any, env: Any, node: addnodes.pending_xref, content: Any) -> nodes.Node | None:
+    """Resolve our types by their last name, and show other projects' types without a link.
+
+    A name that the text links to but that does not exist stays unresolved: the build fails.
     """
     if node.get("refdomain") != "py":
         return None

@@ -1,4 +1,4 @@
-"""The tables of methods, from docstrings and by running each method. Needs no Sphinx."""
+"""Generates the tables of methods from docstrings and by running each method. Needs no Sphinx."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def factories(kind: str) -> list[str]:
 
 @functools.cache
 def norms() -> tuple[Method, ...]:
-    """A row for each public norm; raises where one has no sample, formula or reference."""
+    """A row for each public norm; raises if one has no sample, formula or reference."""
     return tuple(norm(name) for name in factories("Norm"))
 
 
 def reparams() -> list[Method]:
-    """A row for each public method of weights."""
+    """A row for each public method for weights."""
     return [reparam(name) for name in factories("Reparam")]
 
 
 def norm(name: str) -> Method:
-    """The row of a norm: its default where it has one, else its sample of `normjax.testing`."""
+    """The row of a norm: its default if it has one, else its sample of `normjax.testing`."""
     sample = next((s for s in SAMPLES if s.norm.factory == name), None)
     if sample is None:
         raise LookupError(f"{name} has no line in normjax.testing.SAMPLES")
@@ -70,7 +70,7 @@ def norm(name: str) -> Method:
 
 
 def reparam(name: str) -> Method:
-    """The row of a method of weights."""
+    """The row of a method for weights."""
     sample = next((s for s in REPARAMS if s.reparam.factory == name), None)
     if sample is None:
         raise LookupError(f"{name} has no line in normjax.testing.REPARAMS")
@@ -101,7 +101,7 @@ def _documented(name: str) -> dict[str, str]:
 
 
 def _names(tree: Any) -> str:
-    """Leaves of a params or state tuple that are there: `scale`, `bias`."""
+    """Names of the leaves of a params or state tuple that exist: `scale`, `bias`."""
     if not hasattr(tree, "_fields"):
         return ""
     return ", ".join(f"`{f}`" for f in tree._fields if getattr(tree, f) is not None)
@@ -111,17 +111,17 @@ SHAPE = (6, 2, 2, 64)  # N, H, W, C
 
 
 def depends_on(norm: Any) -> str:
-    """Axes of the set that one value is normalized with: where else a change of x moves it."""
+    """Axes of the set that one value is normalized with: which other values of x change it."""
     x = jax.random.normal(jax.random.key(0), SHAPE)
     params, state = norm.init(SHAPE)
-    params = jax.tree.map(lambda p: p + 0.25, params)  # a scale of 0 would hide it all
+    params = jax.tree.map(lambda p: p + 0.25, params)  # a scale of 0 would hide every dependence
 
     @jax.jit
     def sensitivity(x: jax.Array) -> jax.Array:
         def first(x: jax.Array) -> jax.Array:
             return norm.apply(params, state, x, stats="batch")[0][0, 0, 0, 1]
 
-        # Of x and of -x: a threshold or a maximum hides what is on its other side.
+        # For x and for -x: a threshold or a maximum has zero gradient on one side.
         return abs(jax.grad(first)(x)) + abs(jax.grad(first)(-x))
 
     moved = np.asarray(sensitivity(x)) > 1e-12
@@ -139,23 +139,23 @@ def depends_on(norm: Any) -> str:
 def table(group: str) -> str:
     """The rows of a group as a Markdown list-table, formulas included."""
     if group == "weights":
-        rows, heads = reparams(), ("method", "formula", "stored", "kept", "eps")
+        rows, heads = reparams(), ("method", "formula", "stored", "state", "eps")
     else:
-        rows, heads = norms(), ("method", "formula", "set", "learned", "kept", "eps", "mask")
+        rows, heads = norms(), ("method", "formula", "set", "learned", "state", "eps", "mask")
         rows = [r for r in rows if GROUPS[group](r)]
     lines = [":::{list-table}", ":header-rows: 1", ":class: methods", ""]
     lines += ["* - " + heads[0], *(f"  - {h}" for h in heads[1:])]
     for r in rows:
         cells = {
             "method": f"{{py:obj}}`{r.name} <normjax.{r.name}>`\\\n    {r.paper}",
-            # A long formula is cut where its author left a space.
+            # A long formula is broken where its author left a space.
             "formula": "\\\n    ".join(
                 f"${part.strip(' ,;')}$" for part in re.split(r"\\q?quad", r.formula)
             ),
             "set": r.axes or "–",
             "learned": r.params or "–",
             "stored": r.params,
-            "kept": r.state or "–",
+            "state": r.state or "–",
             "eps": r.eps or "–",
             "mask": r.mask,
         }

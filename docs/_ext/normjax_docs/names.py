@@ -1,4 +1,4 @@
-"""What is public, and whether every public name has its entry."""
+"""Lists the public names, and checks that each has an entry on the site."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for _module in MODULES:
 
 
 def public(module: str) -> list[str]:
-    """Public names of a module, those that need an entry."""
+    """Public names of a module; each needs an entry."""
     return [n for n in importlib.import_module(module).__all__ if not n.startswith("__")]
 
 
@@ -30,7 +30,7 @@ def missing(documented: set[str]) -> list[str]:
 
 
 def check(app: Any, env: Any) -> None:
-    """Warn of public names without an entry."""
+    """Warn about public names without an entry."""
     log = logging.getLogger("sphinx.normjax_docs")
     for name in missing(set(env.get_domain("py").objects)):
-        log.warning("%s is public and on no page: add it to one of docs/api/", name)
+        log.warning("%s is public but on no page: add it to one of docs/api/", name)

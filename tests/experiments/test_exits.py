@@ -32,15 +32,15 @@ def whole(tmp_path_factory):
     return folder
 
 
-def damage(folder, step, how):
+def damage(folder, step, kind):
     files = [p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
-    held = bytearray(largest.read_bytes())
-    if how == "flipped":
-        held[len(held) // 2] ^= 0x55
-        largest.write_bytes(held)
-    elif how == "truncated":
-        largest.write_bytes(held[: len(held) // 2])
+    data = bytearray(largest.read_bytes())
+    if kind == "flipped":
+        data[len(data) // 2] ^= 0x55
+        largest.write_bytes(data)
+    elif kind == "truncated":
+        largest.write_bytes(data[: len(data) // 2])
     else:
         largest.unlink()
 
@@ -48,15 +48,15 @@ def damage(folder, step, how):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-@pytest.mark.parametrize("how", ["flipped", "truncated", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(how, whole, tiny, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, whole, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     train.train(tiny(steps=20), folder)
-    damage(folder, 20, how)
+    damage(folder, 20, kind)
     train.train(tiny(), folder)
-    told = capsys.readouterr().out
-    assert "the checkpoint of step 20" in told and "is damaged" in told
-    assert "step 10 is used instead" in told and "from step 10 of" in told
+    output = capsys.readouterr().out
+    assert "the checkpoint of step 20" in output and "is damaged" in output
+    assert "step 10 is used instead" in output and "from step 10 of" in output
     assert (folder / "damaged" / "20").is_dir()
     assert rows(folder) == rows(whole) and result(folder) == result(whole)
 
@@ -126,7 +126,7 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
     config = tiny()
     config.model.h0_noise = 0.1
     plain = check(config)
-    for changes, devices, told in (
+    for changes, devices, noted in (
         ({}, 1, False),
         ({"parallel": "shard_map"}, 1, False),
         ({"parallel": "pmap"}, 2, True),
@@ -137,7 +137,7 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
         now = {**plain, **changes, "model": {**plain["model"], **changes.get("model", {})}}
         folder = tmp_path / ("run" if now["model"]["h0_noise"] else "still")
         workdir.open_workdir(folder, now, devices)
-        assert ("other noise" in capsys.readouterr().out) == told
+        assert ("other noise" in capsys.readouterr().out) == noted
     workdir.open_workdir(folder, {**now, "parallel": "jit"}, 2)
     assert "other noise" not in capsys.readouterr().out
 
@@ -147,8 +147,8 @@ def test_several_steps_a_call_are_the_same_steps(whole, tiny, tmp_path):
     folder = tmp_path / "run"
     train.train(tiny(steps=7), folder)
     train.train(tiny(steps_per_call=5), folder)
-    kept = [r for r in rows(folder) if r["step"] != 7]
-    assert kept == rows(whole) and result(folder) == result(whole)
+    others = [r for r in rows(folder) if r["step"] != 7]
+    assert others == rows(whole) and result(folder) == result(whole)
     with pytest.raises(UsageError, match=r"steps_per_call=4 must divide config.log_every"):
         train.train(tiny(steps_per_call=4), tmp_path / "other")
 
@@ -236,11 +236,11 @@ def test_a_workdir_that_cannot_be_written_is_told(number, words, tiny, tmp_path,
 
 
 def test_a_full_disk_is_told_from_other_errors():
-    for error, told in (
+    for error, message in (
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (ValueError("RESOURCE_EXHAUSTED: write failed [No space left on device]"), "disk is full"),
     ):
-        with pytest.raises(exits.Broken, match=told), exits.reraise_as_broken("step 3 is kept."):
+        with pytest.raises(exits.Broken, match=message), exits.reraise_as_broken("step 3 is kept."):
             raise error
     with pytest.raises(KeyError), exits.reraise_as_broken("nothing"):
         raise KeyError("a mistake in the program")
@@ -256,9 +256,9 @@ def test_a_term_saves_and_a_second_one_does_not_wait(tmp_path):
         one.send_signal(signal.SIGTERM)
         _, errors = one.communicate(timeout=100)
         assert one.returncode == 128 + signal.SIGTERM
-        assert "checkpoint written; the same command goes on" in errors
-        (kept,) = (first / "checkpoints").iterdir()
-        assert kept.name.isdigit()
+        assert "checkpoint written; the same command continues" in errors
+        (checkpoint,) = (first / "checkpoints").iterdir()
+        assert checkpoint.name.isdigit()
         two.send_signal(signal.SIGSTOP)  # both signals wait for it
         two.send_signal(signal.SIGTERM)
         two.send_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ import normjax as nj
 from experiments.config import defaults, validate
 from experiments.data import datasets, sequences, splits
 from experiments.runtime import step
-from experiments.tasks import sequence
+from experiments.tasks import Batch, sequence
 from experiments.tasks.language import LanguageModel
 from experiments.tasks.sequence import SequenceClassifier
 from experiments.usage import UsageError
@@ -105,20 +105,20 @@ def test_reviews_keep_their_last_words(data_dir):
 def test_embeddings_start_from_vectors_where_a_file_has_them(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("the 1.0 2.0 3.0\nfilm 4.0 5.0 6.0\nunseen 7.0 8.0 9.0\n")
-    found = sequences.vectors(path, {sequences.UNKNOWN: 0, "film": 1, "dull": 2}, 4)
-    np.testing.assert_array_equal(np.isnan(found).all(1), [True, False, True, True])
-    np.testing.assert_array_equal(found[1], [4, 5, 6])
+    vectors = sequences.vectors(path, {sequences.UNKNOWN: 0, "film": 1, "dull": 2}, 4)
+    np.testing.assert_array_equal(np.isnan(vectors).all(1), [True, False, True, True])
+    np.testing.assert_array_equal(vectors[1], [4, 5, 6])
     x = sequences.Sequences(np.zeros((2, 6), np.int32), np.array([6, 3]), np.array([0, 1]))
-    dataset = splits.Dataset(x, x, x, 1.0, 2, 4, found)
+    dataset = splits.Dataset(x, x, x, 1.0, 2, 4, vectors)
     config = defaults.default()
     config.dataset = "imdb_reviews"
     config.model.update(hidden=4, embed=3)
     plain = config.to_dict()
-    given = sequence.build(plain, dataset).init(jax.random.key(0))[0]["embed"]
+    embed = sequence.build(plain, dataset).init(jax.random.key(0))[0]["embed"]
     drawn = sequence.build(plain, dataset._replace(vectors=None)).init(jax.random.key(0))[0]
-    np.testing.assert_array_equal(given[1], found[1])
+    np.testing.assert_array_equal(embed[1], vectors[1])
     rest = np.array([0, 2, 3])
-    np.testing.assert_array_equal(given[rest], drawn["embed"][rest])
+    np.testing.assert_array_equal(embed[rest], drawn["embed"][rest])
     plain["model"]["embed"] = 5
     with pytest.raises(UsageError, match=r"write config.model.embed=3"):
         sequence.build(plain, dataset)
@@ -134,13 +134,13 @@ def batch_norm(steps):
     return nj.recurrent.per_step(nj.batch_norm(), steps)
 
 
-def padded(task, batch, weight):
+def padded(task, examples, weight):
     """Rows of weight 0, whatever they hold, change neither sums nor state."""
     params, norm = task.init(jax.random.key(0))
-    kept = int((weight > 0).sum())
-    scores = jax.jit(functools.partial(task.scores, stats="batch", train=False))
-    some, moved = scores(params, norm, batch, weight=weight)
-    whole, expected = scores(params, norm, splits.take(batch, slice(0, kept)))
+    real = int((weight > 0).sum())
+    scores = jax.jit(functools.partial(task.scores, stats="batch"))
+    some, moved = scores(params, norm, Batch(examples, weight))
+    whole, expected = scores(params, norm, Batch(splits.take(examples, slice(0, real))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), some, whole)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-8)  # means cancel
     jax.tree.map(close, moved, expected)
@@ -197,9 +197,9 @@ def test_images_come_as_pixels_rows_or_pictures():
 def test_check_says_what_data_and_task_need(tiny, changes, message):
     config = tiny("lstm")
     config.update_from_flattened_dict(changes)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as error:
         validate.check(config)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_penalties_leave_biases_and_norms_alone():

@@ -1,0 +1,126 @@
+"""Runs as members of a sweep or a claim: train one with some keys changed, and read its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from experiments import tasks, usage
+from experiments.config import defaults, validate
+from experiments.data import datasets, splits
+from experiments.runtime import metrics, run, step
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.exits import Diverged
+from experiments.runtime.workdir import folders_with, write_json
+from experiments.usage import UsageError
+
+
+class Finished(NamedTuple):
+    """The best parameters of a finished run, with its task, data and config."""
+
+    task: tasks.Task
+    params: Any
+    norm: Any
+    dataset: splits.Dataset
+    config: dict[str, Any]
+
+
+def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Copy a config and replace some keys, each written as a path."""
+    config = ml_collections.ConfigDict(config)
+    known = defaults.flatten(config.to_dict())
+    for key in changes:
+        if key not in known:
+            raise UsageError(f"config.{key} is no key.{usage.nearest(key, known)}")
+    config.update_from_flattened_dict(dict(changes))
+    return config
+
+
+def run_member(config: Any, workdir: epath.Path) -> dict[str, Any]:
+    """Train one run, unless it is finished, and return its metrics; a diverged run has some too.
+
+    A diverged run scores like a model that knows nothing: accuracy 1 / classes, loss log(classes).
+    Metrics that such a model cannot have, those of the course of the loss, are NaN.
+    """
+    diverged = workdir / "diverged.json"
+    if not diverged.exists():
+        try:
+            return run_metrics(run.train(config, workdir), workdir)
+        except Diverged as error:
+            write_json(diverged, {"message": str(error)})
+    plain = validate.check(config)
+    return _chance_metrics(plain, datasets.load_config_data(plain).classes)
+
+
+def _chance_metrics(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    loss = math.log(classes) if classes else math.inf
+    scores = {"loss": loss, "accuracy": 1 / classes if classes else 0.0}
+    kinds = ("population", "batch", "running")
+    values = {
+        f"{s}.{k}.{n}": v for s in ("valid", "test") for k in kinds for n, v in scores.items()
+    }
+    values |= {"train.loss": loss, "train.accuracy": scores["accuracy"], "diverged": 1.0}
+    values |= {"area.train": loss, "area.valid": loss, "area.error": 1 - scores["accuracy"]}
+    values |= {"rough.valid": math.nan, "gap.end": math.nan}  # 0 would be the best value there is
+    never = float(config["steps"] + config["eval_every"])
+    return {"metrics": {**values, "steps_to_target": never}, "curves": {}, "seconds": 0.0}
+
+
+def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
+    """Numbers and curves of a finished run.
+
+    `area.train` and `area.valid` are the means of the loss over the run's rows, `area.error` the
+    mean of the validation error: how fast the run learned. `rough.valid` is the mean absolute
+    change of the validation loss from one evaluation to the next in the second half, `gap.end` the
+    validation loss minus the training loss at the end. `steps_to_target` is one evaluation past
+    the end for a run that never reached the target.
+    """
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    by = {s: [r for r in rows if r["split"] == s] for s in ("train", "valid")}
+    values = {
+        f"{split}.{kind}.{name}": value
+        for split in ("valid", "test")
+        for kind, scores in final[split].items()
+        for name, value in scores.items()
+    }
+    values |= {f"train.{k}": by["train"][-1][k] for k in ("loss", "accuracy")}
+    values |= {f"area.{s}": float(np.mean([r["loss"] for r in by[s]])) for s in by}
+    values["area.error"] = float(np.mean([1 - r["accuracy"] for r in by["valid"]]))
+    late = [r["loss"] for r in by["valid"][len(by["valid"]) // 2 :]]
+    values["rough.valid"] = float(np.abs(np.diff(late)).mean()) if len(late) > 1 else 0.0
+    values["gap.end"] = by["valid"][-1]["loss"] - by["train"][-1]["loss"]
+    config = final["config"]
+    reached = final["steps_to_target"]
+    values["steps_to_target"] = float(reached or config["steps"] + config["eval_every"])
+    values["diverged"] = 0.0
+    curves = {
+        f"{split}.{name}": [float(f"{r[name]:.4g}") for r in by[split]]
+        for split in by
+        for name in ("loss", "accuracy")
+    } | {f"{split}.step": [r["step"] for r in by[split]] for split in by}
+    return {"metrics": values, "curves": curves, "seconds": final["seconds"]}
+
+
+def load_finished(config: Any, workdir: epath.Path) -> Finished:
+    """Restore the best parameters of a finished run, and its data."""
+    plain = validate.check(config)
+    dataset = datasets.load_config_data(plain).on_device()
+    task = tasks.build(plain, dataset)
+    checkpoints = Checkpoints(workdir)
+    try:
+        like = step.start(task, step.optimizer(plain["optim"]), plain)
+        best = checkpoints.restore(like)[0]["best"]
+    finally:
+        checkpoints.close()
+    return Finished(task, best["params"], best["norm"], dataset, plain)
+
+
+def clear(workdir: epath.PathLike) -> None:
+    """Remove run folders only: those in and below a folder that hold a config.json."""
+    for folder in list(folders_with("config.json", epath.Path(workdir))):
+        folder.rmtree()
