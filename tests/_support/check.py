@@ -300,16 +300,15 @@ def moments_of_output(sample):
 
 def invariances(sample):
     """Shift and scale of the data change nothing where the method says so."""
+    if not (sample.shift_invariant or sample.scale_invariant):
+        return
     with jax.enable_x64(True):
         params, state, x = started(sample, jnp.float64)
-        y, _ = sample.norm.apply(params, state, x, stats="batch")
+        apply = jax.jit(lambda x: sample.norm.apply(params, state, x, stats="batch")[0])
         if sample.shift_invariant:
-            moved, _ = sample.norm.apply(params, state, x + 3.0, stats="batch")
-            same(moved, y, rtol=1e-9, atol=1e-9)
+            same(apply(x + 3.0), apply(x), rtol=1e-9, atol=1e-9)
         if sample.scale_invariant:
-            eps_free, _ = sample.norm.apply(params, state, 1e3 * x, stats="batch")
-            grown, _ = sample.norm.apply(params, state, 1e5 * x, stats="batch")
-            same(grown, eps_free, rtol=1e-8, atol=1e-8)
+            same(apply(1e5 * x), apply(1e3 * x), rtol=1e-8, atol=1e-8)
 
 
 def independence(sample):
