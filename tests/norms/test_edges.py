@@ -242,7 +242,7 @@ def test_population_takes_batches_of_inputs_alone():
 
 def test_settling_what_gathered_nothing_is_refused():
     _, state = recurrent.bn_lstm(4, 5).init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+    with pytest.raises(ValueError, match=r"write state = accumulate_statistics\(state\)"):
         nj.finalize_statistics(state)
-    with pytest.raises(ValueError, match=r"write state = collecting\(state\)"):
+    with pytest.raises(ValueError, match=r"write state = accumulate_statistics\(state\)"):
         nj.finalize_statistics(())
