@@ -121,7 +121,7 @@ class Dtypes(NamedTuple):
 
 
 def layer_dtypes(
-    x: Array,
+    x: jax.Array,
     scale: Array | None,
     bias: Array | None,
     dtype: Any,
@@ -160,7 +160,7 @@ def layer_dtypes(
 
 
 def batch_norm(
-    x: Array,
+    x: jax.Array,
     state: Running | Accumulator,
     axes: Axes,
     features: Axes,
@@ -180,17 +180,17 @@ def batch_norm(
 
     The state of `population_update`, an `Accumulator`, adds the batch in both modes.
     """
-    accumulating = isinstance(state, Accumulator)
-    m: Any = state.running if accumulating else state
+    m: Any = state.running if isinstance(state, Accumulator) else state
+    m = Running(jnp.asarray(m.mean), jnp.asarray(m.var))  # a checkpoint holds NumPy arrays
     shape = tuple(x.shape[a] for a in features)
-    if np.shape(m.mean) != shape:
+    if m.mean.shape != shape:
         _checks.same_features(m, shape, "BatchNorm")
     dtypes = layer_dtypes(x, scale, bias, dtype, mean=m.mean, running=running)
-    if accumulating or not running:
+    if isinstance(state, Accumulator) or not running:
         groups = None if axis_name is None else axis_index_groups
         wide = x.astype(dtypes.measured)
         measured = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
-        if accumulating:
+        if isinstance(state, Accumulator):
             state = _running.accumulate(
                 state, measured, stats="batch", decay=momentum, correction=correction
             )
@@ -203,7 +203,7 @@ def batch_norm(
 
 
 def sample_norm(
-    x: Array,
+    x: jax.Array,
     axes: Axes,
     features: Axes,
     scale: Array | None,
@@ -229,7 +229,7 @@ def sample_norm(
 
 
 def group_norm(
-    x: Array,
+    x: jax.Array,
     axes: Axes,
     groups: int,
     scale: Array | None,
@@ -257,7 +257,7 @@ def group_norm(
 
 
 def normalize(
-    x: Array,
+    x: jax.Array,
     m: Moments | Running,
     axes: Axes,
     features: Axes,

@@ -216,7 +216,7 @@ class InstanceNorm(nn.InstanceNorm):
 
 
 def _sample_norm(
-    module: Any, x: Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
+    module: Any, x: jax.Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
 ) -> jax.Array:
     features = _semantics.axes_of(x.ndim, features)
     scale, bias = _affine(module, x, features)
@@ -242,7 +242,9 @@ def _options(module: Any) -> dict[str, Any]:
     }
 
 
-def _affine(module: Any, x: Array, features: Sequence[int]) -> tuple[Array | None, Array | None]:
+def _affine(
+    module: Any, x: jax.Array, features: Sequence[int]
+) -> tuple[Array | None, Array | None]:
     """Declare `scale` and `bias` in Flax's order, on which the keys of initializers depend."""
     shape = [x.shape[a] for a in features]
     params: list[Array | None] = []

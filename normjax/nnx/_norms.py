@@ -138,12 +138,14 @@ class BatchNorm(nnx.BatchNorm):
         state = statistics(self)
         accumulating = isinstance(state, Accumulator)  # in `population_update`
         stored = state.running if accumulating else state
-        x, _, _, scale, bias = _promoted(self, x, *stored, _value(self.scale), _value(self.bias))
-        axes, features = _semantics.split_axes(x.ndim, self.axis)
+        inputs, _, _, scale, bias = _promoted(
+            self, x, *stored, _value(self.scale), _value(self.bias)
+        )
+        axes, features = _semantics.split_axes(inputs.ndim, self.axis)
         if mask is not None:
-            mask = _semantics.mask_of(mask, x.shape)
+            mask = _semantics.mask_of(mask, inputs.shape)
         y, state = _semantics.batch_norm(
-            x,
+            inputs,
             state,
             axes,
             features,
@@ -154,7 +156,7 @@ class BatchNorm(nnx.BatchNorm):
             momentum=self.momentum,
             correction=self.correction,
             dtype=self.dtype,
-            mask=_padding.mask(mask, x.shape, "BatchNorm"),
+            mask=_padding.mask(mask, inputs.shape, "BatchNorm"),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
         )
@@ -210,11 +212,11 @@ class RMSNorm(nnx.RMSNorm):
 
     def __call__(self, x: Array, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        x, scale = _promoted(self, x, _value(self.scale))
+        inputs, scale = _promoted(self, x, _value(self.scale))
         return _semantics.sample_norm(
-            x,
-            _semantics.axes_of(x.ndim, self.reduction_axes),
-            _semantics.axes_of(x.ndim, self.feature_axes),
+            inputs,
+            _semantics.axes_of(inputs.ndim, self.reduction_axes),
+            _semantics.axes_of(inputs.ndim, self.feature_axes),
             scale,
             None,
             mask=mask,
@@ -248,10 +250,10 @@ class GroupNorm(nnx.GroupNorm):
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        x, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
-        axes = _semantics.group_axes(x.ndim, self.reduction_axes)
+        inputs, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
+        axes = _semantics.group_axes(inputs.ndim, self.reduction_axes)
         return _semantics.group_norm(
-            x, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
+            inputs, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
         )
 
 
@@ -284,11 +286,11 @@ class InstanceNorm(nnx.InstanceNorm):
 
 
 def _sample_norm(module: Any, x: Array, axes: Any, features: Any, mask: Array | None) -> jax.Array:
-    x, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
+    inputs, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
     return _semantics.sample_norm(
-        x,
-        _semantics.axes_of(x.ndim, axes),
-        _semantics.axes_of(x.ndim, features),
+        inputs,
+        _semantics.axes_of(inputs.ndim, axes),
+        _semantics.axes_of(inputs.ndim, features),
         scale,
         bias,
         mask=mask,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._flax import _padding
-from normjax._flax._variables import named_leaves, nest, require_noise
+from normjax._flax._variables import Path, named_leaves, nest, require_noise
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
@@ -237,7 +237,8 @@ def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:
 
 def _declare(module: Any, params: PyTree, state: PyTree) -> None:
     """Make variables of the names of the trees; a norm of a layer has both kinds in it."""
-    variables = {path: nnx.Param(value) for path, value in named_leaves(params).items()}
+    variables: dict[Path, nnx.Variable[Any]] = {}
+    variables |= {path: nnx.Param(value) for path, value in named_leaves(params).items()}
     variables |= {path: nnx.BatchStat(value) for path, value in named_leaves(state).items()}
     for name, value in nest(variables).items():
         setattr(module, name, nnx.data(value))
@@ -282,7 +283,7 @@ def _read(module: Any, template: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _variable(module: Any, path: tuple[str, ...]) -> Any:
+def _variable(module: Any, path: Path) -> Any:
     variable = getattr(module, path[0])
     for name in path[1:]:
         variable = variable[name]
