@@ -73,9 +73,9 @@ def initialize(make):
     }
 
 
-def with_masks(make, variables, masks):
+def with_masks(make, variables, x, weight, masks):
     """Gradients, outputs and new statistics with each mask, in one program."""
-    module, weight = make(), jax.random.normal(jax.random.key(9), X.shape)
+    module = make()
 
     def loss(params, x, mask):
         y, new = module.apply(
@@ -85,13 +85,13 @@ def with_masks(make, variables, masks):
 
     gradient = jax.grad(loss, (0, 1), has_aux=True)
     params = variables.get("params", {})
-    return {case: gradient(params, X, mask) for case, mask in masks.items()}
+    return {case: gradient(params, x, mask) for case, mask in masks.items()}
 
 
-def with_dtypes(make, variables):
+def with_dtypes(make, variables, x):
     """Outputs and new statistics for each dtype, in one program."""
     return {
-        case: make(**extra).apply(variables[case], X.astype(dtype), mutable=["batch_stats"])
+        case: make(**extra).apply(variables[case], x.astype(dtype), mutable=["batch_stats"])
         for case, (dtype, extra) in DTYPES.items()
     }
 
@@ -104,12 +104,14 @@ def test_agrees_with_flax(name, kwargs):
     if name == "GroupNorm":
         masks = {**MASKS, "rank_3": FULL}  # Flax reshapes the mask as it is.
 
-    got, variables = (jax.jit(lambda make=make: initialize(make))() for make in makes)
+    got, variables = (jax.jit(initialize, static_argnums=0)(make) for make in makes)
     assert shapes(got) == shapes(variables)
     jax.tree.map(np.testing.assert_array_equal, got, variables)  # the same keys, too
 
+    # Arrays are arguments: XLA would compute with constants while it compiles.
+    weight = jax.random.normal(jax.random.key(9), X.shape)
     got, want = (
-        jax.jit(lambda v, make=make: with_masks(make, v, masks))(variables["plain"])
+        jax.jit(with_masks, static_argnums=0)(make, variables["plain"], X, weight, masks)
         for make in makes
     )
     for case in masks:
@@ -118,7 +120,7 @@ def test_agrees_with_flax(name, kwargs):
         scale = max(1.0, float(np.abs(want_grads[1]).max()))
         jax.tree.map(lambda g, w, s=scale: close(g, w, unit=s), grads, want_grads)
 
-    got, want = (jax.jit(lambda v, make=make: with_dtypes(make, v))(variables) for make in makes)
+    got, want = (jax.jit(with_dtypes, static_argnums=0)(make, variables, X) for make in makes)
     for case in DTYPES:
         (y, new), (want_y, want_new) = got[case], want[case]
         close(y, want_y, y.dtype)
