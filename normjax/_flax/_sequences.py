@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     batch_shape: tuple[int, ...]
 
     def check_lengths(self, lengths: Array) -> jax.Array:
-        """Return `seq_lengths` as integers, refusing what can be seen not to fit."""
+        """Return `seq_lengths` as integers, refusing those that are known not to fit."""
         lengths = _checks.lengths("seq_lengths", lengths, self.steps, self.batch_shape)
         return lengths.astype(jnp.result_type(int))
 

@@ -113,7 +113,7 @@ class RNN(nn.RNN):
             TypeError: `seq_lengths` that are no integers.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; statistics
                 of another number of steps than the module's; or `seq_lengths` of another shape
-                than the batch, or that can be seen (not traced) outside 0 to the steps.
+                than the batch, or known (not traced) to lie outside 0 to the steps.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major

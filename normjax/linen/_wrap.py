@@ -271,7 +271,7 @@ def check_scanned(module: nn.Module, name: str) -> None:
         return
     if _in_scan(module) and not _padding.in_step():
         raise ValueError(
-            f"{type(module).__name__} is in a scan that hands no {COLLECTION!r} to its body. If "
+            f"{type(module).__name__} is in a scan that passes no {COLLECTION!r} to its body. If "
             "that is flax.linen.RNN, write normjax.linen.RNN(cell) in its place: it keeps the "
             "statistics of each time step; in an nn.scan of your own, over layers, write "
             f"variable_axes={{'params': 0, '{COLLECTION}': 0}}"

@@ -180,7 +180,7 @@ class RNN(nnx.RNN):
         cell: the cell, or a `PerStepCell`.
         max_steps: number of steps with statistics of their own; not for a `PerStepCell`.
         beyond: sequences longer than `max_steps`: `"last"` uses the last statistics there,
-            `"error"` refuses them, earlier pieces of them counted where their number can be seen
+            `"error"` refuses them, with the steps of earlier pieces added where these are known
             (not traced). Further arguments: Flax's.
 
     Raises:
@@ -283,8 +283,8 @@ class RNN(nnx.RNN):
         Raises:
             TypeError: `seq_lengths` that are no integers.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; `seq_lengths`
-                of another shape than the batch, or that can be seen (not traced) outside 0 to
-                the steps.
+                of another shape than the batch, or known (not traced) to lie outside 0 to the
+                steps.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
