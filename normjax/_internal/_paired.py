@@ -17,6 +17,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from normjax._internal._manual_axes import vary_together
+from normjax._internal._saved import STATISTICS, checkpoint_name
 
 Arrays = tuple[jax.Array, ...]
 
@@ -56,6 +57,7 @@ def with_fast_vjp(
     @call.defjvp
     def _(args: Any, tangents: Any) -> Any:
         outputs, kept = call(*args)
+        kept = checkpoint_name(kept, STATISTICS)
         sizes = len(args), len(kept)
         moved = tangent_p.bind(*args, *kept, *tangents, plain=plain, back=back, sizes=sizes)
         # What is kept has no tangent: whoever differentiates again goes through the twin.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact, Num
 
+from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 
@@ -67,7 +68,7 @@ def mean_and_var(
 def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
     x, mask, n = primals
     # Mean and variance are all that it needs of the first pass: what a scan must keep of a step.
-    mean, var = mean_and_var(x, mask, n, axes, plain_mean)
+    mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
     d, dx = centred_about(x, mean, mask, axes), tangents[0]
     if mask is not None:
         dx = jnp.where(mask, dx, 0)
