@@ -336,7 +336,7 @@ def accelerator(request, monkeypatch):
         _layer_norm._built,
         _batch_norm._moments,
         _batch_norm._standardize,
-        _bn_lstm._built,
+        _bn_lstm._recurrence,
     ):
         made.cache_clear()
     monkeypatch.setattr(_pallas, "backend", lambda: request.param)
@@ -345,7 +345,7 @@ def accelerator(request, monkeypatch):
         _layer_norm._built,
         _batch_norm._moments,
         _batch_norm._standardize,
-        _bn_lstm._built,
+        _bn_lstm._recurrence,
     ):
         made.cache_clear()
 
