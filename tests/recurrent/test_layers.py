@@ -89,7 +89,7 @@ one_layer = _fast("bn_lstm")
 @pytest.mark.standard_numerics
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_without_norms_it_is_flax_lstm(lengths, x64):
+def test_without_norms_it_is_flax_lstm(lengths, x64, each_schedule):
     with jax.enable_x64(x64):
         dtype = jnp.float64 if x64 else jnp.float32
         layer = recurrent.lstm(H, forget_bias=1.0)
@@ -292,7 +292,7 @@ def test_learned_carry_and_noise():
     assert np.abs(grads["carry"].h).min() > 0 and np.abs(grads["carry"].c).min() > 0
 
 
-def test_plain_rnn_equals_the_loop(x64):
+def test_plain_rnn_equals_the_loop(x64, each_schedule):
     for name, act in {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}.items():
         layer = recurrent.rnn(H, activation=name, norm_sum=_bn())
         params, state = layer.init(jax.random.key(0), F, jnp.float64)

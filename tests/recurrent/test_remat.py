@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
-from normjax.recurrent import _scan
 from tests._support import check
 
 RNG = np.random.default_rng(0)
@@ -62,8 +61,8 @@ def test_it_looks_as_before():
     check.same(infos[1], infos[0], rtol=1e-5, atol=1e-6)
 
 
-def test_memory_goes_as_the_root_of_the_length(monkeypatch):
-    monkeypatch.setattr(_scan, "makes_ahead", lambda: False)  # no input term of all steps
+def test_memory_goes_as_the_root_of_the_length(force_schedule):
+    force_schedule("in_loop")  # no input term of all steps
 
     def temporary(chunk):
         layer = recurrent.bn_lstm(32, max_steps=400, remat_steps=chunk)
