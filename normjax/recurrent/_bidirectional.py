@@ -26,21 +26,22 @@ class Bidirectional(Composite):
     part_names: ClassVar[str] = "directions"
 
     forward: Layer
-    backward: Layer = None  # type: ignore[assignment]  # as `forward`, once it is made
+    backward: Layer | None = None
     merge: Merge = "concat"
 
     def __post_init__(self) -> None:
         """Refuse what is no layer, an unknown merge, unequal layouts, and widths with no sum."""
         if self.backward is None:
             _checks.set_field(self, "backward", self.forward)
-        check_layer(self.forward, "bidirectional")
-        check_layer(self.backward, "bidirectional")
+        for layer in self.parts.values():
+            check_layer(layer, "bidirectional")
         _checks.one_of("merge", self.merge, get_args(Merge))
-        if self.forward.time_major != self.backward.time_major:
+        forward, backward = self.parts.values()
+        if forward.time_major != backward.time_major:
             raise ValueError(
                 "both directions must be batch-major or time-major: give one time_major"
             )
-        widths = self.forward.features_out, self.backward.features_out
+        widths = forward.features_out, backward.features_out
         if self.merge == "sum" and widths[0] != widths[1]:
             raise ValueError(
                 f'merge="sum" needs equal widths and got {widths[0]} and {widths[1]}: write '
@@ -50,14 +51,13 @@ class Bidirectional(Composite):
     @property
     def parts(self) -> dict[str, Layer]:
         """Both layers, by the names of their params."""
-        return {"forward": self.forward, "backward": self.backward}
+        return {"forward": self.forward, "backward": self.backward or self.forward}
 
     @property
     def features_out(self) -> int:
         """Size of the last axis of the outputs."""
-        if self.merge == "sum":
-            return self.forward.features_out
-        return self.forward.features_out + self.backward.features_out
+        forward, backward = (layer.features_out for layer in self.parts.values())
+        return forward if self.merge == "sum" else forward + backward
 
     @_hints.with_hints()
     def init(

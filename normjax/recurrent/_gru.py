@@ -27,8 +27,8 @@ class GRU(Recurrent):
     places: ClassVar[dict[str, int]] = {"norm_x": 2, "norm_h": 2, "norm_xn": 1, "norm_hn": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 2), "norm_xn": (2, 3)}
 
-    norm_xn: SeqNorm | None = None
-    norm_hn: SeqNorm | None = None
+    norm_xn: Norm | SeqNorm | None = None
+    norm_hn: Norm | SeqNorm | None = None
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: jax.Array

@@ -39,8 +39,8 @@ class LSTM(Recurrent):
     places: ClassVar[dict[str, int]] = {"norm_x": 4, "norm_h": 4, "norm_sum": 4, "norm_c": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 4)}
 
-    norm_sum: SeqNorm | None = None
-    norm_c: SeqNorm | None = None
+    norm_sum: Norm | SeqNorm | None = None
+    norm_c: Norm | SeqNorm | None = None
     forget_bias: float = 0.0
     zoneout_c: float = 0.0
     carry_normalized: bool = False

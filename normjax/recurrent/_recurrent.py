@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Inexact, Integer
 
 from normjax._internal import _checks, _hints
-from normjax.base import Call, Hyper, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent import _initializers, _scan, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, zoneout
@@ -68,8 +68,8 @@ class Recurrent(Layer):
     inputs: ClassVar[dict[str, tuple[int, int]]] = {}
 
     hidden: int
-    norm_x: SeqNorm | None = None
-    norm_h: SeqNorm | None = None
+    norm_x: Norm | SeqNorm | None = None
+    norm_h: Norm | SeqNorm | None = None
     kernel_init: Initializer = "lecun_normal"
     recurrent_init: Initializer = "orthogonal"
     learn_carry: bool = False
@@ -244,7 +244,7 @@ class Recurrent(Layer):
         def mean(values: jax.Array) -> jax.Array:
             """Mean of each step, `[time]`, over what is not padding."""
             mask = jnp.broadcast_to(counts, values.shape)
-            return _core.means(values, (1, 2), mask, axis_name).mean
+            return jnp.asarray(_core.means(values, (1, 2), mask, axis_name).mean)
 
         ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in run.gates.items()}
         info = Info(
@@ -283,7 +283,7 @@ class Recurrent(Layer):
     def norms(self) -> dict[str, SeqNorm]:
         """Return the lifted norm of each place that has one."""
         norms = [(place, getattr(self, place)) for place in self.places]
-        return {place: norm for place, norm in norms if norm is not None}
+        return {place: norm for place, norm in norms if isinstance(norm, SeqNorm)}
 
     # One call, in steps.
 

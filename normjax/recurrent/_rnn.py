@@ -27,7 +27,7 @@ class RNN(Recurrent):
     places: ClassVar[dict[str, int]] = {"norm_x": 1, "norm_h": 1, "norm_sum": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 1)}
 
-    norm_sum: SeqNorm | None = None
+    norm_sum: Norm | SeqNorm | None = None
     activation: str = "tanh"
 
     def __post_init__(self) -> None:

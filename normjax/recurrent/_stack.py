@@ -27,7 +27,7 @@ class Stack(Composite):
     factory: ClassVar[str] = "stack"
 
     layers: Sequence[Layer]
-    norm_between: SeqNorm | None = None
+    norm_between: Norm | SeqNorm | None = None
     residual: bool = False
     dropout: float = 0.0
 
@@ -57,14 +57,14 @@ class Stack(Composite):
     @property
     def hyper_names(self) -> frozenset[str]:
         """Names that `hyper` may carry, those of all norms."""
-        between = () if self.norm_between is None else self.norm_between.norm.hyper_names
-        return super().hyper_names.union(between)
+        norm = self.norm_between
+        return super().hyper_names.union(norm.norm.hyper_names if isinstance(norm, SeqNorm) else ())
 
     @property
     def stateful(self) -> bool:
         """Whether any norm keeps statistics."""
-        between = self.norm_between is not None and self.norm_between.norm.stateful
-        return between or super().stateful
+        norm = self.norm_between
+        return (isinstance(norm, SeqNorm) and norm.norm.stateful) or super().stateful
 
     @property
     def has_dropout(self) -> bool:
@@ -115,7 +115,7 @@ class Stack(Composite):
             out = parts[name].y
             y = out + y if self.residual and out.shape == y.shape else out
             if i + 1 < count:
-                if self.norm_between is not None:
+                if isinstance(self.norm_between, SeqNorm):
                     entry = f"norm_{i}"
                     y, between[entry] = self._normalize(
                         self.norm_between, params[entry], state[entry], y, mask, call

@@ -63,7 +63,7 @@ def kernels_run(monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     for module, name in (
-        (_layer_norm, "norm"),
+        (_layer_norm, "row_norm"),
         (_batch_norm, "moments"),
         (_batch_norm, "standardize"),
         (_bn_lstm, "run"),
