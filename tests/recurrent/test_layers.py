@@ -380,6 +380,27 @@ def test_mistakes_of_structure(make, args, keywords, error, message):
         unchecked(getattr(recurrent, make))(*args, **keywords)
 
 
+def test_replace_is_checked_and_lifts():
+    layer = recurrent.bn_lstm(H, T)
+    plain = dataclasses.replace(layer, norm_h=nj.layer_norm())
+    assert plain == dataclasses.replace(layer, norm_h=recurrent.shared(nj.layer_norm()))
+    assert dataclasses.replace(layer) == layer
+    both = recurrent.bidirectional(layer)
+    wrong = [
+        (layer, {"hidden": 0}, "positive integer"),
+        (layer, {"norm_c": nj.batch_norm()}, "keeps statistics"),
+        (layer, {"zoneout_c": 1.0}, "a rate below 1"),
+        (layer, {"impl": "kernels"}, "did you mean 'kernel'"),
+        (recurrent.stack([layer]), {"dropout": 2.0}, "dropout=2.0"),
+        (recurrent.stack([layer]), {"layers": ()}, "at least one"),
+        (both, {"merge": "sum", "backward": recurrent.lstm(H + 1)}, "needs equal widths"),
+        (layer.norm_h, {"max_steps": 0}, "positive integer"),
+    ]
+    for value, change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            unchecked(dataclasses.replace)(value, **change)
+
+
 CALLS = [
     ({"x": jnp.zeros((B, F))}, ValueError, r"takes x as \[batch, time, features\]"),
     ({"x": jnp.zeros((B, T, F + 1))}, ValueError, "has 4 features and the layer was made for 3"),
