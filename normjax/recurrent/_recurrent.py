@@ -58,7 +58,7 @@ class Recurrent(Layer):
 
     Class attributes:
         gates: number of blocks of `hidden` columns in the weights.
-        places: where norms may stand, and how many blocks wide each is.
+        places: where there may be norms, and how many blocks wide each is.
         inputs: the places on the input term, and which of its blocks each normalizes.
     """
 
@@ -103,7 +103,7 @@ class Recurrent(Layer):
 
         Args:
             params: the weights, in the dtype of the computation.
-            norm: `norm(place, value)` normalizes a value where a norm stands, and is the
+            norm: `norm(place, value)` normalizes a value where there is a norm, and is the
                 identity elsewhere.
             zx: `[batch, gates * hidden]`, the input term, already normalized.
             h: `[batch, hidden]`, what the recurrent weights see: the hidden state, less what

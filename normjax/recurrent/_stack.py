@@ -96,8 +96,8 @@ class Stack(Composite):
     def accumulating(self, state: PyTree) -> PyTree:
         """Return the state of a run whose norms between layers report what they measure."""
         return {
-            name: accumulate_statistics(own) if name.startswith("norm_") else own
-            for name, own in state.items()
+            name: accumulate_statistics(part) if name.startswith("norm_") else part
+            for name, part in state.items()
         }
 
     def info_between(self, between: Mapping[str, PyTree]) -> dict[str, Any]:
