@@ -151,10 +151,7 @@ def _mode(running: bool) -> tuple[tuple[str, Any], ...]:
             return 'stats="batch" or stats="running"'
         return 'stats="running"' if value is running else 'stats="batch"'
 
-    return (
-        ("stats", lambda value: f"write {mode(value)}"),
-        ("", lambda value: f"write apply(…, {mode(value)}), at each call"),
-    )
+    return (("", lambda value: f"write apply(…, {mode(value)}), at each call"),)
 
 
 _AFFINE = (
@@ -199,12 +196,9 @@ HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
     "epsilon": (("eps", "write eps={value}"),),
     "features": (("hidden", "write hidden={value}"), *_SHAPE),
     "hidden_size": (("hidden", "write hidden={value}"),),
-    "initial_carry": (("carry", "write carry={value}"),),
     "input_size": (("hidden", "write init(key, features={value})"),),
     "is_training": _mode(False),
-    "mask": (("lengths", "write lengths=…, the number of steps of each sequence"),),
     "momentum": (("decay", _momentum),),
-    "mutable": (("stats", "leave it out: apply always returns the next state"),),
     "n_power_iterations": (("iterations", "write iterations={value}"),),
     "n_steps": (("iterations", "write iterations={value}"),),
     "normalized_shape": _SHAPE,
@@ -214,10 +208,7 @@ HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
     "num_layers": (("norm_x", "write recurrent.stack([layer] * {value})"),),
     "param_dtype": _DTYPE,
     "reduction_axes": (("axes", "write axes=…"),),
-    "return_carry": (("carry", "leave it out: apply returns ((y, carry), state)"),),
     "rngs": (("key", "write key=…, one PRNG key"),),
-    "seq_lengths": (("lengths", "write lengths={value}"),),
-    "time_major": (("lengths", "write it where the layer is made, lstm(…, time_major={value})"),),
     "track_running_stats": (
         (
             "decay",

@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from normjax._internal._manual_axes import vary_together
+from normjax._internal._saved import STATISTICS, checkpoint_name
 
 Arrays = tuple[jax.Array, ...]
 
@@ -60,6 +61,7 @@ def with_fast_vjp(
     @call.defjvp
     def _(args: Any, tangents: Any) -> Any:
         outputs, residuals = call(*args)
+        residuals = checkpoint_name(residuals, STATISTICS)
         sizes = len(args), len(residuals)
         doutputs = tangent_p.bind(*args, *residuals, *tangents, plain=plain, back=back, sizes=sizes)
         # Residuals need no tangent: a second derivative goes through the twin.

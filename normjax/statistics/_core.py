@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from normjax._internal._saved import POOLED, STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large_cpu
 from normjax.statistics._shapes import (
     abs2,
@@ -81,8 +82,8 @@ def means(
     count = value_counts(mask, x, axes)
     mean, _ = _centred(x, axes, mask, jnp.maximum(count, 1))
     if axis_name is not None:
-        count, total = lax.psum(
-            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups=axis_index_groups
+        count, total = _sum_over_devices(
+            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
         )
         mean = total / jnp.maximum(count, 1).astype(total.dtype)
     return Means(mean, count)
@@ -100,9 +101,9 @@ def mean_square(
     count = value_counts(mask, x, axes)
     if mask is not None:
         x = jnp.where(mask, x, 0)
-    total = jnp.sum(abs2(x), axes)
+    total = checkpoint_name(jnp.sum(abs2(x), axes), STATISTICS)
     if axis_name is not None:
-        count, total = lax.psum((count, total), axis_name, axis_index_groups=axis_index_groups)
+        count, total = _sum_over_devices((count, total), axis_name, axis_index_groups)
     return Moments(jnp.zeros(count.shape, x.dtype), total / jnp.maximum(count, 1), count)
 
 
@@ -124,15 +125,15 @@ def second_moments(
     cov = _gram(vectors) / append_axes(n, mean.ndim + 1).astype(x.dtype)
     if axis_name is None:
         return SecondMoments(mean, cov, count)
-
-    def total(tree: PyTree) -> PyTree:
-        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
-
     # Pool by counts: E = sum n_i C_i / n, plus the spread of the devices' means around the pooled.
-    whole, weighted = total((count, scale_by_weight(count, mean)))
+    whole, weighted = _sum_over_devices(
+        (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
+    )
     n = jnp.maximum(whole, 1)
     pooled = weighted / append_axes(n, mean.ndim).astype(x.dtype)
-    spread = total(scale_by_weight(count, cov + outer(mean - pooled)))
+    spread = _sum_over_devices(
+        scale_by_weight(count, cov + outer(mean - pooled)), axis_name, axis_index_groups
+    )
     return SecondMoments(pooled, spread / append_axes(n, cov.ndim).astype(x.dtype), whole)
 
 
@@ -217,32 +218,30 @@ def pool(m: Moments, axis_name: AxisName, axis_index_groups: Any = None) -> Mome
     if axis_name is None:
         return m
     mean, var, count = m
-
-    def total(tree: PyTree) -> PyTree:
-        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
-
     # Two all-reduces, so that the spread is taken around the pooled mean and loses no digits.
-    n, weighted = total((count, scale_by_weight(count, mean)))
+    n, weighted = _sum_over_devices(
+        (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
+    )
     pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
-    spread = total(count * (var + abs2(mean - pooled)))
+    spread = _sum_over_devices(count * (var + abs2(mean - pooled)), axis_name, axis_index_groups)
     return Moments(pooled, spread / jnp.maximum(n, 1), n)
 
 
-def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
-    """Count the values in each set; the mask is summed in integers, before it is broadcast.
+def _sum_over_devices(tree: PyTree, axis_name: AxisName, axis_index_groups: Any) -> PyTree:
+    total = lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
+    return checkpoint_name(total, POOLED)
 
-    Without a mask the count is static. While tracing it is returned as a NumPy array, so that it
-    stays a constant.
-    """
-    features = tuple(s for a, s in enumerate(x.shape) if a not in axes)
+
+def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> jax.Array:
+    """Count the values in each set; the mask is summed in integers, before it is broadcast."""
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        count = np.full(features, math.prod(x.shape[a] for a in axes), dtype)
-        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
+        return jnp.full(shape, math.prod(x.shape[a] for a in axes), dtype)
     # One masked position of size 1 on an averaged axis counts for all of x along that axis.
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
     real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
-    return jnp.broadcast_to(real, features)
+    return jnp.broadcast_to(real, shape)
 
 
 def _column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
@@ -268,11 +267,11 @@ def _centred(
     if mask is not None:
         x = jnp.where(mask, x, 0)
     # The shift carries no gradient: neither mean nor spread depends on it.
-    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
+    shift = checkpoint_name(lax.stop_gradient(jnp.sum(x, axes) / n), STATISTICS)
     d = x - expand(shift, remaining, x.ndim)
     if mask is not None:
         d = jnp.where(mask, d, 0)
-    rest = jnp.sum(d, axes) / n
+    rest = checkpoint_name(jnp.sum(d, axes) / n, STATISTICS)
     d = d - expand(rest, remaining, x.ndim)
     return shift + rest, d if mask is None else jnp.where(mask, d, 0)
 

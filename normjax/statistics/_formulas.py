@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact, Num
 
+from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 
@@ -68,7 +69,7 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     """Differentiate: dmean = E[dx], dvar = 2 E[Re(conj(x - mean) dx)]."""
     x, mask, n = primals
     # The rule uses the outputs mean and var and no intermediate, so a scan stores little per step.
-    mean, var = mean_and_var(x, mask, n, axes, plain_mean)
+    mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
     d, dx = centred_about(x, mean, mask, axes), tangents[0]
     if mask is not None:
         dx = jnp.where(mask, dx, 0)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from normjax._internal._paired import with_fast_vjp
+from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._formulas import is_roundoff, moments_about
 from normjax.statistics._shapes import expand
 
@@ -66,7 +67,7 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     """Differentiate: dmean = E[dx], dvar = 2 E[(x - mean) dx]."""
     (x,), (dx,) = primals, tangents
     n = float(math.prod(x.shape[a] for a in axes))
-    mean, var = mean_and_var(x, axes, plain_mean)
+    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
     d = x - expand(mean, [a for a in range(x.ndim) if a not in axes], x.ndim)
     dmean, dvar = _sum(dx, axes) / n, _sum(d * dx, axes) * (2 / n)
     # The barrier separates these sums from what uses them, in the transposed program too.
