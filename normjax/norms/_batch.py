@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
+import numpy as np
 
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
@@ -67,10 +68,12 @@ class BatchNorm(Norm):
         call: Call,
     ) -> jax.Array:
         """Normalize with this batch's statistics or the running ones."""
-        features = self.feature_axes(x.ndim)
-        _checks.same_features(state, tuple(x.shape[a] for a in features), self.factory)
-        m = _running.select(state, measured, call.stats)
         axes = _checks.resolve_axes(self.axes, x.ndim)
+        features = tuple(a for a in range(x.ndim) if a not in axes)
+        m = _running.select(state, measured, call.stats)
+        of_features = tuple(x.shape[a] for a in features)
+        if np.shape(getattr(m, "mean", None)) != of_features:  # `update` checks the other mode
+            _checks.same_features(state, of_features, self.factory)
         scale, bias = broadcast_affine(params, features, x.shape)
         return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
 

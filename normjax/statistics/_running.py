@@ -44,33 +44,32 @@ def ema(
         >>> float(run.mean[0]), float(run.var[0])
         (1.0, 1.0)
     """
+    if isinstance(decay, int | float | np.number) and not 0 <= decay <= 1:
+        _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     m = lax.stop_gradient(m)
     new = to_running(m, correction)
     _check_fits(running, new)
-    if isinstance(decay, int | float | np.number):
-        _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
         raise TypeError(
             f"complex statistics do not fit a state of {running[0].dtype}: write "
             f"init(shape, dtype=jnp.{m.mean.dtype})"
         )
 
-    def average(old: Array, new: Array) -> jax.Array:
+    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    moved = []
+    for old, value in zip(olds, new, strict=True):
         # A half-precision average would stall a few percent away from its target.
         d = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
-        return d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
-
-    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
-    moved = [average(old, value) for old, value in zip(olds, new, strict=True)]
+        moved.append(d * old + (1 - d) * jnp.asarray(value).astype(old.dtype))
     # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
     # spread of a feature move together or not at all.
     good = (m.count > 0) & _finite(m.count, moved)
     # A single value has a mean but no unbiased spread.
-    spread = good & (m.count > 1) if correction else good
+    both = (good, good & (m.count > 1) if correction else good)
     return type(running)(
         *(
-            jnp.where(append_axes(spread if i else good, old.ndim), value, old)
-            for i, (old, value) in enumerate(zip(olds, moved, strict=True))
+            jnp.where(b if b.ndim == old.ndim else append_axes(b, old.ndim), value, old)
+            for b, old, value in zip(both, olds, moved, strict=False)
         )
     )
 
