@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _block_moments, _pallas
-from normjax.statistics import _measure, _normalize
+from normjax.statistics import _formulas
 
 
 def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
@@ -100,10 +100,17 @@ class _RowNorm:
         return scale, affine.pop(0) if self.biased else None
 
     def plain(self, x: jax.Array, *affine: jax.Array) -> Arrays:
-        """Return `(y,)` by the library's own functions."""
+        """Return `(y,)` by the library's own formulas."""
         scale, bias = self.split(affine)
-        m = _measure.moments(x, 1) if self.centred else _measure.mean_square(x, 1)
-        return (_normalize.normalize(x, m, 1, scale=scale, bias=bias, eps=self.eps),)
+        wide = x.astype(jnp.float32)
+        if self.centred:
+            mean, var = _formulas.mean_and_var(wide, None, None, (1,))
+        else:
+            var = _formulas.mean_over(wide * wide, (1,), None)
+            mean = jnp.zeros_like(var)
+        inverse = lax.rsqrt(var + self.eps)[:, None]
+        y = _formulas.standardize(wide, mean[:, None], inverse, scale, bias, None)
+        return (y.astype(x.dtype),)
 
     def forward(self, x: jax.Array, *affine: jax.Array) -> tuple[Arrays, Arrays]:
         """Return `(y,)` and the residuals: 1 / deviation, and the mean if `centred`, per row."""

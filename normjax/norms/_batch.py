@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
-import numpy as np
 
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
@@ -72,7 +71,8 @@ class BatchNorm(Norm):
         features = tuple(a for a in range(x.ndim) if a not in axes)
         m = _running.select(state, measured, call.stats)
         of_features = tuple(x.shape[a] for a in features)
-        if np.shape(getattr(m, "mean", None)) != of_features:  # `update` checks the other mode
+        # In mode "batch" these are measured, and `update` checks the state.
+        if getattr(getattr(m, "mean", None), "shape", None) != of_features:
             _checks.same_features(state, of_features, self.factory)
         scale, bias = broadcast_affine(params, features, x.shape)
         return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
