@@ -113,7 +113,8 @@ def _run_on_block(
     """Load one block in float32, set rows beyond x to 0, and write the sums of `kernel`."""
     inputs, outputs = refs[:-number], refs[-number:]
     values = [r[0].astype(jnp.float32) for r in inputs]
-    real, inside = block, None
+    real: Any = block
+    inside = None
     if rows % block:  # the last block reaches beyond x
         real = jnp.minimum(block, rows - pl.program_id(2) * block)
         inside = lax.broadcasted_iota(jnp.int32, values[0].shape, 0) < real
