@@ -128,7 +128,7 @@ def second_moments(
     def total(tree: PyTree) -> PyTree:
         return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
 
-    # Pool by counts: E = sum n_i C_i / n, plus the spread of the devices' means around the pooled.
+    # Over devices i: C = sum n_i (C_i + d_i d_i^*) / n, where d_i = mean_i - pooled mean.
     whole, weighted = total((count, scale_by_weight(count, mean)))
     n = jnp.maximum(whole, 1)
     pooled = weighted / append_axes(n, mean.ndim).astype(x.dtype)
