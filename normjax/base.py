@@ -308,7 +308,10 @@ class Reparam(abc.ABC):
     def init(
         self, w: Inexact[Array, "*shape"], *, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree]:
-        """Convert a weight to parameters; methods that promise it give back `w` in `apply`.
+        """Convert an initial weight to parameters, from which `apply` computes the weight.
+
+        Some methods preserve the weight, so that `apply` first returns `w`; others, such as weight
+        standardization, do not.
 
         Args:
             w: the initial weight.

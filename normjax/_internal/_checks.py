@@ -19,6 +19,9 @@ import numpy as np
 STATS = ("batch", "running")
 
 
+# Modes and names.
+
+
 def stats(value: Any) -> None:
     """Raise unless `value` is one of the two modes; there is no default."""
     if value not in STATS:
@@ -42,6 +45,9 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
     if value not in known:
         listed = " | ".join(repr(k) for k in known)
         raise ValueError(f"{name}={value!r}: write {name}={listed}{nearest(value, known)}")
+
+
+# Arrays and their shapes.
 
 
 def floating(x: Any, who: str) -> jax.Array:
@@ -151,6 +157,9 @@ def max_steps(value: int, max_steps: int, beyond: str) -> None:
         )
 
 
+# Axes and features.
+
+
 def axes(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """Return the field `axes` of a norm as a hashable tuple of ints, or `None`."""
     if value is None:
@@ -207,6 +216,9 @@ def same_features(state: Any, features: tuple[int, ...], who: str) -> None:
             f"{who} keeps statistics of shape {np.shape(running.mean)} and x has features of shape "
             f"{features}: init with the shape of this x"
         )
+
+
+# Numbers and other fields of values.
 
 
 def positive(name: str, value: Any, *, zero: bool = False) -> None:

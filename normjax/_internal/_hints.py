@@ -49,6 +49,7 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
             try:
                 return function(*args, **keywords)
             except TypeError as error:
+                # First unknown keywords, then Flax variables, then a positional argument.
                 who = _name(function, args)
                 lines = [
                     _hint(who, word, value, known)
@@ -154,6 +155,7 @@ def _mode(running: bool) -> tuple[tuple[str, Any], ...]:
     return (("", lambda value: f"write apply(…, {mode(value)}), at each call"),)
 
 
+# Hints that several foreign arguments share.
 _AFFINE = (
     ("use_scale use_bias", "write use_scale={value}, use_bias={value}"),
     ("use_scale", "write use_scale={value}"),

@@ -100,6 +100,7 @@ def norm_identities(
     def apply(v: jax.Array) -> jax.Array:
         return norm.apply(params, state, v, stats="batch")[0]
 
+    # dx from the norm, and g = gamma * dy for the formula.
     _, back = jax.vjp(apply, x)
     (dx,) = back(jnp.asarray(cotangent).astype(x.dtype))
     scale = getattr(params, "scale", None)
@@ -210,6 +211,7 @@ def weight_identities(
     def make(v: jax.Array) -> jax.Array:
         return method.apply(stored._replace(v=v), state, stats="batch")[0]
 
+    # Gradients of the loss with respect to the weight and, through the method, to v.
     weight, back = jax.vjp(make, stored.v)
     dw = jax.grad(loss)(weight)
     (dv,) = back(dw)

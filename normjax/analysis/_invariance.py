@@ -149,6 +149,7 @@ def invariance(
     def shifted(v: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         return v + offset, jnp.ones((1,) * v.ndim, v.dtype)
 
+    # Without a weight its three changes stay None.
     of_weight: dict[str, Change | None] = dict.fromkeys(Invariance._fields[:3])
     if w is not None:
         on_w = _Measure(lambda v: function(x, v), w)
@@ -208,14 +209,14 @@ def _as_function(
     if isinstance(method, Reparam):
         if w is None:
             raise ValueError(f"{method!r} normalizes a weight: write invariance(method, x, w)")
-        stored, start = method.init(w)
+        stored, state = method.init(w)
         if not isinstance(stored, DirectionAndGain):
             raise TypeError(
                 f"{method!r} stores no v: give invariance a function f(x, w) -> y instead"
             )
 
         def normed(x: jax.Array, v: PyTree) -> jax.Array:
-            weight, _ = method.apply(stored._replace(v=v), start, stats=stats)
+            weight, _ = method.apply(stored._replace(v=v), state, stats=stats)
             return jnp.matmul(x, weight, precision="highest")
 
         return normed

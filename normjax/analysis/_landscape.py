@@ -82,6 +82,7 @@ def gradient_predictiveness(
         return value, change, cosine(other, gradient), smoothness
 
     step_sizes = jnp.asarray(step_sizes)
+    # One step size after the other, so that one further gradient is in memory at a time.
     values, change, angle, smoothness = lax.map(after_step, step_sizes)
     return GradientPredictiveness(
         step_sizes, values, change, angle, smoothness, jnp.max(smoothness), start_loss, size

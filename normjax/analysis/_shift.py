@@ -81,10 +81,11 @@ def covariate_shift(
                 "features are last"
             )
         m, n = _measure.moments(old, None), _measure.moments(new, None)
-        moved = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
-        wider = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
-        means.append(jnp.sqrt(_measure.mean_square(moved, 0).var))
-        spreads.append(jnp.sqrt(_measure.mean_square(wider, 0).var))
+        # Change of mean and of log standard deviation of each feature, [features].
+        shift = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
+        spread = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
+        means.append(jnp.sqrt(_measure.mean_square(shift, 0).var))
+        spreads.append(jnp.sqrt(_measure.mean_square(spread, 0).var))
     return CovariateShift(jnp.stack(means), jnp.stack(spreads))
 
 
@@ -151,7 +152,7 @@ def gradient_shift(
     gradients = jax.grad(loss)(before)
     shifts = []
     for i, own in enumerate(before):
-
+        # Earlier layers after the step, this one and later ones before it.
         def layer_loss(p: PyTree, i: int = i) -> jax.Array:
             return loss([*after[:i], p, *before[i + 1 :]])
 

@@ -88,6 +88,7 @@ def gradient_through_time(
         )
         return loss(y, carry)
 
+    # The gradient of a perturbation of h_t, taken at 0, is that of h_t.
     zero = jnp.zeros((*x.shape[:2], layer.hidden), x.dtype)
     value, gradient = jax.value_and_grad(run)(zero)
     # Scale first: squares of float32 values below 1e-23 are 0.
@@ -196,6 +197,7 @@ def jacobian_through_time(
         return jnp.linalg.svd(rows, compute_uv=False)
 
     def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Perturb h_t in each direction; read the tangents of h_{t+1} and of h_T.
         def push(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
             _, (dy, dlast) = jax.jvp(run, (zero,), (zero.at[:, t].set(direction),))
             return jnp.take(dy, t + 1, axis=1), dlast
@@ -203,6 +205,7 @@ def jacobian_through_time(
         step, last = jax.vmap(push)(directions)
         return singular_values(step), singular_values(last)
 
+    # [time - 1, systems, size] each.
     step, product = lax.map(at, jnp.arange(time - 1))
     return JacobianThroughTime(jnp.swapaxes(step, 0, 1), jnp.swapaxes(product, 0, 1))
 

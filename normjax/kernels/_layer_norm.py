@@ -116,6 +116,8 @@ class _RowNorm:
         """Return `(y,)` and the residuals: 1 / deviation, and the mean if `centred`, per row."""
         rows, features = x.shape
         block = _block(rows, features)
+        # The grid runs over blocks of rows: x in blocks, scale and bias whole for every block, and
+        # one number per row.
         whole = ((block, features), lambda i: (i, 0))
         once = ((1, features), lambda i: (0, 0))
         per_row = ((rows, 1), jnp.float32, (block, 1), lambda i: (i, 0))
@@ -137,6 +139,7 @@ class _RowNorm:
         block = _block(rows, features)
         blocks = pl.cdiv(rows, block)
         scales = [] if scale is None else [scale]
+        # As forward; `part` is the place of one block's sums, `[blocks, 1, features]` in all.
         whole = ((block, features), lambda i: (i, 0))
         per_row = ((block, 1), lambda i: (i, 0))
         once = ((1, features), lambda i: (0, 0))
@@ -193,13 +196,14 @@ def _backward_kernel(norm: _RowNorm, rows: int, *refs: Any) -> None:
         real = first + lax.broadcasted_iota(jnp.int32, d.shape, 0) < rows
         d, dy = jnp.where(real, d, 0.0), jnp.where(real, dy, 0.0)
     if norm.centred:
-        # Centred twice, as forward: the stored mean alone carries the rounding of a large mean.
+        # Centre again after subtracting the stored mean, which carries a rounding error.
         _, d = _block_moments.centred(d - others[0][...], 1, features)
     y = d * inverse_ref[...]
     if rows % block:
         y = jnp.where(real, y, 0.0)
     if norm.biased:
         sums[-1][0, :, :] = dy.sum(0, keepdims=True)
+    # The gradient with respect to normalized x.
     g = dy
     if norm.scaled:
         sums[0][0, :, :] = (dy * y).sum(0, keepdims=True)

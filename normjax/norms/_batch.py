@@ -55,6 +55,7 @@ class BatchNorm(Norm):
         """Measure this batch over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(self.axes, x.ndim)
+        # Groups of devices have a meaning only together with a device axis.
         groups = self.axis_index_groups if call.axis_name is not None else None
         return _core.moments(x, axes, call.mask, call.axis_name, groups, impl=self.impl)
 

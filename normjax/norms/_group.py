@@ -51,7 +51,7 @@ class GroupNorm(PerSampleNorm):
         """Measure each group of each sample."""
         del params
         groups = self.count(x.shape[-1])
-        if self.impl == "kernel":  # measures single channels; merge those of a group
+        if self._has_kernel(x, call):  # measures single channels; merge those of a group
             channels = _core.moments(x, self._space(x.ndim), call.mask, impl="kernel")
             return _kinds.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
         mask = split(call.mask, groups)
@@ -64,11 +64,11 @@ class GroupNorm(PerSampleNorm):
         del state
         groups = self.count(x.shape[-1])
         scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
-        if self.impl == "kernel":
+        space = self._space(x.ndim)
+        if self._has_kernel(x, call) and _core.is_one_affine(x, space, scale, bias):
             size = x.shape[-1] // groups
             # Back to one mean and variance per channel: [..., groups] becomes [..., channels].
             per_channel = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
-            space = self._space(x.ndim)
             return _core.normalize(
                 x, per_channel, space, scale, bias, self.eps, call.mask, impl="kernel"
             )
@@ -87,7 +87,14 @@ class GroupNorm(PerSampleNorm):
         """Return the number of groups that `channels` are divided into."""
         return group_count(channels, self.groups, self.group_size, self.factory)
 
+    def _has_kernel(self, x: jax.Array, call: Call) -> bool:
+        """Whether a kernel is selected and can be used for this call."""
+        if self.impl == "xla":
+            return False
+        return _core.column_kernel(x, self._space(x.ndim), call.mask) is not None
+
     def _space(self, ndim: int) -> tuple[int, ...]:
+        """Return the spatial axes."""
         return spatial_axes(self.axes, ndim, self.factory)
 
 

@@ -62,7 +62,7 @@ class SwitchableNorm(ChannelStatsNorm):
     ) -> jax.Array:
         """Blend the statistics of three norms, then normalize once."""
         space = self.space(x.ndim)
-        own = _core.moments(x, space, call.mask)
+        own = _core.moments(x, space, call.mask)  # [batch, channels]
         # Merging a sample's instance statistics gives its layer statistics: one pass for both.
         layer = _kinds.merge_axis(own, -1)
         batch = _running.select(state, measured, call.stats)

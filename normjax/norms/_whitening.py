@@ -59,6 +59,7 @@ class WhiteningNorm(Norm):
         features = tuple(size for a, size in enumerate(shape) if a not in averaged)
         groups = (*features[:-1], *self._groups(features[-1]))
         wide = _shapes.stat_dtype(dtype)
+        # The initial covariance of each group is the identity.
         eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
         return initial_affine(self, features, dtype), RunningCov(jnp.zeros(groups, wide), eyes)
 
@@ -85,6 +86,7 @@ class WhiteningNorm(Norm):
         """Whiten with this batch's covariance or the running one."""
         axes = self._axes(x.ndim)
         m = _running.select(state, measured, call.stats)
+        # Matrices are [*sets, groups, group_size, group_size]: each group is whitened on its own.
         fit = Whitening(self.matrix(_ridge(m.cov, self.eps)), m.mean)
         wide = x.astype(_shapes.stat_dtype(x.dtype))
         y = whiten(self._split(wide), fit, axes, mask=self._split_mask(call.mask, x)).reshape(

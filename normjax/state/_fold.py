@@ -72,6 +72,7 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
             f"the inference of {norm.factory} is not an affine of each feature, so it cannot be "
             "folded: call norm.apply(params, state, x, stats='running')"
         )
+    # gamma * (x - mean) * scale + beta = (gamma * scale) * x + (beta - gamma * scale * mean).
     scale = scale.astype(mean.dtype)
     if params.scale is not None:
         scale = scale * params.scale.astype(scale.dtype)
@@ -164,6 +165,7 @@ def _fold(kernel: Any, bias: Any, folded: Affine) -> tuple[jax.Array, jax.Array]
         )
     if bias is not None:
         shift = shift + scale * jnp.asarray(bias).astype(scale.dtype)
+    # scale [outputs] broadcasts over all other axes of the kernel.
     wide = kernel.astype(_shapes.stat_dtype(kernel.dtype))
     folded_kernel = wide * _shapes.expand(scale.astype(wide.dtype), (kernel.ndim - 1,), kernel.ndim)
     return folded_kernel.astype(kernel.dtype), shift.astype(kernel.dtype)

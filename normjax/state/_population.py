@@ -117,6 +117,7 @@ def finalize_statistics(
             )
         if decay is not None and how == "pooled":
             return _running.ema(leaf.running, measured, decay=decay, correction=correction)
+        # `weights` tell, for mean and spread, where there is anything to replace the old value by.
         if isinstance(measured, BatchMeans):
             new = measured.unbiased if how == "unbiased" else measured.biased
             weights = [measured.batches, measured.pairs if how == "unbiased" else measured.batches]
@@ -247,6 +248,7 @@ def block_on_cpu_devices(tree: PyTree) -> PyTree:
     return jax.tree.map(wait, tree)
 
 
+# Layers and norms are hashable values, so equal ones share the compiled function.
 @functools.partial(jax.jit, static_argnames=("layer", "stats"))
 def _accumulate_batch(
     layer: Callable | Any, params: PyTree, state: PyTree, batch: Any, stats: str

@@ -52,7 +52,7 @@ def moments(
     impl: Impl = "xla",
 ) -> Moments:
     """Return mean, variance and count over `axes`; arguments as for `normjax.moments`."""
-    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
+    kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     original, x = x, x.astype(stat_dtype(x.dtype))
     count = value_counts(mask, x, axes)
     if kernel is not None:
@@ -125,7 +125,7 @@ def second_moments(
     cov = _gram(vectors) / append_axes(n, mean.ndim + 1).astype(x.dtype)
     if axis_name is None:
         return SecondMoments(mean, cov, count)
-    # Pool by counts: E = sum n_i C_i / n, plus the spread of the devices' means around the pooled.
+    # Over devices i: C = sum n_i (C_i + d_i d_i^*) / n, where d_i = mean_i - pooled mean.
     whole, weighted = _sum_over_devices(
         (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
     )
@@ -165,8 +165,8 @@ def normalize(
     impl: Impl = "xla",
 ) -> jax.Array:
     """Centre and scale with the statistics `m`, then apply an affine of the rank of x."""
-    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
-    if kernel is not None and _one_affine(x, axes, scale, bias):
+    kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
+    if kernel is not None and is_one_affine(x, axes, scale, bias):
         inverse = lax.rsqrt(jnp.asarray(m.var) + eps)
         affine = (None if v is None else v.ravel().astype(jnp.float32) for v in (scale, bias))
         return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine)
@@ -244,14 +244,14 @@ def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> jax.Array:
     return jnp.broadcast_to(real, shape)
 
 
-def _column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
+def column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
     """Return the kernels of batch, group and instance norm, or `None` if they cannot be used."""
     from normjax.kernels import _batch_norm
 
     return _batch_norm if _batch_norm.supports(x, axes, mask) else None
 
 
-def _one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:
+def is_one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:
     """Whether scale and bias, of the rank of x, span exactly the axes after `axes`."""
     end = max(axes) + 1
     shape = (1,) * end + x.shape[end:]

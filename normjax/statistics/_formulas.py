@@ -130,7 +130,7 @@ def standardize_jvp(primals: Any, tangents: Any) -> Any:
         dfactor = dinverse.astype(scale.dtype) * scale + inverse.astype(scale.dtype) * dscale
         dy = tangent(inverse.astype(scale.dtype) * scale, dfactor)
     else:
-        # Their product would have the size of x, as in layer norm: apply them in turn.
+        # Their product may have the size of x, as in layer norm: apply them one after the other.
         dy = tangent(inverse, dinverse) * scale.astype(x.dtype)
         dy += d * inverse.astype(x.dtype) * dscale.astype(x.dtype)
     return standardize(*primals), dy if bias is None else dy + dbias

@@ -111,6 +111,8 @@ def merge(a: Measured, b: Measured) -> Measured:
             f"merge takes statistics of the same features and got shapes {shapes} and {others}: "
             "measure both over the same axes"
         )
+    # In terms of share = n_b / n: mu = mu_a + share delta, and the spread is the weighted mean of
+    # both spreads plus share (1 - share) |delta|^2.
     count = x.count + y.count
     share = y.count / jnp.maximum(count, 1)
     delta = y.mean - x.mean

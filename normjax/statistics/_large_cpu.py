@@ -28,7 +28,7 @@ MIN_SIZE = 2**17
 # this limit the variance is taken in two passes.
 ONE_PASS_LIMIT = 2.0
 
-# Keeps XLA from fusing what is behind it into what reads it, so that it is written once.
+# XLA does not fuse across a barrier: its operands are computed and written once.
 _barrier = lax.optimization_barrier
 
 
@@ -70,7 +70,7 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
     d = x - expand(mean, [a for a in range(x.ndim) if a not in axes], x.ndim)
     dmean, dvar = _sum(dx, axes) / n, _sum(d * dx, axes) * (2 / n)
-    # The barrier separates these sums from what uses them, in the transposed program too.
+    # Transposed, the barrier has both small cotangents computed before they are broadcast to x.
     return (mean, var), _barrier((dmean, dvar))
 
 
@@ -182,7 +182,7 @@ def is_row_times_column(
 
 
 def _outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Multiply one value per row by one per column, as a product whose transpose is one too."""
+    """Multiply one value per row by one per column, so that the transpose is a matrix product."""
     cut = next((a for a, size in enumerate(columns.shape) if size > 1), columns.ndim)
     rows, columns = rows.reshape(rows.shape[:cut]), columns.reshape(columns.shape[cut:])
     return lax.dot_general(rows, columns, (((), ()), ((), ())), precision=lax.Precision.HIGHEST)

@@ -93,6 +93,7 @@ class CosineDense:
                 f"layer was made for: write init(key, features={x.shape[-1] if x.ndim else 1})"
             )
         dtype = _shapes.stat_dtype(x.dtype)
+        # Rows [*batch, features] and columns [features, hidden], each brought to length 1.
         rows, columns = x.astype(dtype), kernel.astype(dtype)
         if self.centered:
             rows, columns = _centre(rows, x.ndim - 1), _centre(columns, 0)

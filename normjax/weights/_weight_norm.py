@@ -51,7 +51,7 @@ class WeightNorm(Reparam):
         del key
         w = _checks.floating(w, self.factory)
         axes = resolve_reduced_axes(self.axes, w.ndim, self.factory)
-        g = _direction.length(w, axes)
+        g = _direction.length(w, axes)  # size 1 on `axes`
         # A zero vector has no direction and would never receive a gradient.
         v = jnp.where(g > 0, w, jnp.ones_like(w))
         return DirectionAndGain(v, self.as_g(jnp.squeeze(g, axes))), ()

@@ -73,7 +73,7 @@ class WeightStandardization(Reparam):
         m = _measure.moments(v, axes)
         gain = jnp.ones_like(m.var) if params.g is None else params.g
         gain = jnp.asarray(gain).astype(m.var.dtype)
-        if self.fan_in:
+        if self.fan_in:  # m.count is n, the number of weights into one output
             gain = gain * lax.rsqrt(m.count)
         remaining = [a for a in range(v.ndim) if a not in axes]
         scale = _shapes.expand(gain, remaining, v.ndim)

@@ -43,7 +43,7 @@ MADE = [
     ("batch_norm", {"momentum": 0.9}, "and decay=0.1 for PyTorch's"),
     ("batch_norm", {"momentum": None}, "PyTorch's momentum is 1 - decay"),
     ("batch_norm", {"affine": False}, "write use_scale=False, use_bias=False"),
-    ("batch_norm", {"track_running_stats": False}, "by dropping the state that apply returns"),
+    ("batch_norm", {"track_running_stats": False}, "ignoring the state that apply returns"),
     ("batch_norm", {"use_running_average": True}, 'write apply(…, stats="running"), at each call'),
     ("batch_norm", {"axis_name": "i"}, "write apply(…, axis_name='i'), at each call"),
     (

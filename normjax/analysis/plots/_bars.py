@@ -106,6 +106,7 @@ def plot_norm_identities(
     }
     for i, field in enumerate(names):
         values = np.maximum(np.ravel(np.asarray(getattr(result, field), np.float64)), FLOOR)
+        # The points of one identity side by side, each series a little to the right of the last.
         across = i + 0.16 * look.place + np.linspace(-0.06, 0.06, len(values))
         ax.plot(
             across,

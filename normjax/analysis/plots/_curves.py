@@ -94,6 +94,7 @@ def plot_jacobian_through_time(
     """
     _checks.one_of("which", which, ("step", "product"))
     ax, look = start(result, JacobianThroughTime, ax)
+    # [systems, time - 1, size] to the median over systems.
     values = np.median(np.asarray(getattr(result, which), np.float64), axis=0)
     time = np.arange(1, len(values) + 1)
     ax.set_yscale("log")
@@ -159,7 +160,7 @@ def plot_gradient_predictiveness(
         ax.plot(result.step_sizes, values, label=label, marker=look.marker, **look.line)
         ax.set_xscale("log")
         ax.set_xlabel(r"step size $\eta$")
-    else:
+    else:  # stacked results, [training steps, step sizes]
         steps = np.arange(1, len(values) + 1)
         high = values.max(1)
         middle = high if what == "smoothness" else np.median(values, axis=1)
