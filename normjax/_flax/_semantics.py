@@ -38,12 +38,6 @@ def complement(ndim: int, axes: Sequence[int]) -> Axes:
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def split_axes(ndim: int, feature_axes: Any) -> tuple[Axes, Axes]:
-    """Return the axes that batch norm averages over, and the features."""
-    features = axes_of(ndim, feature_axes)
-    return tuple(a for a in range(ndim) if a not in features), features
-
-
 def instance_axes(ndim: int, feature_axes: Any) -> tuple[Axes, Axes]:
     """Return the axes that instance norm averages over, and the features."""
     features = axes_of(ndim, feature_axes)
@@ -162,7 +156,6 @@ def layer_dtypes(
 def batch_norm(
     x: jax.Array,
     state: Running | Accumulator,
-    axes: Axes,
     features: Axes,
     scale: Array | None,
     bias: Array | None,
@@ -182,6 +175,7 @@ def batch_norm(
     """
     m: Any = state.running if isinstance(state, Accumulator) else state
     m = Running(jnp.asarray(m.mean), jnp.asarray(m.var))  # a checkpoint holds NumPy arrays
+    axes = tuple(a for a in range(x.ndim) if a not in features)
     shape = tuple(x.shape[a] for a in features)
     if m.mean.shape != shape:
         _checks.same_features(m, shape, "BatchNorm")

@@ -66,7 +66,7 @@ class BatchNorm(nn.BatchNorm):
             "use_running_average", self.use_running_average, use_running_average
         )
         x = jnp.asarray(x)
-        axes, features = _semantics.split_axes(x.ndim, self.axis)
+        features = _semantics.axes_of(x.ndim, self.axis)
         if mask is not None:
             mask = _semantics.mask_of(mask, x.shape)
         accumulating = self.has_variable(COLLECTION, "measured")  # in `population_update`
@@ -86,7 +86,6 @@ class BatchNorm(nn.BatchNorm):
         y, state = _semantics.batch_norm(
             x,
             state,
-            axes,
             features,
             scale,
             bias,

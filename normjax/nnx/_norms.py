@@ -141,13 +141,12 @@ class BatchNorm(nnx.BatchNorm):
         inputs, _, _, scale, bias = _promoted(
             self, x, *stored, _value(self.scale), _value(self.bias)
         )
-        axes, features = _semantics.split_axes(inputs.ndim, self.axis)
+        features = _semantics.axes_of(inputs.ndim, self.axis)
         if mask is not None:
             mask = _semantics.mask_of(mask, inputs.shape)
         y, state = _semantics.batch_norm(
             inputs,
             state,
-            axes,
             features,
             scale,
             bias,
