@@ -1,4 +1,4 @@
-"""normjax: research on normalization, in JAX.
+"""Normalization methods for research in JAX and Flax.
 
 A norm is a value with pure functions:
 
@@ -6,8 +6,16 @@ A norm is a value with pure functions:
     params, state = norm.init(x.shape)
     y, state = norm.apply(params, state, x, stats="batch")
 
-`normjax.recurrent` holds normalized recurrent layers, `normjax.linen` the Flax modules.
-Importing normjax imports no Flax.
+The subpackages are
+
+- `normjax.recurrent`: normalized recurrent layers (RNN, LSTM, GRU), with statistics per time step,
+- `normjax.linen` and `normjax.nnx`: all methods as modules of Flax Linen and Flax NNX,
+- `normjax.analysis`: measurements of what a normalization does, and plots of them,
+- `normjax.kernels`: Pallas kernels for accelerators, selected by `impl="kernel"`,
+- `normjax.base`: the base classes and types, for your own norms,
+- `normjax.testing`: sample arguments of all norms, for the test batteries.
+
+Importing normjax does not import Flax.
 """
 
 from normjax._version import __version__

@@ -1,15 +1,15 @@
-"""The contracts, written once: what a norm is, what it returns, what it keeps.
+"""Defines the base classes `Norm` and `Reparam` and the types that they take and return.
 
 A `Norm` is a value: a frozen, hashable dataclass of static hyperparameters with pure
-functions. Nothing here touches data; every average is taken in `normjax.statistics`.
+functions. Nothing here computes on data; all averages are taken in `normjax.statistics`.
 
-A method of the library answers four questions and nothing else:
-**which set** the statistics run over, **where they come from**, **what they do**, and
-**the affine** after it. `Norm.apply` composes the answers in that order:
+A norm defines **which set** of values its statistics are taken over, **where they come from**
+(this batch or the running averages), **how they are used**, and **the affine** that follows.
+`Norm.apply` runs three steps:
 
-    measure (this batch)  ->  transform (use them)  ->  update (keep them)
+    measure (this batch)  ->  transform (normalize)  ->  update (the running statistics)
 
-so that a new method writes `start`, `measure` and `transform`, and inherits the rest.
+A new norm defines `start`, `measure` and `transform`, and inherits the rest.
 """
 
 from __future__ import annotations
@@ -65,7 +65,12 @@ Hyper = Mapping[str, Any] | None
 
 
 class Affine(NamedTuple):
-    """The affine after the statistics, y = scale * x + bias; `None` where a norm has none."""
+    """Scale and bias of a norm, y = scale * x + bias; `None` if the norm has none.
+
+    Attributes:
+        scale: gain, of the shape of the features.
+        bias: bias, of the shape of the features.
+    """
 
     scale: Num[Array, "*features"] | None
     bias: Num[Array, "*features"] | None
@@ -73,13 +78,13 @@ class Affine(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """How a norm is called: what `apply` was given beside params, state and x, checked.
+    """The checked arguments of `apply` other than params, state and x.
 
     Attributes:
         stats: `"batch"` or `"running"`.
         mask: True where a value counts; boolean, of the rank of x.
         axis_name: device axis or axes that the batch is split over.
-        hyper: numbers that override static ones in this call.
+        hyper: numbers that replace hyperparameters of the norm in this call, by name.
     """
 
     stats: Stats = "batch"
@@ -93,23 +98,23 @@ class Norm(abc.ABC):
     """An activation normalization: static hyperparameters and pure functions.
 
     Users call `init`, `apply` and `moments`, which check their arguments. Subclasses are frozen
-    dataclasses that define what these compose, and may trust what they are given: `start`,
-    `measure` and `transform`, and `update` if they keep statistics. A subclass checks its own
-    fields in `__post_init__`, so that `dataclasses.replace` is checked too. Two norms with equal
-    fields are equal, hash alike and pickle, so `jax.jit` caches on them and a config can print
-    them.
+    dataclasses that define `start`, `measure` and `transform`, and `update` if they have running
+    statistics; these methods receive checked arguments. A subclass checks its own fields in
+    `__post_init__`, so that `dataclasses.replace` is checked too. Two norms with equal fields are
+    equal and have equal hashes, and norms can be pickled and printed, so `jax.jit` can cache on
+    them and a config can store them.
 
     Class attributes:
-        factory: name of the public function that makes it, for `repr` and messages.
-        stateful: whether it keeps statistics between calls.
-        hyper_names: names that `hyper=` may carry, numbers that may vary during training.
+        factory: name of the public function that makes the norm, for `repr` and messages.
+        stateful: whether the norm has running statistics.
+        hyper_names: names that `hyper=` accepts: numbers that may vary during training.
     """
 
     factory: ClassVar[str] = "norm"
     stateful: ClassVar[bool] = False
     hyper_names: ClassVar[tuple[str, ...]] = ()
 
-    # What users call.
+    # The methods that users call.
 
     @_hints.with_hints()
     def init(
@@ -120,10 +125,10 @@ class Norm(abc.ABC):
         Args:
             shape: shape of `x`, for example `(1, features)`.
             dtype: dtype of the parameters; statistics are kept in at least float32.
-            key: PRNG key, for norms that start at random.
+            key: PRNG key, for norms with random initial values.
 
         Returns:
-            `(params, state)`, pytrees; `state` is `()` for a norm that keeps nothing.
+            `(params, state)`, pytrees; `state` is `()` for a norm without running statistics.
 
         Raises:
             TypeError: `shape` is a number or an array.
@@ -148,22 +153,23 @@ class Norm(abc.ABC):
             params: what `init` returned, or others of the same structure (conditional norms).
             state: what `init` or the last `apply` returned.
             x: input, any floating or complex dtype.
-            stats: `"batch"`: this batch's statistics, and the state moves; `"running"`: the
-                state's, and it stays. Norms without state accept both and ignore them.
+            stats: `"batch"` normalizes with this batch's statistics and updates the state;
+                `"running"` normalizes with the state's and leaves it unchanged. Norms without
+                state accept both and ignore them.
             mask: True where a value counts; rank of `x`, broadcastable to it. Masked outputs
                 are finite and otherwise unspecified.
             axis_name: device axis or axes that the batch is split over. Not needed under
                 `jax.jit` with sharded arrays, where statistics are global anyway.
-            hyper: numbers that may vary during training, by name.
+            hyper: numbers that may vary during training, by name, such as `{"decay": 0.9}`.
 
         Returns:
             `(y, state)`, with `y` of the shape and dtype of `x`. To freeze the statistics,
             ignore the returned state.
 
         Raises:
-            TypeError: `x` is not floating or complex, `mask` is not boolean, params and state are
-                exchanged or those of a Flax module.
-            ValueError: unknown `stats` or `hyper`, shapes that do not fit.
+            TypeError: `x` is not floating or complex, `mask` is not boolean, or params and state
+                are swapped or those of a Flax module.
+            ValueError: `stats` or a name in `hyper` is unknown, or shapes do not fit.
         """
         x, call = _checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
         measured = None
@@ -180,7 +186,7 @@ class Norm(abc.ABC):
         mask: Bool[Array, "..."] | None = None,
         axis_name: AxisName = None,
     ) -> Any:
-        """Measure one batch: the statistics of `x` that `apply` normalizes with and keeps.
+        """Measure one batch: return the statistics of `x` that `apply` uses in mode `"batch"`.
 
         Args:
             params: what `init` returned.
@@ -193,22 +199,40 @@ class Norm(abc.ABC):
 
         Raises:
             TypeError: `x` is not floating or complex, `mask` is not boolean.
-            ValueError: shapes that do not fit.
+            ValueError: shapes do not fit.
         """
         x = _checks.floating(x, self.factory)
         return self.measure(params, x, Call("batch", _checks.mask(mask, x.shape), axis_name))
 
-    # What a method defines; x is floating and the mask fits it.
+    # The methods that a subclass defines; x is floating and the mask fits it.
 
     @abc.abstractmethod
     def start(
         self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
-        """Make `(params, state)`; arguments as for `init`."""
+        """Make `(params, state)`.
+
+        Args:
+            shape: shape of x, a tuple.
+            dtype: dtype of the parameters.
+            key: PRNG key or `None`, for norms with random initial values.
+
+        Returns:
+            `(params, state)`; `state` is `()` for a norm without running statistics.
+        """
 
     @abc.abstractmethod
     def measure(self, params: PyTree, x: jax.Array, call: Call) -> Any:
-        """Measure this batch: what `transform` uses and `update` keeps; `None` is nothing."""
+        """Measure this batch.
+
+        Args:
+            params: what `start` returned.
+            x: input.
+            call: mask and device axis of this call.
+
+        Returns:
+            Statistics for `transform` and `update`, or `None` if the method has none.
+        """
 
     @abc.abstractmethod
     def transform(
@@ -221,19 +245,20 @@ class Norm(abc.ABC):
             state: what `start` or `update` returned.
             measured: what `measure` returned; `None` where the batch was not measured.
             x: input.
-            call: mode, mask, device axis and hyper of this call.
+            call: mode, mask, device axis and hyperparameters of this call.
 
         Returns:
             Output of the shape and dtype of `x`.
         """
 
     def update(self, state: PyTree, measured: Any, call: Call) -> PyTree:
-        """Return the next state; a norm that keeps nothing returns `state`.
+        """Return the next state; by default `state` itself, for norms without running statistics.
 
         Args:
-            state: the present state.
+            state: the current state.
             measured: what `measure` returned.
-            call: mode and hyper of this call; statistics move in mode `"batch"` only.
+            call: mode and hyperparameters of this call; running averages are updated in mode
+                `"batch"` only.
 
         Returns:
             The next state, of the structure of `state`.
@@ -242,7 +267,7 @@ class Norm(abc.ABC):
         return state
 
     def __repr__(self) -> str:
-        """Show the call that makes it: `batch_norm(scale_init=0.1)`."""
+        """Return the call that makes the norm: `batch_norm(scale_init=0.1)`."""
         changed = (
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)
@@ -252,12 +277,12 @@ class Norm(abc.ABC):
 
 
 class DirectionAndGain(NamedTuple):
-    """What a `Reparam` of this library stores in the place of a weight, w = g * f(v).
+    """The parameters that a `Reparam` of this library stores instead of a weight, w = g * f(v).
 
     Attributes:
-        v: the weight that f normalizes, of the shape and dtype of w. Its size has no say in w,
-            so weight decay on it only changes the step size.
-        g: gain, at least float32, or its logarithm; `None` where there is none.
+        v: the weight that f normalizes, of the shape and dtype of w. Its length does not change w,
+            so weight decay on it only changes the effective step size.
+        g: gain, at least float32, or its logarithm; `None` if the method has none.
     """
 
     v: PyTree
@@ -266,14 +291,14 @@ class DirectionAndGain(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Reparam(abc.ABC):
-    """A weight written in other parameters, `w = apply(params)`: a value, like `Norm`.
+    """A reparametrization of a weight, `w = apply(params)`: a value, like `Norm`.
 
-    `apply` never writes into what is stored, so an optimizer step moves the stored parameters
-    and the next `apply` sees them. Weights are in Flax's layout, output features last.
+    An optimizer updates the stored parameters, and the next `apply` computes the weight from
+    them. Weights are in Flax's layout, output features last.
 
     Class attributes:
         factory: name of the public function that makes it, for `repr` and messages.
-        stateful: whether it keeps something between calls.
+        stateful: whether the method has a state, such as a power iteration's vectors.
     """
 
     factory: ClassVar[str] = "reparam"
@@ -283,30 +308,33 @@ class Reparam(abc.ABC):
     def init(
         self, w: Inexact[Array, "*shape"], *, key: jax.Array | None = None
     ) -> tuple[PyTree, PyTree]:
-        """Write a weight in the other parameters; `apply` gives it back where that is promised.
+        """Convert an initial weight to parameters, from which `apply` computes the weight.
+
+        Some methods preserve the weight, so that `apply` first returns `w`; others, such as weight
+        standardization, do not.
 
         Args:
-            w: the weight at the start.
-            key: PRNG key, for methods that start at random; none of this library's does.
+            w: the initial weight.
+            key: PRNG key, for methods with random initial values; this library has none.
 
         Returns:
-            `(params, state)`; `state` is `()` for a method that keeps nothing.
+            `(params, state)`; `state` is `()` for a method without state.
         """
 
     @abc.abstractmethod
     def apply(
         self, params: PyTree, state: PyTree, *, stats: Stats
     ) -> tuple[Inexact[jax.Array, "*shape"], PyTree]:
-        """Make the weight.
+        """Compute the weight from the parameters.
 
         Args:
             params: what `init` returned, after any number of optimizer steps.
             state: what `init` or the last `apply` returned.
-            stats: `"batch"`: the state moves; `"running"`: it stays. Methods without state
-                accept both and ignore them.
+            stats: `"batch"` updates the state, `"running"` leaves it unchanged. Methods without
+                state accept both and ignore them.
 
         Returns:
-            `(w, state)`, with `w` of the shape and dtype of the weight that `init` was given.
+            `(w, state)`, with `w` of the shape and dtype of the initial weight.
         """
 
     __repr__ = Norm.__repr__
@@ -315,7 +343,10 @@ class Reparam(abc.ABC):
 def _checked_call(
     norm: Norm, params: PyTree, state: PyTree, x: Any, call: Call
 ) -> tuple[jax.Array, Call]:
-    """Check what `Norm.apply` was given; a call that is right costs no further function."""
+    """Check the arguments of `Norm.apply`; return x as an array and the call with its mask.
+
+    The conditions are inline, so that a correct call makes few further Python calls.
+    """
     if call.stats not in _checks.STATS:
         _checks.stats(call.stats)
     if call.hyper:
@@ -327,8 +358,8 @@ def _checked_call(
         call = dataclasses.replace(call, mask=_checks.mask(call.mask, x.shape))
     if isinstance(params, Mapping):
         _hints.refuse_flax_variables(params, norm.factory)
-    exchanged = isinstance(params, Running | RunningMean | RunningCov | Accumulator)
-    if exchanged or (not norm.stateful and jax.tree.leaves(state)):
+    swapped = isinstance(params, Running | RunningMean | RunningCov | Accumulator)
+    if swapped or (not norm.stateful and jax.tree.leaves(state)):
         raise TypeError(
             f"{norm.factory} was given {type(params).__name__} for its params and "
             f"{type(state).__name__} for its state: apply takes (params, state, x), in this order"

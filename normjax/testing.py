@@ -1,8 +1,7 @@
-"""The list of all norms with sample arguments: what the test batteries run over.
+"""Lists all norms with sample arguments, which the test batteries run over.
 
-A new norm gets a line here and is then tested under every transformation, with hard inputs
-and masks, without another word. Your own norm can be run through the same batteries; see
-CONTRIBUTING.
+A norm with a line here is tested automatically under every transformation, with hard inputs and
+masks. Your own norm can be run through the same batteries; see CONTRIBUTING.
 """
 
 from __future__ import annotations
@@ -19,21 +18,22 @@ from normjax.base import Norm, Reparam
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A norm, a shape it takes, and what it promises there.
+    """A norm, the shape of a sample input, and the properties that the norm has.
 
     Attributes:
         name: unique name of the case.
         norm: the norm.
         shape: shape of an input, batch first.
-        mask_shape: shape of a mask that broadcasts to it; `None` where the method takes no mask.
-        centres: its output has mean 0 over `centres`, before the affine; `None`: no promise.
-        scales: its output has variance 1 over `centres` for inputs of any large scale.
-        shift_invariant: a constant added to all of x changes nothing.
-        scale_invariant: a positive factor on all of x changes nothing (for variance >> eps).
-        per_sample: no sample's output depends on another sample.
-        detached: in mode `"batch"` parts of the output carry no gradient, by definition, so
-            that finite differences see more than the gradient.
-        cuts_batch: statistics are those of parts of the batch, which devices cut otherwise.
+        mask_shape: shape of a mask that broadcasts to it; `None` if the method takes no mask.
+        centres: axes over which the output has mean 0 before the affine; `None`: not promised.
+        scales: whether the output has variance 1 over `centres` for inputs of any large scale.
+        shift_invariant: whether adding a constant to all of x leaves the output unchanged.
+        scale_invariant: whether a positive factor on all of x does so (for variance >> eps).
+        per_sample: whether each sample's output is independent of the other samples.
+        detached: whether parts of the output carry no gradient in mode `"batch"`, by definition,
+            so that finite differences differ from the gradient.
+        cuts_batch: whether statistics are taken over parts of the batch, so that splitting the
+            batch over devices changes them.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Sample:
         return jax.random.normal(jax.random.key(seed), self.shape, dtype)
 
     def mask(self, seed: int = 0) -> jax.Array | None:
-        """Return a random mask, about two in three values counting, where the norm takes one."""
+        """Return a random mask in which about two of three values count, or `None`."""
         if self.mask_shape is None:
             return None
         return jax.random.bernoulli(jax.random.key(seed + 100), 0.67, self.mask_shape)
@@ -245,17 +245,17 @@ SAMPLES: tuple[Sample, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class ReparamSample:
-    """A weight's method, a shape it takes, and what it promises there.
+    """A reparametrization, the shape of a sample weight, and the properties of the method.
 
     Attributes:
         name: unique name of the case.
         reparam: the method.
         shape: shape of a weight.
-        unchanged: `apply` after `init` gives back the weight.
-        free: what is stored as `v` may be rescaled by a positive factor and nothing changes:
-            `None`, or the shape of the factors.
-        detached: gradients do not reach all that is stored, by definition, so that finite
-            differences see more than the gradient.
+        unchanged: whether `apply` after `init` gives back the weight.
+        free: shape of the positive factors that `v` may be multiplied by without changing the
+            weight; `None` if there are none.
+        detached: whether gradients do not reach all parameters, by definition, so that finite
+            differences differ from the gradient.
     """
 
     name: str

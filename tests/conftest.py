@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import pathlib
@@ -76,8 +77,17 @@ def strict_numerics(request):
 
 
 def unchecked(function):
-    """A function without the suite's type checker: what a user's mistake meets."""
-    return inspect.unwrap(function)
+    """A function without the suite's type checker, also of what it calls: a user's mistake."""
+
+    @functools.wraps(function)
+    def call(*args, **keywords):
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return inspect.unwrap(function)(*args, **keywords)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Flax's rules for axes, masks and dtypes, spoken in the verbs of `_moments.py`.
+"""Flax's rules for axes, masks and dtypes, over the library's numerical core.
 
 The drop-in modules of `normjax.linen` and `normjax.nnx` differ in how they hold variables and
 in nothing else: what they compute is here, once. This file imports no Flax.
@@ -6,161 +6,39 @@ in nothing else: what they compute is here, once. This file imports no Flax.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from normjax.statistics import _measure, _normalize, _running, _shapes
+from normjax._internal import _checks
+from normjax.statistics import _core, _running, _shapes
 from normjax.statistics._types import Accumulator, Array, AxisName, Moments, Running
 
+Axes = tuple[int, ...]
 
-def axes_of(ndim: int, axes: int | Iterable[int]) -> tuple[int, ...]:
+# Axes.
+
+
+def axes_of(ndim: int, axes: int | Iterable[int]) -> Axes:
     """Return axes as Flax resolves them: sorted, non-negative, each once."""
-    given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
-    for a in given:
+    axes = tuple(axes) if isinstance(axes, Iterable) else (axes,)
+    for a in axes:
         if not -ndim <= a < ndim:
             # At once an IndexError, as from Flax, and a ValueError.
             raise np.exceptions.AxisError(a, ndim)
-    return tuple(sorted({ndim + a if a < 0 else a for a in given}))
+    return tuple(sorted({ndim + a if a < 0 else a for a in axes}))
 
 
-def others(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
+def complement(ndim: int, axes: Sequence[int]) -> Axes:
     """Return the axes that are not among `axes`."""
     return tuple(a for a in range(ndim) if a not in axes)
 
 
-def static(value: Any) -> Any:
-    """Return nested lists as tuples, so that a module that holds them stays hashable."""
-    return tuple(static(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def promoted(*values: Any) -> jnp.dtype:
-    """Common dtype by JAX's standard rules, also where the user set strict ones."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(v for v in values if v is not None))
-
-
-def result_dtype(*values: Array | None, dtype: Any = None) -> jnp.dtype:
-    """Dtype of a layer's output: what it was told, or what its arrays promote to.
-
-    Raises:
-        ValueError: `dtype` is not floating or complex.
-    """
-    if dtype is None:
-        dtype = promoted(*values)
-        return dtype if jnp.issubdtype(dtype, jnp.inexact) else promoted(dtype, jnp.float32)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"dtype={jnp.dtype(dtype)} must be floating or complex")
-    return jnp.dtype(dtype)
-
-
-def mask_of(mask: Array | None, ndim: int) -> jax.Array | None:
-    """Return Flax's mask, any array that NumPy broadcasts to x, as ours: boolean, rank of x."""
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    return mask.astype(bool).reshape((1,) * (ndim - mask.ndim) + mask.shape)
-
-
-def measure(
-    x: Array,
-    axes: Sequence[int],
-    *,
-    dtype: Any = None,
-    mask: jax.Array | None = None,
-    axis_name: AxisName = None,
-    axis_index_groups: Any = None,
-    centred: bool = True,
-) -> Moments:
-    """Statistics of `x` in at least float32 and at least `dtype`; of squares if not `centred`."""
-    x = x.astype(promoted(x, dtype, jnp.float32))
-    groups = None if axis_name is None else axis_index_groups
-    over: dict[str, Any] = {"mask": mask, "axis_name": axis_name, "axis_index_groups": groups}
-    if centred:
-        return _measure.moments(x, tuple(axes), plain_mean=True, **over)
-    return _measure.mean_square(x, tuple(axes), **over)
-
-
-def follow(
-    kept: Running | Accumulator, m: Moments, x: Array, *, momentum: Any, correction: int, dtype: Any
-) -> Any:
-    """Move the kept statistics, in Flax's dtype: theirs, widened by that of the batch's.
-
-    Flax starts a float32 mean and lets a complex or float64 batch widen it. Statistics that
-    gather for now (`population_update`) add the batch and are not averaged.
-    """
-    if isinstance(kept, Accumulator):
-        return _running.accumulate(kept, m, stats="batch", decay=momentum, correction=correction)
-    wide = promoted(kept.mean, x.dtype if dtype is None else dtype)
-    kept = Running(kept.mean.astype(wide), kept.var.astype(jnp.finfo(wide).dtype))
-    return _running.ema(kept, m, decay=momentum, correction=correction)
-
-
-def apply(
-    x: Array,
-    m: Moments | Running,
-    axes: Sequence[int],
-    features: Sequence[int],
-    scale: Array | None,
-    bias: Array | None,
-    *,
-    eps: float,
-    dtype: Any = None,
-    mask: jax.Array | None = None,
-) -> jax.Array:
-    """Normalize with given statistics, then the affine over the axes `features`.
-
-    A mask chooses what the statistics are taken over; the output is normalized everywhere, as
-    in Flax. Replaced, before any arithmetic, is only what is not finite under the mask and what
-    belongs to a set with no value, which has no statistics.
-    """
-    out = result_dtype(x, scale, bias, dtype=dtype)
-    x = x.astype(promoted(x, m.mean, scale, bias, jnp.float32))
-    if mask is not None:
-        good = jnp.isfinite(x)
-        if isinstance(m, Moments):
-            good &= _shapes.expand(m.count, others(x.ndim, axes), x.ndim) > 0
-        x = jnp.where(mask | good, x, 0)
-    shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
-    scale, bias = (None if v is None else jnp.reshape(v, shape) for v in (scale, bias))
-    return jnp.asarray(
-        _normalize.normalize(x, m, tuple(axes), scale=scale, bias=bias, eps=eps), out
-    )
-
-
-def one_sample(
-    x: Array,
-    axes: Sequence[int],
-    features: Sequence[int],
-    scale: Array | None,
-    bias: Array | None,
-    *,
-    eps: float,
-    dtype: Any = None,
-    mask: Array | None = None,
-    axis_name: AxisName = None,
-    axis_index_groups: Any = None,
-    centred: bool = True,
-) -> jax.Array:
-    """Measure and normalize: layer, instance and RMS norm are this with other axes."""
-    found = mask_of(mask, x.ndim)
-    m = measure(
-        x,
-        axes,
-        dtype=dtype,
-        mask=found,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        centred=centred,
-    )
-    return apply(x, m, axes, features, scale, bias, eps=eps, dtype=dtype, mask=found)
-
-
-def instance_axes(ndim: int, feature_axes: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def instance_axes(ndim: int, feature_axes: Any) -> tuple[Axes, Axes]:
     """Return the axes that instance norm averages over, and the features."""
     features = axes_of(ndim, feature_axes)
     if 0 in features:
@@ -168,13 +46,12 @@ def instance_axes(ndim: int, feature_axes: Any) -> tuple[tuple[int, ...], tuple[
             "The channel axes cannot include the leading dimension as this is assumed to be the "
             "batch axis."
         )
-    return others(ndim, (0, *features)), features
+    return complement(ndim, (0, *features)), features
 
 
-def group_axes(ndim: int, reduction_axes: Any) -> tuple[int, ...]:
+def group_axes(ndim: int, reduction_axes: Any) -> Axes:
     """Return the axes that group norm averages over, the last among them."""
-    chosen = (*range(1, ndim - 1), -1) if reduction_axes is None else reduction_axes
-    axes = axes_of(ndim, chosen)
+    axes = axes_of(ndim, (*range(1, ndim - 1), -1) if reduction_axes is None else reduction_axes)
     if axes[-1] != ndim - 1:
         raise ValueError(
             f"reduction_axes={reduction_axes} must include the last axis, which holds the features"
@@ -183,7 +60,7 @@ def group_axes(ndim: int, reduction_axes: Any) -> tuple[int, ...]:
 
 
 def group_count(channels: int, num_groups: int | None, group_size: int | None) -> int:
-    """Return the number of groups, given it or the size of each."""
+    """Return the number of groups from it or from the size of each."""
     if (num_groups is None) == (group_size is None):
         raise ValueError(
             "give either num_groups or group_size; with group_size write num_groups=None, whose "
@@ -199,85 +76,206 @@ def group_count(channels: int, num_groups: int | None, group_size: int | None) -
     return num_groups
 
 
+def hashable(value: Any) -> Any:
+    """Return nested lists as tuples, so that a module that holds them stays hashable."""
+    return tuple(hashable(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+# Masks and dtypes.
+
+
+def mask_of(mask: Array | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Return Flax's mask, any array that NumPy broadcasts to x, as ours: boolean, rank of x."""
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask).astype(bool)
+    return _checks.mask(mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape), shape)
+
+
+def promote(*values: Any) -> jnp.dtype:
+    """Common dtype by JAX's standard rules, also where the user set strict ones."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(v for v in values if v is not None))
+
+
+class Dtypes(NamedTuple):
+    """Dtypes of a layer.
+
+    Attributes:
+        measured: of x as statistics are taken, at least float32 and at least the layer's dtype.
+        computed: of x as it is normalized, at least float32.
+        output: the layer's dtype, or what x, scale and bias promote to.
+        stored: of a running mean: a complex or float64 batch widens a float32 one.
+    """
+
+    measured: jnp.dtype
+    computed: jnp.dtype
+    output: jnp.dtype
+    stored: jnp.dtype | None = None
+
+
+def layer_dtypes(
+    x: jax.Array,
+    scale: Array | None,
+    bias: Array | None,
+    dtype: Any,
+    *,
+    mean: Array | None = None,
+    running: bool = False,
+) -> Dtypes:
+    """Return the dtypes of a layer by Flax's rules.
+
+    Args:
+        x: input.
+        scale: gamma.
+        bias: beta.
+        dtype: the layer's attribute.
+        mean: running mean, of a layer that has one.
+        running: whether the running statistics normalize.
+
+    Raises:
+        ValueError: `dtype` is not floating or complex.
+    """
+    if not (dtype is None or jnp.issubdtype(dtype, jnp.inexact)):
+        raise ValueError(f"dtype={jnp.dtype(dtype)} must be floating or complex")
+    arrays = [v for v in (x, scale, bias) if v is not None]
+    with jax.numpy_dtype_promotion("standard"):
+        output = jnp.result_type(*arrays) if dtype is None else jnp.dtype(dtype)
+        if not jnp.issubdtype(output, jnp.inexact):
+            output = jnp.result_type(output, jnp.float32)
+        own = x.dtype if dtype is None else dtype
+        measured = jnp.result_type(x, own, jnp.float32)
+        computed = jnp.result_type(*arrays, jnp.float32, mean if running else measured)
+        stored = None if mean is None else jnp.result_type(mean, own)
+    return Dtypes(measured, computed, output, stored)
+
+
+# What layers compute.
+
+
+def batch_norm(
+    x: jax.Array,
+    state: Running | Accumulator,
+    features: Axes,
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    running: bool,
+    eps: float,
+    momentum: Any,
+    correction: int,
+    dtype: Any,
+    mask: jax.Array | None,
+    axis_name: AxisName,
+    axis_index_groups: Any,
+) -> tuple[jax.Array, Running | Accumulator]:
+    """Normalize with this batch's statistics, or the running ones, and return the next state.
+
+    The state of `population_update`, an `Accumulator`, adds the batch in both modes.
+    """
+    m: Any = state.running if isinstance(state, Accumulator) else state
+    m = Running(jnp.asarray(m.mean), jnp.asarray(m.var))  # a checkpoint holds NumPy arrays
+    axes = tuple(a for a in range(x.ndim) if a not in features)
+    shape = tuple(x.shape[a] for a in features)
+    if m.mean.shape != shape:
+        _checks.same_features(m, shape, "BatchNorm")
+    dtypes = layer_dtypes(x, scale, bias, dtype, mean=m.mean, running=running)
+    if isinstance(state, Accumulator) or not running:
+        groups = None if axis_name is None else axis_index_groups
+        wide = x.astype(dtypes.measured)
+        measured = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
+        if isinstance(state, Accumulator):
+            state = _running.accumulate(
+                state, measured, stats="batch", decay=momentum, correction=correction
+            )
+        else:
+            real = jnp.finfo(dtypes.stored).dtype
+            m = Running(m.mean.astype(dtypes.stored), m.var.astype(real))
+            state = _running.ema(m, measured, decay=momentum, correction=correction)
+        m = m if running else measured
+    return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask), state
+
+
+def sample_norm(
+    x: jax.Array,
+    axes: Axes,
+    features: Axes,
+    scale: Array | None,
+    bias: Array | None,
+    *,
+    eps: float,
+    dtype: Any = None,
+    mask: Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups: Any = None,
+    centred: bool = True,
+) -> jax.Array:
+    """Measure and normalize: layer, instance and RMS norm are this with other axes."""
+    mask = mask_of(mask, x.shape)
+    dtypes = layer_dtypes(x, scale, bias, dtype)
+    groups = None if axis_name is None else axis_index_groups
+    wide = x.astype(dtypes.measured)
+    if centred:
+        m = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
+    else:
+        m = _core.mean_square(wide, axes, mask, axis_name, groups)
+    return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask)
+
+
 def group_norm(
-    x: Array,
-    axes: Sequence[int],
+    x: jax.Array,
+    axes: Axes,
     groups: int,
     scale: Array | None,
     bias: Array | None,
     *,
     mask: Array | None = None,
-    dtype: Any = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> jax.Array:
     """Group norm is layer norm of x with its last axis split in two."""
-    out = result_dtype(x, scale, bias, dtype=dtype)
     split = (groups, x.shape[-1] // groups)
-    found = mask_of(mask, x.ndim)
-    if found is not None:
-        # A mask of one channel stays one; it need not be spelled out for each.
-        found = found.reshape(*found.shape[:-1], *(split if found.shape[-1] > 1 else (1, 1)))
-    y = one_sample(
-        x.reshape(*x.shape[:-1], *split),
+    mask = mask_of(mask, x.shape)
+    if mask is not None:
+        # A mask of one channel stays one; it need not be repeated for each.
+        mask = mask.reshape(*mask.shape[:-1], *(split if mask.shape[-1] > 1 else (1, 1)))
+    y = sample_norm(
+        x.reshape(*x.shape[:-1], *split),  # [..., groups, channels of a group]
         (*axes[:-1], x.ndim),
         (x.ndim - 1, x.ndim),
         scale,
         bias,
-        mask=found,
-        dtype=dtype,
-        **kwargs,
+        mask=mask,
+        **options,
     )
-    return jnp.asarray(y.reshape(x.shape), out)
+    return y.reshape(x.shape)
 
 
-def weight_norm(
-    v: Array, g: Array | None, feature_axes: Any, *, eps: float, dtype: Any = None
+def normalize(
+    x: jax.Array,
+    m: Moments | Running,
+    axes: Axes,
+    features: Axes,
+    scale: Array | None,
+    bias: Array | None,
+    eps: float,
+    dtypes: Dtypes,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    r"""Return g v / ||v||, the norm over all axes but `feature_axes` (`None`: over all)."""
-    v = jnp.asarray(v)
-    features = axes_of(v.ndim, () if feature_axes is None else feature_axes)
-    m = norms(v, feature_axes)
-    return apply(v, m, others(v.ndim, features), features, g, None, eps=eps, dtype=dtype)
+    """Normalize with given statistics, then the affine over the axes `features`.
 
-
-def norms(v: Array, feature_axes: Any) -> Moments:
-    """Squared length of the weights of each feature, where `normalize` looks for the variance."""
-    v = jnp.asarray(v)
-    features = axes_of(v.ndim, () if feature_axes is None else feature_axes)
-    m = measure(v, others(v.ndim, features), centred=False)
-    return m._replace(var=m.var * m.count)
-
-
-def spectral_norm(
-    w: Array, u: Array, *, steps: int, eps: float, dtype: Any = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""Return (w / sigma, u, sigma) after `steps` of power iteration; u and v carry no gradient.
-
-    $$v = \widehat{u W^\top}, \quad u = \widehat{v W}, \quad \sigma = v W u^\top$$
-
-    Reference:
-        Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for Generative Adversarial
-        Networks", 2018, algorithm 1.
+    A mask chooses what the statistics are taken over; the output is normalized everywhere, as
+    in Flax. Replaced, before any arithmetic, is only what is not finite under the mask and what
+    belongs to a set with no value, which has no statistics.
     """
-    w = jnp.asarray(w)
-    stored = promoted(u, w)
-    out = result_dtype(w, u, dtype=dtype)
-    wide = promoted(u, w, jnp.float32)
-    u = start = jnp.asarray(u, wide)
-    matrix = w.astype(wide).reshape(-1, w.shape[-1])
-    frozen = lax.stop_gradient(matrix)
-    for _ in range(steps):
-        # Rounded products would make sigma, and so every weight, as coarse as they are.
-        v = weight_norm(_product(u, frozen.T), None, None, eps=eps)
-        u = weight_norm(_product(v, frozen), None, None, eps=eps)
-    u, v = lax.stop_gradient((u, v))
-    sigma = _product(_product(v, matrix), u.T)[0, 0]
-    bar = w.astype(wide) / jnp.where(sigma != 0, sigma, 1)
-    # A weight that starts at 0 (a bias of rank 2) gets u = 0 and is left alone from then on, as
-    # in Flax: divided by its own small sigma it would jump to 1 at the first step.
-    u = jnp.where(jnp.isfinite(sigma), u, start)
-    return jnp.asarray(bar, out), u.astype(stored), sigma.astype(stored)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    if not (isinstance(eps, float) and 0 <= eps < math.inf):
+        _checks.positive("epsilon", eps, zero=True)
+    x = x.astype(dtypes.computed)
+    if mask is not None:
+        usable = jnp.isfinite(x)
+        if isinstance(m, Moments):
+            usable &= _shapes.expand(m.count, complement(x.ndim, axes), x.ndim) > 0
+        x = jnp.where(mask | usable, x, 0)
+    # Scale and bias get the rank of x: size 1 on the axes that are no features.
+    shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
+    scale, bias = (None if v is None else jnp.reshape(v, shape) for v in (scale, bias))
+    return _core.normalize(x, m, axes, scale, bias, eps).astype(dtypes.output)

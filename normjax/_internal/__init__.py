@@ -1,1 +1,1 @@
-"""What every folder uses: argument checks, hints, fast functions beside their plain twins."""
+"""Shared by all folders: argument checks, hints in errors, functions with fast derivatives."""

@@ -1,7 +1,7 @@
-"""Argument checks: each refuses what is wrong and says what to write instead.
+"""Checks arguments: each function raises an error that says what to write instead.
 
 A value checks its own fields when it is made; arrays are checked when a public function is
-called. Nothing here computes on data, so nothing here costs anything under `jit`.
+called. Nothing here computes on data, so the checks cost nothing under `jit`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import numpy as np
 STATS = ("batch", "running")
 
 
+# Modes and names.
+
+
 def stats(value: Any) -> None:
-    """Refuse a mode that is not one of the two; there is no default to guess."""
+    """Raise unless `value` is one of the two modes; there is no default."""
     if value not in STATS:
         raise ValueError(
             f'stats={value!r} is not a mode: write stats="batch" (this batch\'s statistics) or '
-            'stats="running" (the kept ones)'
+            'stats="running" (the running ones)'
         )
 
 
 def hyper(value: Mapping[str, Any] | None, known: Sequence[str], who: str) -> None:
-    """Refuse a misspelt or foreign name in `hyper`."""
+    """Raise if `hyper` has a name that is not in `known`."""
     for name in value or ():
         if name not in known:
             names = ", ".join(known) if known else "nothing"
@@ -37,15 +40,18 @@ def hyper(value: Mapping[str, Any] | None, known: Sequence[str], who: str) -> No
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Refuse a value outside a small named set."""
+    """Raise unless `value` is one of the values `known`."""
     known = tuple(known)
     if value not in known:
         listed = " | ".join(repr(k) for k in known)
         raise ValueError(f"{name}={value!r}: write {name}={listed}{nearest(value, known)}")
 
 
+# Arrays and their shapes.
+
+
 def floating(x: Any, who: str) -> jax.Array:
-    """Return `x` as an array, refusing integers and booleans, whose mean is not of their dtype."""
+    """Return `x` as an array; raise for integers and booleans, whose mean has another dtype."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
@@ -55,7 +61,7 @@ def floating(x: Any, who: str) -> jax.Array:
 
 
 def shape(value: Any, who: str) -> None:
-    """Refuse what stands in the place of the shape of x: its features alone, x itself, a key."""
+    """Raise if `value`, the shape argument of `init`, is a number or an array."""
     if isinstance(value, int | np.integer):
         raise TypeError(
             f"init of {who} takes the shape of x and got {value}: write init((1, {value})), or "
@@ -69,7 +75,7 @@ def shape(value: Any, who: str) -> None:
 
 
 def features(value: Any) -> None:
-    """Refuse what is no size of the last axis of x: x itself, its shape, a number below 1."""
+    """Raise unless `value`, the size of the last axis of x, is a positive integer."""
     if np.ndim(value):
         raise TypeError(
             f"init takes (key, features) and got features of shape {np.shape(value)}: write "
@@ -79,7 +85,7 @@ def features(value: Any) -> None:
 
 
 def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """Return a boolean mask of the rank of `shape`, refusing what would broadcast by accident."""
+    """Return the mask as an array; raise unless it is boolean and has the rank of `shape`."""
     if value is None:
         return None
     value = jnp.asarray(value)
@@ -89,13 +95,13 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
             "write mask.astype(bool) (or lengths[:, None] > jnp.arange(time))"
         )
     if value.ndim != len(shape):
-        # [B] against [B, F] would line up with the features: the silent kind of wrong.
+        # [batch] against [batch, features] would silently broadcast along the features.
         ones = ", None" * (len(shape) - value.ndim)
-        say = (
+        hint = (
             f"write mask[{', '.join([':'] * value.ndim)}{ones}]" if ones else "drop its extra axes"
         )
         raise ValueError(
-            f"mask of shape {value.shape} must have as many axes as x of shape {shape}: {say}"
+            f"mask of shape {value.shape} must have as many axes as x of shape {shape}: {hint}"
         )
     if any(m not in (1, s) for m, s in zip(value.shape, shape, strict=True)):
         raise ValueError(
@@ -106,7 +112,7 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
 
 
 def broadcasts(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Refuse what does not broadcast to `shape`, or would widen it; `None` is nothing."""
+    """Raise unless `value` is `None` or broadcasts to `shape` without widening it."""
     own = np.shape(value) if value is not None else ()
     if len(own) > len(shape) or any(
         m not in (1, s) for m, s in zip(own[::-1], shape[::-1], strict=False)
@@ -118,16 +124,16 @@ def broadcasts(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 
 def lengths(name: str, value: Any, steps: int | None, batch: tuple[int, ...]) -> jax.Array:
-    """Return the lengths of a batch of sequences of `steps`, refusing what can be seen not to fit.
+    """Return the lengths of a batch of sequences as an array; raise if they do not fit.
 
-    A traced length cannot be read: of it, dtype and shape are checked.
+    Traced lengths have no values yet, so only their dtype and shape are checked.
     """
-    # Known lengths are read before jnp sees them: inside jit a jnp array would be a tracer.
+    # Read static lengths before `jnp.asarray`: inside `jit` it would make them a tracer.
     known = None if isinstance(value, jax.core.Tracer) else np.asarray(value)
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(
-            f"{name} must be integers, one a sequence, and are {value.dtype}: write "
+            f"{name} must be integers, one per sequence, and are {value.dtype}: write "
             f"{name}.astype(jnp.int32)"
         )
     if value.shape != batch:
@@ -143,7 +149,7 @@ def lengths(name: str, value: Any, steps: int | None, batch: tuple[int, ...]) ->
 
 
 def max_steps(value: int, max_steps: int, beyond: str) -> None:
-    """Refuse a sequence longer than its statistics, where it was asked for."""
+    """Raise if a sequence is longer than its statistics and `beyond` is "error"."""
     if value > max_steps and beyond == "error":
         raise ValueError(
             f"a sequence of {value} steps is longer than max_steps={max_steps} and "
@@ -151,8 +157,11 @@ def max_steps(value: int, max_steps: int, beyond: str) -> None:
         )
 
 
+# Axes and features.
+
+
 def axes(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Return axes as a hashable tuple of ints, when a factory is called."""
+    """Return the field `axes` of a norm as a hashable tuple of ints, or `None`."""
     if value is None:
         return None
     if isinstance(value, Iterable):
@@ -173,7 +182,7 @@ def resolve_axes(
     value: Sequence[int] | int | None, ndim: int, *, name: str = "axes"
 ) -> tuple[int, ...]:
     """Return sorted non-negative axes of an array with `ndim` axes; `None` is all but the last."""
-    if value == (-1,) and ndim:  # the most frequent call
+    if value == (-1,) and ndim:  # a shortcut for the most frequent call
         return (ndim - 1,)
     if value is None:
         if ndim < 2:
@@ -188,14 +197,14 @@ def resolve_axes(
             raise ValueError(
                 f"{name}={value} does not fit x with {ndim} axes: write axes in [{-ndim}, {ndim})"
             )
-    found = tuple(sorted(a % ndim for a in value))
-    if len(set(found)) != len(found):
+    resolved = tuple(sorted(a % ndim for a in value))
+    if len(set(resolved)) != len(resolved):
         raise ValueError(f"{name}={value} names an axis of x with {ndim} axes twice")
-    return found
+    return resolved
 
 
 def same_features(state: Any, features: tuple[int, ...], who: str) -> None:
-    """Refuse kept statistics of other features, which would broadcast and change their shape."""
+    """Raise unless the running statistics have the shape `features`; another would broadcast."""
     running = getattr(state, "running", state)
     if not hasattr(running, "mean"):
         raise TypeError(
@@ -209,34 +218,37 @@ def same_features(state: Any, features: tuple[int, ...], who: str) -> None:
         )
 
 
+# Numbers and other fields of values.
+
+
 def positive(name: str, value: Any, *, zero: bool = False) -> None:
-    """Refuse a static number that is not positive (or, with `zero`, negative)."""
+    """Raise unless `value` is a finite number above 0, or with `zero` at least 0."""
     if _is_number(value) and (value > 0 or (zero and value == 0)) and math.isfinite(value):
         return
     raise ValueError(f"{name}={value!r} must be a {'non-negative' if zero else 'positive'} number")
 
 
 def positive_int(name: str, value: Any) -> None:
-    """Refuse a size that is not a positive integer."""
+    """Raise unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer")
 
 
 def unit_interval(name: str, value: Any, *, hint: str = "") -> None:
-    """Refuse a weight outside [0, 1]."""
+    """Raise unless `value` is a number in [0, 1]."""
     if not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{name}={value!r} must be a number in [0, 1]{hint}")
 
 
 def dropout_rate(name: str, value: Any) -> None:
-    """Refuse a probability of dropping outside [0, 1)."""
+    """Raise unless `value` is a number in [0, 1)."""
     unit_interval(name, value)
     if value == 1:
         raise ValueError(f"{name}=1 would let nothing through: write a rate below 1")
 
 
 def require_instance(name: str, value: Any, kind: type, who: str) -> None:
-    """Refuse a factory in the place of what it makes, and anything else that is no `kind`."""
+    """Raise unless `value` is a `kind`; the message is a special one for a factory not called."""
     if isinstance(value, kind):
         return
     if callable(value) and hasattr(value, "__name__"):
@@ -246,11 +258,11 @@ def require_instance(name: str, value: Any, kind: type, who: str) -> None:
 
 
 def number(name: str, value: Any) -> None:
-    """Refuse what is not a plain number: an array or function would make the norm unhashable."""
+    """Raise unless `value` is a plain number: an array would make the norm unhashable."""
     if not _is_number(value):
         raise TypeError(
-            f"{name}={value!r} must be a plain number, so that the norm stays a hashable value; "
-            "other starting values go into the params that init returns"
+            f"{name}={value!r} must be a plain number, so that the norm stays a hashable value: "
+            "write other initial values into the params that init returns"
         )
 
 
@@ -260,7 +272,7 @@ def groups(value: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]
 
 
 def set_field(instance: Any, name: str, value: Any) -> None:
-    """Set a field of a frozen dataclass, in its `__post_init__`, to its canonical form."""
+    """Set a field of a frozen dataclass to its canonical form, in `__post_init__`."""
     object.__setattr__(instance, name, value)
 
 
@@ -269,5 +281,6 @@ def _is_number(value: Any) -> bool:
 
 
 def nearest(value: Any, known: Iterable[Any]) -> str:
+    """Return " (did you mean ...?)" for the closest known value, or an empty string."""
     close = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,6 +1,7 @@
-"""What users of Flax and PyTorch write here, answered with what to write instead.
+"""Adds hints to errors: what to write instead of an argument of Flax or PyTorch.
 
-Python's own error names the word that a function does not take; `told` says ours.
+Python's own error names the argument that a function does not take; `with_hints` adds the name
+that this library uses.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ R = TypeVar("R")
 
 
 def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a decorator that says what to write for a keyword which a function does not take.
+    """Return a decorator that adds a hint to the error for an argument a function does not take.
 
-    A call is looked at only where it failed, so one that is right costs nothing.
+    Arguments are examined only after a call has failed, so a correct call costs nothing.
 
     Args:
-        takers: functions that what the function gathers in `**options` goes to.
+        takers: functions that the decorated function passes its `**options` to.
 
     Returns:
         A decorator that keeps signature, annotations and docstring.
@@ -48,6 +49,7 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
             try:
                 return function(*args, **keywords)
             except TypeError as error:
+                # First unknown keywords, then Flax variables, then a positional argument.
                 who = _name(function, args)
                 lines = [
                     _hint(who, word, value, known)
@@ -67,69 +69,73 @@ def with_hints(*takers: Callable[..., Any]) -> Callable[[Callable[P, R]], Callab
 def _positional_hint(
     who: str, function: Callable[..., Any], args: tuple[Any, ...], known: list[str]
 ) -> list[str]:
-    """What to write for `layer_norm(64)`: a norm takes no size, and nothing without its name."""
+    """Return the hint for `layer_norm(64)`: a norm takes no size, and arguments by name only."""
     kinds = {p.kind for p in inspect.signature(function).parameters.values()}
     named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
     if not args or not kinds <= set(named):
         return []
     value = args[0]
-    count = isinstance(value, int) and not isinstance(value, bool)
-    say = f"it takes {', '.join(known)}"
-    if count and "groups" in known:
-        say = f"write groups={value}"
-    elif count or isinstance(value, tuple | list):
-        say = "leave a size out: init sees it in the shape of x, init((1, features))"
-    return [f"{who} takes arguments by name and was given {_shown(value)}: {say}"]
+    is_count = isinstance(value, int) and not isinstance(value, bool)
+    hint = f"it takes {', '.join(known)}"
+    if is_count and "groups" in known:
+        hint = f"write groups={value}"
+    elif is_count or isinstance(value, tuple | list):
+        hint = "leave a size out: init reads it from the shape of x, init((1, features))"
+    return [f"{who} takes arguments by name and was given {_shown(value)}: {hint}"]
 
 
 def refuse_flax_variables(params: Any, who: str) -> None:
-    """Refuse the variables of a Flax module in the place of params."""
+    """Raise if `params` are the variables of a Flax module."""
     if _are_variables(params):
         raise TypeError(_flax_variables_hint(who))
 
 
 def _are_variables(value: Any) -> bool:
+    """Whether `value` looks like the variables of a Flax module, `{"params": {...}, ...}`."""
     return isinstance(value, Mapping) and isinstance(value.get("params"), Mapping)
 
 
 def _flax_variables_hint(who: str) -> str:
     return (
         f'{who} was given the variables of a Flax module, {{"params": …}}, and takes (params, '
-        "state, x): write module.apply(variables, x, …), or take them apart: a batch norm's are "
+        "state, x): write module.apply(variables, x, …), or convert them: a batch norm's are "
         'Affine(**variables["params"]) and Running(**variables["batch_stats"]), a cell\'s weights '
         "are read by recurrent.from_flax"
     )
 
 
 def _arguments(function: Callable[..., Any]) -> list[str]:
-    gathered = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    """Return the names of a function's arguments, without `self`, `*args` and `**kwargs`."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(function).parameters
-    return [name for name, p in parameters.items() if name != "self" and p.kind not in gathered]
+    return [name for name, p in parameters.items() if name != "self" and p.kind not in variadic]
 
 
 def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
-    """`batch_norm()` of a function, `batch_norm(…).apply()` of a method."""
+    """Return `batch_norm()` for a function, `batch_norm(…).apply()` for a method."""
     if args and "self" in inspect.signature(function).parameters:
         return f"{args[0].factory}(…).{function.__name__}()"
     return f"{function.__name__}()"
 
 
 def _hint(who: str, word: str, value: Any, known: Iterable[str]) -> str:
+    """Return the hint for one argument `word=value` of a function with the arguments `known`."""
     shown = _shown(value)
     for needed, text in HINTS.get(word, ()):
         if all(name in known for name in needed.split()):
-            say = text(value) if callable(text) else text.format(value=shown, word=word)
-            return f"{who} has no argument {word!r}: {say}"
+            hint = text(value) if callable(text) else text.format(value=shown, word=word)
+            return f"{who} has no argument {word!r}: {hint}"
     near = _checks.nearest(word, known)
     return f"{who} has no argument {word!r}{near}: it takes {', '.join(known)}"
 
 
 def _shown(value: Any) -> str:
-    # An array would fill the screen.
+    """Return the `repr` of a simple value, and an ellipsis for anything long, such as an array."""
     return repr(value) if value is None or isinstance(value, bool | int | float | str) else "…"
 
 
 def _momentum(value: Any) -> str:
+    """Return the hint for `momentum`, which means different things in Flax and PyTorch."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "write decay=…, Flax's momentum; PyTorch's momentum is 1 - decay"
     return (
@@ -139,19 +145,17 @@ def _momentum(value: Any) -> str:
 
 
 def _mode(running: bool) -> tuple[tuple[str, Any], ...]:
-    """Answers to a flag that means the running statistics where it is `running`."""
+    """Return the hints for a flag that selects running statistics where it equals `running`."""
 
     def mode(value: Any) -> str:
         if not isinstance(value, bool):
             return 'stats="batch" or stats="running"'
         return 'stats="running"' if value is running else 'stats="batch"'
 
-    return (
-        ("stats", lambda value: f"write {mode(value)}"),
-        ("", lambda value: f"write apply(…, {mode(value)}), at each call"),
-    )
+    return (("", lambda value: f"write apply(…, {mode(value)}), at each call"),)
 
 
+# Hints that several foreign arguments share.
 _AFFINE = (
     ("use_scale use_bias", "write use_scale={value}, use_bias={value}"),
     ("use_scale", "write use_scale={value}"),
@@ -164,12 +168,12 @@ _DTYPE = (
 )
 _NORM_ARGUMENT = ("norm_x", "write it in a norm, for example norm_x=layer_norm({word}={value})")
 _SHAPE = (
-    ("scale_init", "leave it out: init sees it in the shape of x, init((1, features))"),
-    ("bias_init", "leave it out: init sees it in the shape of x, init((1, features))"),
+    ("scale_init", "leave it out: init reads it from the shape of x, init((1, features))"),
+    ("bias_init", "leave it out: init reads it from the shape of x, init((1, features))"),
 )
 
-# By word: the arguments of ours that must be there for an answer to fit, and the answer, with
-# {value} and {word} of the call. The first that fits is given.
+# For each foreign argument: pairs of the arguments that the function must have for a hint to
+# apply, and the hint, with the {value} and {word} of the call. The first that applies is used.
 HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
     "affine": _AFFINE,
     "axis": (("axes", "write axes=…, those averaged over (Flax's BatchNorm names the others)"),),
@@ -194,12 +198,9 @@ HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
     "epsilon": (("eps", "write eps={value}"),),
     "features": (("hidden", "write hidden={value}"), *_SHAPE),
     "hidden_size": (("hidden", "write hidden={value}"),),
-    "initial_carry": (("carry", "write carry={value}"),),
     "input_size": (("hidden", "write init(key, features={value})"),),
     "is_training": _mode(False),
-    "mask": (("lengths", "write lengths=…, the number of steps of each sequence"),),
     "momentum": (("decay", _momentum),),
-    "mutable": (("stats", "leave it out: apply always returns the next state"),),
     "n_power_iterations": (("iterations", "write iterations={value}"),),
     "n_steps": (("iterations", "write iterations={value}"),),
     "normalized_shape": _SHAPE,
@@ -209,15 +210,12 @@ HINTS: dict[str, tuple[tuple[str, str | Callable[[Any], str]], ...]] = {
     "num_layers": (("norm_x", "write recurrent.stack([layer] * {value})"),),
     "param_dtype": _DTYPE,
     "reduction_axes": (("axes", "write axes=…"),),
-    "return_carry": (("carry", "leave it out: apply returns ((y, carry), state)"),),
     "rngs": (("key", "write key=…, one PRNG key"),),
-    "seq_lengths": (("lengths", "write lengths={value}"),),
-    "time_major": (("lengths", "write it where the layer is made, lstm(…, time_major={value})"),),
     "track_running_stats": (
         (
             "decay",
-            'leave it out: apply(…, stats="batch") normalizes with the batch alone, and what is '
-            "kept is frozen by dropping the state that apply returns",
+            'leave it out: apply(…, stats="batch") normalizes with the batch alone, and ignoring '
+            "the state that apply returns freezes the running statistics",
         ),
     ),
     "train": _mode(False),

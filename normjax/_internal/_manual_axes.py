@@ -1,4 +1,4 @@
-"""Over which devices of a `shard_map` an array varies: part of its type, where that is checked."""
+"""Reads and sets the varying manual axes of arrays inside `shard_map`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from jax import lax
 
 
 def axis_type(x: Any) -> dict[str, Any]:
-    """Over which devices x varies, as `ShapeDtypeStruct` takes it."""
+    """Return the varying manual axes of x, as a keyword of `ShapeDtypeStruct`."""
     kind = jax.typeof(x)
-    names = ("manual_axis_type", "vma")  # of JAX 0.10.2, and before
+    names = ("manual_axis_type", "vma")  # since JAX 0.10.2, and before
     return next(({n: getattr(kind, n)} for n in names if hasattr(kind, n)), {})
 
 
 def varying(x: Any) -> tuple[str, ...]:
-    """The device axes that x varies over."""
+    """Return the device axes that x varies over."""
     (kind,) = axis_type(x).values() or (None,)
     return tuple(getattr(kind, "varying", kind) or ())
 
 
 def vary(x: jax.Array, axes: Iterable[str]) -> jax.Array:
-    """The same values, varying over `axes` as well."""
+    """Return x with a type that varies over `axes` as well."""
     missing = tuple(a for a in axes if a not in varying(x))
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def vary_together(args: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """The same arrays, all varying over the devices that any of them varies over."""
+    """Return the arrays, all varying over every device axis that any of them varies over."""
     axes = dict.fromkeys(a for x in args for a in varying(x))
     return tuple(vary(x, axes) for x in args)

@@ -1,9 +1,8 @@
-"""A fast function's values and its backward pass, and every other derivative from its plain twin.
+"""Gives a function a fast backward pass and takes all other derivatives from a plain twin.
 
-`jax.custom_vjp` would forbid forward mode. Here the tangent is a primitive of its own: evaluated,
-it is the tangent of the twin; transposed, it is the fast backward pass. `grad` transposes it and
-never evaluates it, `jvp` evaluates it and never transposes it, and both can be differentiated
-again, which is done as the twin is.
+`jax.custom_vjp` would rule out forward mode. Here the tangent is a separate primitive. Evaluating
+it gives the tangent of the twin, transposing it gives the fast backward pass. `grad` only
+transposes it, `jvp` only evaluates it, and differentiating either again uses the twin.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from normjax._internal._manual_axes import vary_together
+from normjax._internal._saved import STATISTICS, checkpoint_name
 
 Arrays = tuple[jax.Array, ...]
 
@@ -27,97 +27,114 @@ def with_fast_vjp(
     backward: Callable[[Arrays, Arrays, Arrays], Arrays],
     runs: Callable[[Arrays], bool] = lambda args: True,
 ) -> Callable[..., Arrays]:
-    """Return a function of arrays with `forward`'s values and `plain`'s meaning.
+    """Return a function with the values of `forward` and the derivatives of `plain`.
 
     Args:
-        plain: `plain(*args) -> outputs`.
-        forward: `forward(*args) -> (outputs, kept)`, the same outputs.
-        backward: `backward(args, kept, cotangents) -> one cotangent for each argument`.
-        runs: whether it can run on these arguments; else `plain` does.
+        plain: `plain(*args) -> outputs`, in plain JAX.
+        forward: `forward(*args) -> (outputs, residuals)`, with the outputs of `plain`.
+        backward: `backward(args, residuals, cotangents) -> gradients`, one for each argument.
+        runs: whether `forward` can run on these arguments; if not, `plain` runs.
+
+    Returns:
+        A function of arrays that returns a tuple of outputs.
     """
 
     def plain_backward(args: Arrays, cotangents: Arrays) -> Arrays:
         return jax.vjp(plain, *args)[1](tuple(cotangents))
 
+    # The fast backward pass; its own derivative is that of the twin's backward pass.
     @jax.custom_jvp
-    def back(args: Arrays, kept: Arrays, cotangents: Arrays) -> Arrays:
-        return backward(args, kept, cotangents)
+    def back(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
+        return backward(args, residuals, cotangents)
 
     @back.defjvp
     def _(primals: Any, tangents: Any) -> Any:
-        (args, kept, cotangents), (dargs, _, dcotangents) = primals, tangents
-        moved = jax.jvp(plain_backward, (args, cotangents), (dargs, dcotangents))[1]
-        return back(args, kept, cotangents), moved
+        (args, residuals, cotangents), (dargs, _, dcotangents) = primals, tangents
+        dgradients = jax.jvp(plain_backward, (args, cotangents), (dargs, dcotangents))[1]
+        return back(args, residuals, cotangents), dgradients
 
+    # The fast forward pass; its tangent is the primitive below.
     @jax.custom_jvp
     def call(*args: jax.Array) -> tuple[Arrays, Arrays]:
         return forward(*args)
 
     @call.defjvp
     def _(args: Any, tangents: Any) -> Any:
-        outputs, kept = call(*args)
-        sizes = len(args), len(kept)
-        moved = tangent_p.bind(*args, *kept, *tangents, plain=plain, back=back, sizes=sizes)
-        # What is kept has no tangent: whoever differentiates again goes through the twin.
-        return (outputs, kept), (tuple(moved), tuple(map(jnp.zeros_like, kept)))
+        outputs, residuals = call(*args)
+        residuals = checkpoint_name(residuals, STATISTICS)
+        sizes = len(args), len(residuals)
+        doutputs = tangent_p.bind(*args, *residuals, *tangents, plain=plain, back=back, sizes=sizes)
+        # Residuals need no tangent: a second derivative goes through the twin.
+        return (outputs, residuals), (tuple(doutputs), tuple(map(jnp.zeros_like, residuals)))
 
     def run(*args: jax.Array) -> Arrays:
-        # All alike before the call: under `shard_map` the gradient of what was not is then a sum.
+        # Under `shard_map` this makes the gradient of an argument that did not vary a sum over
+        # devices.
         args = vary_together(args)
         return call(*args)[0] if runs(args) else plain(*args)
 
     return run
 
 
+# Operands: the arguments, the residuals, and a tangent for each argument; linear in the tangents.
 tangent_p = core.Primitive("normjax_tangent")
 tangent_p.multiple_results = True
 
 
 def _cut(operands: Sequence[Any], sizes: tuple[int, int]) -> tuple[Any, Any, Any]:
-    args, kept = sizes
+    """Split operands into arguments, residuals and tangents; `sizes` counts the first two."""
+    args, residuals = sizes
     return (
         tuple(operands[:args]),
-        tuple(operands[args : args + kept]),
-        tuple(operands[args + kept :]),
+        tuple(operands[args : args + residuals]),
+        tuple(operands[args + residuals :]),
     )
 
 
 def _evaluate(*operands: Any, plain: Any, back: Any, sizes: Any) -> Any:
+    """Compute the tangent of the twin."""
     del back
     args, _, tangents = _cut(operands, sizes)
     return jax.jvp(plain, args, tangents)[1]
 
 
-def _jvp(primals: Any, tangents: Any, **how: Any) -> Any:
-    def again(args: Arrays, moved: Arrays) -> Arrays:
-        return jax.jvp(how["plain"], args, moved)[1]
+def _jvp(primals: Any, tangents: Any, **static: Any) -> Any:
+    """Differentiate the tangent again, as the tangent of the twin."""
 
-    args, _, moved = _cut(primals, how["sizes"])
-    dargs, _, dmoved = _cut([*map(ad.instantiate_zeros, tangents)], how["sizes"])
-    return tangent_p.bind(*primals, **how), jax.jvp(again, (args, moved), (dargs, dmoved))[1]
+    def plain_tangent(args: Arrays, dargs: Arrays) -> Arrays:
+        return jax.jvp(static["plain"], args, dargs)[1]
+
+    args, _, dargs = _cut(primals, static["sizes"])
+    args_dot, _, dargs_dot = _cut([*map(ad.instantiate_zeros, tangents)], static["sizes"])
+    second = jax.jvp(plain_tangent, (args, dargs), (args_dot, dargs_dot))[1]
+    return tangent_p.bind(*primals, **static), second
 
 
 def _transpose(cotangents: Any, *operands: Any, plain: Any, back: Any, sizes: Any) -> Any:
+    """Run the fast backward pass."""
     del plain
-    args, kept, tangents = _cut(operands, sizes)
-    given = back(args, kept, tuple(map(ad.instantiate_zeros, cotangents)))
+    args, residuals, tangents = _cut(operands, sizes)
+    gradients = back(args, residuals, tuple(map(ad.instantiate_zeros, cotangents)))
+    # Only tangents that are being transposed get a cotangent, arguments and residuals none.
     wanted = [
-        g if ad.is_undefined_primal(t) else None for g, t in zip(given, tangents, strict=True)
+        g if ad.is_undefined_primal(t) else None for g, t in zip(gradients, tangents, strict=True)
     ]
-    return [None] * (len(args) + len(kept)) + wanted
+    return [None] * (len(args) + len(residuals)) + wanted
 
 
 def _batch(operands: Any, axes: Any, *, plain: Any, back: Any, sizes: Any) -> Any:
+    """Move every operand's batch axis to the front and map both functions over it."""
     size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
-    every = [
+    batched = [
         jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
         for x, a in zip(operands, axes, strict=True)
     ]
-    found = tangent_p.bind(*every, plain=jax.vmap(plain), back=jax.vmap(back), sizes=sizes)
-    return found, [0] * len(found)
+    outputs = tangent_p.bind(*batched, plain=jax.vmap(plain), back=jax.vmap(back), sizes=sizes)
+    return outputs, [0] * len(outputs)
 
 
 def _shapes(*operands: Any, plain: Any, back: Any, sizes: Any) -> Any:
+    """Return shapes and dtypes of the tangents, which are those of the outputs."""
     del back
     return jax.make_jaxpr(plain)(*operands[: sizes[0]]).out_avals
 

@@ -1,7 +1,7 @@
-"""Tools to see what a normalization does: pure functions that return named tuples of arrays.
+"""Measures what a normalization does: pure functions that return named tuples of arrays.
 
-Each has a twin in `normjax.analysis.plots`: what `invariance(...)` returns is drawn by
-`plots.plot_invariance(...)`. Only `plots` needs matplotlib, and only when it draws.
+Each has a counterpart in `normjax.analysis.plots`: `plots.plot_invariance(...)` draws the result
+of `invariance(...)`. Only `plots` needs matplotlib, and only when it draws.
 """
 
 from normjax.analysis._gates import (

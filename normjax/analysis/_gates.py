@@ -1,4 +1,4 @@
-"""What gates and activations do over a sequence: shares at the ends, histograms by step."""
+"""Measures saturation of gates and histograms of activations at every step of a sequence."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class GateSaturation(NamedTuple):
     """Gates of a recurrent layer through time.
 
     Attributes:
-        saturated: by gate, share of its values below 0.05 or above 0.95; `[time]`.
-        mean: by gate, mean value; `[time]`.
+        saturated: for each gate, the share of its values below 0.05 or above 0.95; `[time]`.
+        mean: for each gate, its mean value; `[time]`.
         hidden_norm: L2 norm of the hidden state, mean over the batch; `[time]`.
     """
 
@@ -40,9 +40,9 @@ def gate_saturation(
     stats: Stats = "batch",
     **keywords: Any,
 ) -> GateSaturation:
-    """Share of each gate's values that are stuck near 0 or 1, at every step.
+    """Return the share of each gate's values that are near 0 or 1, at every step.
 
-    There the sigmoid's derivative is below 0.05, and little gradient reaches the gate.
+    There the derivative of the sigmoid is below 0.05, and little gradient reaches the gate.
 
     Args:
         layer: a recurrent layer with gates.
@@ -56,7 +56,7 @@ def gate_saturation(
         `GateSaturation`.
 
     Raises:
-        TypeError: no single layer.
+        TypeError: `layer` is not a single recurrent layer.
         ValueError: the layer has no gates.
 
     Example:
@@ -64,8 +64,8 @@ def gate_saturation(
         >>> from normjax import analysis, recurrent
         >>> layer = recurrent.lstm(4)
         >>> params, state = layer.init(jax.random.key(0), features=2)
-        >>> seen = analysis.gate_saturation(layer, params, state, jnp.zeros((3, 6, 2)))
-        >>> sorted(seen.saturated), float(seen.saturated["input"].max())
+        >>> gates = analysis.gate_saturation(layer, params, state, jnp.zeros((3, 6, 2)))
+        >>> sorted(gates.saturated), float(gates.saturated["input"].max())
         (['forget', 'input', 'output'], 0.0)
 
     Reference:
@@ -83,7 +83,7 @@ def gate_saturation(
 
 
 class ActivationHistogram(NamedTuple):
-    """Where the values of each step lie.
+    """Histogram of the values of each step.
 
     Attributes:
         share: share of the step's values in each bin; `[time, bins]`.
@@ -105,26 +105,27 @@ def activation_histogram(
     limits: tuple[float, float] = (-1.0, 1.0),
     lengths: Integer[Array, " batch"] | None = None,
 ) -> ActivationHistogram:
-    """Histogram of activations at every step, over batch and units.
+    """Return the histogram of activations at every step, over batch and units.
 
     Args:
-        values: outputs of a layer, its carry, or what else there is at each step, batch-major.
+        values: outputs of a layer or other values at each step, batch-major.
         bins: number of bins of equal width; the last contains its upper edge.
-        limits: ends of the range; tanh's are -1 and 1.
-        lengths: `[batch]`, steps that count of each sequence; `None`: all.
+        limits: ends of the range; -1 and 1 are those of tanh.
+        lengths: `[batch]`, number of steps of each sequence that count; `None`: all.
 
     Returns:
         `ActivationHistogram`; shares are 0 at a step that no sequence reaches.
 
     Raises:
-        ValueError: `limits` not increasing, `bins` no positive integer.
+        TypeError: `values` is not floating.
+        ValueError: `limits` are not increasing, or `bins` is not a positive integer.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from normjax import analysis
         >>> y = jnp.array([[[-0.9, 0.9]], [[0.8, 3.0]]])  # batch 2, one step, two units
-        >>> seen = analysis.activation_histogram(y, bins=2)
-        >>> seen.share.tolist(), seen.above.tolist()
+        >>> histogram = analysis.activation_histogram(y, bins=2)
+        >>> histogram.share.tolist(), histogram.above.tolist()
         ([[0.25, 0.5]], [0.25])
 
     Reference:
@@ -136,7 +137,7 @@ def activation_histogram(
     if not low < high:
         raise ValueError(f"limits={limits} must increase: write limits=(-1.0, 1.0)")
     values = _checks.floating(values, "activation_histogram")
-    values = jnp.swapaxes(values.astype(stat_dtype(values.dtype)), 0, 1)
+    values = jnp.swapaxes(values.astype(stat_dtype(values.dtype)), 0, 1)  # [time, batch, units]
     steps, batch, units = values.shape
     live = _sequences.padding(lengths, steps, batch)
     if live is None:
@@ -145,13 +146,13 @@ def activation_histogram(
     edges = jnp.linspace(low, high, bins + 1).astype(values.dtype)
 
     def count(v: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        place = jnp.searchsorted(edges, v, side="right") - 1
-        place = jnp.where(v == edges[-1], bins - 1, place)
-        # Bin -1 would be the last one: everything outside gets a place of its own.
-        slot = jnp.where(place < 0, bins, jnp.where(place >= bins, bins + 1, place))
-        found = jnp.zeros(bins + 2, v.dtype).at[slot].add(counts)
-        found = found / jnp.maximum(jnp.sum(counts), 1)
-        return found[:bins], found[bins], found[bins + 1]
+        index = jnp.searchsorted(edges, v, side="right") - 1
+        index = jnp.where(v == edges[-1], bins - 1, index)
+        # Index -1 would be the last bin: values below and above get bins of their own.
+        slot = jnp.where(index < 0, bins, jnp.where(index >= bins, bins + 1, index))
+        shares = jnp.zeros(bins + 2, v.dtype).at[slot].add(counts)
+        shares = shares / jnp.maximum(jnp.sum(counts), 1)
+        return shares[:bins], shares[bins], shares[bins + 1]
 
     share, below, above = jax.vmap(count)(values.reshape(steps, batch * units), weight)
     return ActivationHistogram(share, edges, below, above)

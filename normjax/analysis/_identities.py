@@ -1,4 +1,4 @@
-"""The backward pass on paper and in the machine: identities that gradients must obey."""
+"""Checks gradients of norms and weights against the identities that their formulas imply."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from normjax.statistics._types import Array, PyTree
 
 
 class NormIdentities(NamedTuple):
-    """What is left of each identity, for every set of values that has one mean and variance.
+    """Residual of each identity, for every set of values with a common mean and variance.
 
     Attributes:
-        mean: |mean of dx| over the root mean square of dx; 0 where a shift changes nothing.
-        orthogonal: cosine between dx and the centred x; 0 where a rescaling changes nothing.
-        projection: distance of dx from the written-out backward pass, relative to it; 0 for
-            methods that subtract a mean and divide by a standard deviation.
-        damping: sum of dx^2 over that of g^2 / (var + eps); at most 1 for these.
+        mean: |mean of dx| divided by the root mean square of dx; 0 if the norm is invariant to
+            shifts.
+        orthogonal: cosine between dx and the centred x; 0 if it is invariant to rescaling.
+        projection: distance of dx from the explicit formula of the backward pass, relative to it;
+            0 for methods that subtract a mean and divide by a standard deviation.
+        damping: sum of dx^2 divided by that of g^2 / (var + eps); at most 1 for these methods.
     """
 
     mean: Float[Array, "*sets"]
@@ -50,32 +51,34 @@ def norm_identities(
       \overline{dx} = 0, \qquad \langle dx, \hat{x} \rangle = 0, \qquad
       \|dx\|^2 \le \frac{\|g\|^2}{\sigma^2 + \epsilon}$$
 
-    with the averages over one set of values: the batch for batch norm, the features of a sample
-    for layer norm. The gradient is centred, orthogonal to the normalized values and no longer
-    than that of a plain division. Orthogonality holds up to eps / (var + eps).
+    Averages are over one set of values: the batch for batch norm, the features of a sample for
+    layer norm. The gradient is centred, orthogonal to the normalized values and at most as long
+    as that of a plain division. Orthogonality holds up to eps / (var + eps).
 
     Args:
-        norm: any norm; what does not hold for it shows as a residual.
+        norm: any norm; an identity that does not hold for it has a large residual.
         x: input.
-        axes: axes of one set; `None` is all but the last (batch norm), -1 that of a layer norm.
-        groups: number of groups that the last axis is cut into, each with sets of its own; give
-            `axes` with -1 among them, as for group norm `axes=(1, 2, -1)`.
-        cotangent: dy, the gradient of a loss with respect to the output; `None` draws one.
+        axes: axes of one set; `None` is all but the last (batch norm), -1 is for layer norm.
+        groups: number of groups that the last axis is split into, each with its own sets; `axes`
+            must then include -1, for group norm `axes=(1, 2, -1)`.
+        cotangent: dy, the gradient of a loss with respect to the output; `None` is random.
         params: parameters of the norm; `None` are those of its `init`.
-        eps: what the norm adds to the variance; `None` is `norm.eps`, or 0 where it has none.
+        eps: number that the norm adds to the variance; `None` is `norm.eps`, or 0 if it has none.
 
     Returns:
-        `NormIdentities` of the shape of the axes that remain (with groups an axis more, last).
+        `NormIdentities` of the shape of the axes that remain, with groups as an additional last
+        axis.
 
     Raises:
-        ValueError: axes or groups that do not fit x.
+        TypeError: `x` is not floating or complex.
+        ValueError: axes or groups do not fit `x`.
 
     Example:
         >>> import jax, normjax as nj
         >>> from normjax import analysis
         >>> x = jax.random.normal(jax.random.key(0), (32, 5))
-        >>> left = analysis.norm_identities(nj.batch_norm(), x)
-        >>> bool(left.mean.max() < 1e-5), bool(left.projection.max() < 1e-5)
+        >>> residual = analysis.norm_identities(nj.batch_norm(), x)
+        >>> bool(residual.mean.max() < 1e-5), bool(residual.projection.max() < 1e-5)
         (True, True)
         >>> analysis.norm_identities(nj.layer_norm(), x, axes=-1).damping.shape
         (32,)
@@ -97,52 +100,54 @@ def norm_identities(
     def apply(v: jax.Array) -> jax.Array:
         return norm.apply(params, state, v, stats="batch")[0]
 
+    # dx from the norm, and g = gamma * dy for the formula.
     _, back = jax.vjp(apply, x)
     (dx,) = back(jnp.asarray(cotangent).astype(x.dtype))
     scale = getattr(params, "scale", None)
     g = _formulas.affine(jnp.asarray(cotangent).astype(_shapes.stat_dtype(x.dtype)), scale, None)
 
-    # From here on [..., groups, features of a group].
+    # With groups, from here on [..., groups, features per group].
     resolved = _checks.resolve_axes(axes, x.ndim)
-    over = tuple(a + 1 if a == x.ndim - 1 and groups > 1 else a for a in resolved)
+    averaged = tuple(a + 1 if a == x.ndim - 1 and groups > 1 else a for a in resolved)
 
-    def cut(v: jax.Array) -> jax.Array:
+    def split(v: jax.Array) -> jax.Array:
         v = v.astype(_shapes.stat_dtype(v.dtype))
         return v if groups == 1 else v.reshape(*v.shape[:-1], groups, v.shape[-1] // groups)
 
-    x, dx, g = cut(x), cut(dx), cut(g)
-    kept = [a for a in range(x.ndim) if a not in over]
-    m = _measure.moments(x, over)
+    x, dx, g = split(x), split(dx), split(g)
+    remaining = [a for a in range(x.ndim) if a not in averaged]
+    m = _measure.moments(x, averaged)
 
     def mean(v: jax.Array) -> Array:
-        return _measure.means(v, over).mean
+        return _measure.means(v, averaged).mean
 
-    def spread(v: Array) -> jax.Array:
-        return _shapes.expand(v, kept, x.ndim)
+    def expand(v: Array) -> jax.Array:
+        return _shapes.expand(v, remaining, x.ndim)
 
+    # The formula of the docstring, to compare with dx.
     deviation = jnp.sqrt(m.var + jnp.asarray(eps, m.var.dtype))
-    centred = x - spread(m.mean)
-    x_hat = centred / spread(jnp.where(deviation > 0, deviation, 1))
-    written = (g - spread(mean(g)) - x_hat * spread(mean(g * x_hat))) / spread(deviation)
-    size, size_written = _rms(dx, over), _rms(written, over)
+    centred = x - expand(m.mean)
+    x_hat = centred / expand(jnp.where(deviation > 0, deviation, 1))
+    formula = (g - expand(mean(g)) - x_hat * expand(mean(g * x_hat))) / expand(deviation)
+    size, size_formula = _rms(dx, averaged), _rms(formula, averaged)
     return NormIdentities(
         ratio(jnp.abs(mean(dx)), size),
         ratio(jnp.abs(mean(dx * centred)), size * jnp.sqrt(m.var)),
-        ratio(_rms(dx - written, over), size_written),
-        ratio((size * deviation) ** 2, _rms(g, over) ** 2),
+        ratio(_rms(dx - formula, averaged), size_formula),
+        ratio((size * deviation) ** 2, _rms(g, averaged) ** 2),
     )
 
 
 class WeightIdentities(NamedTuple):
-    """What is left of each identity of a gradient with respect to what a `Reparam` stores.
+    """Residual of each identity of the gradient with respect to the parameters of a `Reparam`.
 
     Attributes:
         orthogonal: cosine between v and its gradient, for each weight vector.
-        projection: distance of the gradient of v from the written-out one, relative to it; 0 for
+        projection: distance of the gradient of v from the explicit formula, relative to it; 0 for
             weight norm.
         growth: ||v'|| / ||v|| after one step of gradient descent, for each weight vector.
-        predicted_growth: sqrt(1 + c^2), c = ||v' - v|| / ||v||; `growth` where v and its gradient
-            are orthogonal, so that v never gets shorter.
+        predicted_growth: sqrt(1 + c^2), c = ||v' - v|| / ||v||; equal to `growth` if v and its
+            gradient are orthogonal, so that v never gets shorter.
     """
 
     orthogonal: Float[Array, "*vectors"]
@@ -166,29 +171,30 @@ def weight_identities(
       \|v - \eta \nabla_v L\| = \sqrt{1 + c^2}\, \|v\|, \quad
       c = \frac{\eta \|\nabla_v L\|}{\|v\|}$$
 
-    A gradient that is orthogonal to v makes v longer with every step, and the longer v the
-    smaller the next step's angle: the step size settles by itself. What holds of the first two
-    for another method is what is measured.
+    A gradient that is orthogonal to v makes v longer with every step, and the longer v is, the
+    smaller is the angle of the next step: the effective step size adapts automatically. For other
+    methods the residuals show how far the first two identities hold.
 
     Args:
         method: a `Reparam` that stores `DirectionAndGain(v, g)`.
-        w: the weight at the start.
-        loss: function of the weight to one number.
-        learning_rate: of the one step that is taken on v.
+        w: the initial weight.
+        loss: function of the weight that returns one number.
+        learning_rate: learning rate of the one step that is taken on v.
         axes: axes of one weight vector; `None` is all but the last.
 
     Returns:
         `WeightIdentities`, of the shape of the axes that remain.
 
     Raises:
-        TypeError: the method stores no `v`.
+        TypeError: the method does not store a `v`.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj
         >>> from normjax import analysis
         >>> w = jax.random.normal(jax.random.key(0), (6, 3))
-        >>> left = analysis.weight_identities(nj.weight_norm(), w, lambda w: jnp.sum(jnp.sin(w)))
-        >>> bool(left.orthogonal.max() < 1e-5), bool(left.growth.min() > 1)
+        >>> loss = lambda w: jnp.sum(jnp.sin(w))
+        >>> residual = analysis.weight_identities(nj.weight_norm(), w, loss)
+        >>> bool(residual.orthogonal.max() < 1e-5), bool(residual.growth.min() > 1)
         (True, True)
 
     Reference:
@@ -197,7 +203,7 @@ def weight_identities(
     """
     _checks.positive("learning_rate", learning_rate)
     w = _checks.floating(w, "weight_identities")
-    over = _checks.resolve_axes(axes, w.ndim)
+    reduced = _checks.resolve_axes(axes, w.ndim)
     stored, state = method.init(w)
     if not isinstance(stored, DirectionAndGain):
         raise TypeError(f"{method!r} stores no v: its identities are not those of weight norm")
@@ -205,32 +211,34 @@ def weight_identities(
     def make(v: jax.Array) -> jax.Array:
         return method.apply(stored._replace(v=v), state, stats="batch")[0]
 
-    made, back = jax.vjp(make, stored.v)
-    at_w = jax.grad(loss)(made)
-    (dv,) = back(at_w)
+    # Gradients of the loss with respect to the weight and, through the method, to v.
+    weight, back = jax.vjp(make, stored.v)
+    dw = jax.grad(loss)(weight)
+    (dv,) = back(dw)
     wide = _shapes.stat_dtype(w.dtype)
-    v, dv, at_w, made = (jnp.asarray(a).astype(wide) for a in (stored.v, dv, at_w, made))
+    v, dv, dw, weight = (jnp.asarray(a).astype(wide) for a in (stored.v, dv, dw, weight))
 
     def total(a: jax.Array) -> jax.Array:
-        return jnp.sum(a, over, keepdims=True)
+        return jnp.sum(a, reduced, keepdims=True)
 
     size = jnp.sqrt(total(v**2))
-    # g of the formula, whatever the method calls it: the length of the weight that it makes.
-    gain = jnp.sqrt(total(made**2))
-    written = gain / size * (at_w - v * total(v * at_w) / size**2)
+    # g of the formula is the length of the weight, however the method stores it.
+    gain = jnp.sqrt(total(weight**2))
+    formula = gain / size * (dw - v * total(v * dw) / size**2)
     after = v - learning_rate * dv
     c = learning_rate * jnp.sqrt(total(dv**2)) / size
 
     def squeezed(a: jax.Array) -> jax.Array:
-        return jnp.squeeze(a, over)
+        return jnp.squeeze(a, reduced)
 
     return WeightIdentities(
         squeezed(ratio(jnp.abs(total(v * dv)), size * jnp.sqrt(total(dv**2)))),
-        ratio(length(minus(dv, written)), length(written)),
+        ratio(length(minus(dv, formula)), length(formula)),
         squeezed(jnp.sqrt(total(after**2)) / size),
         squeezed(jnp.sqrt(1 + c**2)),
     )
 
 
 def _rms(v: Any, axes: Sequence[int]) -> jax.Array:
+    """Return the root mean square over `axes`."""
     return jnp.sqrt(_measure.mean_square(v, axes).var)

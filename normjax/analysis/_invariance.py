@@ -1,4 +1,4 @@
-"""What changes nothing: the invariances of a normalization, measured."""
+"""Measures the invariances of a normalization to rescaling and shifts of data and weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Method = Norm | Reparam | Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Change(NamedTuple):
-    """What one transformation T of weights or data changed.
+    """Change of output and gradient under one transformation T of weights or data.
 
     Attributes:
-        output: ||f(T w) - f(w)|| / ||f(w)||; 0 where f is invariant.
-        gradient: how far the gradient is from what invariance makes of it, relative: at w times
-            s it is 1/s of that at w, and a shift leaves it alone.
-        ratio: ||gradient at T w|| / ||gradient at w||; under an invariant rescaling by s, 1/s.
+        output: ||f(T w) - f(w)|| / ||f(w)||; 0 if f is invariant.
+        gradient: relative distance of the gradient from the one that invariance implies: 1/s of
+            the original after rescaling by s, unchanged after a shift.
+        ratio: ||gradient at T w|| / ||gradient at w||; 1/s if f is invariant to rescaling by s.
     """
 
     output: Float[Array, ""]
@@ -34,18 +34,18 @@ class Change(NamedTuple):
 
 
 class Invariance(NamedTuple):
-    """A `Change` for each transformation; those of the weight are `None` where there is none.
+    """A `Change` for each transformation; those of the weight are `None` if there is no weight.
 
     Attributes:
-        weight_rescale: the whole matrix times one number.
-        weight_vector_rescale: each output's weight vector times its own number.
-        weight_recentre: one vector added to every output's weight vector.
-        data_rescale: all data times one number.
-        data_shift: one number added to all data.
-        feature_rescale: each feature of the data times its own number.
-        feature_shift: one vector added to every sample (re-centring the data set).
-        sample_rescale: each sample times its own number.
-        sample_shift: each sample plus its own number, the same in all of its features.
+        weight_rescale: multiplies the whole matrix by one number.
+        weight_vector_rescale: multiplies each output's weight vector by its own number.
+        weight_recentre: adds one vector to every output's weight vector.
+        data_rescale: multiplies all data by one number.
+        data_shift: adds one number to all data.
+        feature_rescale: multiplies each feature of the data by its own number.
+        feature_shift: adds one vector to every sample (re-centring of the data set).
+        sample_rescale: multiplies each sample by its own number.
+        sample_shift: adds to each sample its own number, the same for all features.
     """
 
     weight_rescale: Change | None
@@ -68,14 +68,14 @@ def invariance(
     shift: float = 2.0,
     stats: Stats = "batch",
 ) -> Invariance:
-    r"""Measure what rescalings and shifts of data and weights change, in output and gradient.
+    r"""Measure how rescaling and shifting data and weights change output and gradient.
 
     $$f(x, W) = \text{norm}(x W), \qquad f(x, \text{norm}(W)), \qquad
       f(T w) = f(w) \;\Rightarrow\; \nabla f(w) = A^T\, \nabla f(T w), \quad T w = A w + b$$
 
-    Nothing is asserted: each transformation is applied and the change is reported, so that eps,
-    half precision and running statistics show. In exact arithmetic, with statistics of the
-    batch, the rows of the paper's table are 0 for:
+    Each transformation is applied and its effect measured, so the result includes the effects of
+    eps, half precision and running statistics. In exact arithmetic, with statistics of the batch,
+    the changes in the paper's table are 0 for:
 
     | | batch norm | weight norm | layer norm | RMS norm |
     | --- | --- | --- | --- | --- |
@@ -86,26 +86,26 @@ def invariance(
     | `feature_shift` | yes | no | no | no |
     | `sample_rescale` | no | no | yes | yes |
 
-    Several factors run evenly in the logarithm from `scale` to 1 / `scale`, several shifts evenly
-    from `shift` to 0.
+    Where a transformation has several factors, their logarithms are evenly spaced from `scale` to
+    1 / `scale`; several shifts are evenly spaced from `shift` to 0.
 
     Args:
-        method: a `Norm`, applied to `x @ w`, or to `x` where there is no `w`; a `Reparam` of `w`,
-            whose stored `v` is what is transformed, its gain held; or any function
-            `f(x, w) -> y`, such as `lambda x, w: dense.apply({"kernel": w}, (), x)[0]`.
+        method: a `Norm`, applied to `x @ w`, or to `x` without `w`; a `Reparam` of `w`, of which
+            `v` is transformed and the gain is constant; or any function `f(x, w) -> y`, such as
+            `lambda x, w: dense.apply({"kernel": w}, (), x)[0]`.
         x: data, samples first and features last.
         w: weight matrix, outputs last.
-        scale: factor of rescalings, positive and not 1.
-        shift: size of shifts, in root mean squares of what is shifted.
+        scale: factor of rescaling, positive and not 1.
+        shift: size of shifts, relative to the root mean square of the shifted array.
         stats: `"batch"` or `"running"`, for a `Norm` or `Reparam`.
 
     Returns:
         `Invariance`. The gradient is that of a fixed random combination of the outputs, with
-        respect to the weight for transformations of it, and to the data for those of the data.
+        respect to the array that is transformed, the weight or the data.
 
     Raises:
-        TypeError: `method` is none of the three, or a `Reparam` that stores no `v`.
-        ValueError: `scale` is not positive or 1; a `Reparam` without `w`.
+        TypeError: `method` is not one of the three, or is a `Reparam` that does not store a `v`.
+        ValueError: `scale` is 1 or not positive, or `method` is a `Reparam` and there is no `w`.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj
@@ -130,6 +130,7 @@ def invariance(
     w = None if w is None else _checks.floating(w, "invariance")
     function = _as_function(method, x, w, stats)
 
+    # Factors and shifts of each transformation, as vectors along one axis of the array.
     def factors(n: int, like: jax.Array) -> jax.Array:
         return (scale ** jnp.linspace(1.0, -1.0, n)).astype(like.dtype)
 
@@ -148,6 +149,7 @@ def invariance(
     def shifted(v: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         return v + offset, jnp.ones((1,) * v.ndim, v.dtype)
 
+    # Without a weight its three changes stay None.
     of_weight: dict[str, Change | None] = dict.fromkeys(Invariance._fields[:3])
     if w is not None:
         on_w = _Measure(lambda v: function(x, v), w)
@@ -170,19 +172,20 @@ def invariance(
 
 
 class _Measure:
-    """Output and gradient of a function at one place, and what they become at another."""
+    """Compares output and gradient of a function at one point with those at another."""
 
     def __init__(self, function: Callable[[jax.Array], jax.Array], at: jax.Array):
         @jax.jit  # one compilation for all transformations
-        def look(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def value_and_gradient(at: jax.Array) -> tuple[jax.Array, jax.Array]:
             y, back = jax.vjp(function, at)
             return y, back(probe(y))[0]
 
-        self.look = look
-        self.y, self.gradient = look(at)
+        self.value_and_gradient = value_and_gradient
+        self.y, self.gradient = value_and_gradient(at)
 
     def __call__(self, at: jax.Array, factor: jax.Array) -> Change:
-        y, gradient = self.look(at)
+        y, gradient = self.value_and_gradient(at)
+        # Invariance to T w = factor * w implies gradient(T w) * factor = gradient(w).
         expected = length(self.gradient)
         return Change(
             ratio(length(minus(y, self.y)), length(self.y)),
@@ -194,7 +197,7 @@ class _Measure:
 def _as_function(
     method: Any, x: jax.Array, w: jax.Array | None, stats: Stats
 ) -> Callable[[jax.Array, Any], jax.Array]:
-    """Return `f(x, w)` of the three kinds of methods."""
+    """Return the method, one of three kinds, as a function `f(x, w)`."""
     if isinstance(method, Norm):
 
         def layer(x: jax.Array, w: Any) -> jax.Array:
@@ -206,14 +209,14 @@ def _as_function(
     if isinstance(method, Reparam):
         if w is None:
             raise ValueError(f"{method!r} normalizes a weight: write invariance(method, x, w)")
-        stored, kept = method.init(w)
+        stored, state = method.init(w)
         if not isinstance(stored, DirectionAndGain):
             raise TypeError(
                 f"{method!r} stores no v: give invariance a function f(x, w) -> y instead"
             )
 
         def normed(x: jax.Array, v: PyTree) -> jax.Array:
-            weight, _ = method.apply(stored._replace(v=v), kept, stats=stats)
+            weight, _ = method.apply(stored._replace(v=v), state, stats=stats)
             return jnp.matmul(x, weight, precision="highest")
 
         return normed

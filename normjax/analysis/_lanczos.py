@@ -1,4 +1,4 @@
-"""Curvature: the ends of the Hessian's spectrum, from Hessian-vector products alone."""
+"""Approximates extreme eigenvalues of a loss's Hessian, from Hessian-vector products alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from normjax.statistics._types import Array, PyTree
 
 
 class HessianSpectrum(NamedTuple):
-    """Eigenvalues of a loss's Hessian, approximated from its two ends.
+    """Approximate eigenvalues of a loss's Hessian.
 
     Attributes:
-        values: Ritz values, largest first; the first and the last ones are good long before those
-            between; `[iterations]`.
-        bound: for each, how far off it can be: some eigenvalue is that near; `[iterations]`.
-        vector: unit eigenvector of the first, in the structure of the parameters.
+        values: Ritz values, largest first; the first and last converge long before those between
+            them; `[iterations]`.
+        bound: bound on the error of each: some eigenvalue is at most this far away; `[iterations]`.
+        vector: unit eigenvector of the first value, in the structure of the parameters.
     """
 
     values: Float[Array, " iterations"]
@@ -38,21 +38,21 @@ def hessian_spectrum(
     iterations: int = 20,
     key: jax.Array | None = None,
 ) -> HessianSpectrum:
-    r"""Extreme eigenvalues of the Hessian of a loss, by Lanczos' method.
+    r"""Approximate the extreme eigenvalues of the Hessian of a loss by Lanczos' method.
 
     $$H q_j = \beta_{j-1} q_{j-1} + \alpha_j q_j + \beta_j q_{j+1}, \qquad
       |\lambda - \theta_i| \le \beta_m |s_{m i}|$$
 
-    with theta and s the eigenvalues and eigenvectors of the tridiagonal matrix of alpha and
-    beta. The Hessian is never formed: each iteration is one forward-over-reverse product. Every
-    new vector is made orthogonal to all before it, twice, so that no eigenvalue appears as a
-    ghost copy; that keeps `iterations` vectors of the size of the parameters.
+    Theta and s are the eigenvalues and eigenvectors of the tridiagonal matrix of alpha and beta.
+    The Hessian is never formed: each iteration is one forward-over-reverse product. Every new
+    vector is orthogonalized twice against all previous ones, so that no eigenvalue appears more
+    than once by rounding; this stores `iterations` vectors of the size of the parameters.
 
-    The loss must be twice differentiable where it is asked: a network of piecewise linear
-    activations has the Hessian of its present linear piece.
+    The loss must be twice differentiable at `params`. A network with piecewise linear activations
+    has the Hessian of its current linear piece.
 
     Args:
-        loss: function of the parameters to one number; close over the batch.
+        loss: function of the parameters that returns one number; close over the batch.
         params: pytree of floating arrays.
         iterations: size of the Krylov space; at most the number of parameters is used.
         key: PRNG key of the first direction; `None` is `jax.random.key(0)`.
@@ -86,10 +86,10 @@ def hessian_spectrum(
     steps = min(iterations, total)
     key = jax.random.key(0) if key is None else key
 
-    def flat(tree: PyTree) -> jax.Array:
+    def flatten(tree: PyTree) -> jax.Array:
         return jnp.concatenate([leaf.astype(wide).ravel() for leaf in jax.tree.leaves(tree)])
 
-    def whole(v: jax.Array) -> PyTree:
+    def unflatten(v: jax.Array) -> PyTree:
         parts = jnp.split(v, ends[:-1])
         return jax.tree.unflatten(
             structure,
@@ -100,13 +100,13 @@ def hessian_spectrum(
         )
 
     def product(v: jax.Array) -> jax.Array:
-        _, curved = jax.jvp(jax.grad(loss), (params,), (whole(v),))
-        return flat(curved)
+        _, hv = jax.jvp(jax.grad(loss), (params,), (unflatten(v),))
+        return flatten(hv)
 
-    def apart(v: jax.Array, basis: jax.Array) -> jax.Array:
+    def orthogonalize(v: jax.Array, basis: jax.Array) -> jax.Array:
         for _ in range(2):  # twice is enough
-            inside = jnp.matmul(basis, v, precision=lax.Precision.HIGHEST)
-            v = v - jnp.matmul(basis.T, inside, precision=lax.Precision.HIGHEST)
+            coefficients = jnp.matmul(basis, v, precision=lax.Precision.HIGHEST)
+            v = v - jnp.matmul(basis.T, coefficients, precision=lax.Precision.HIGHEST)
         return v
 
     def unit(v: jax.Array) -> jax.Array:
@@ -114,25 +114,27 @@ def hessian_spectrum(
         return v / jnp.where(size > 0, size, jnp.ones_like(size))
 
     def iterate(carry: tuple, j: jax.Array) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+        # basis [iterations, parameters] has the vectors so far as rows; the others are 0.
         basis, q, largest = carry
         basis = basis.at[j].set(q)
         w = product(q)
         alpha = jnp.dot(q, w, precision=lax.Precision.HIGHEST)
-        w = apart(w, basis)
+        w = orthogonalize(w, basis)
         beta = jnp.linalg.norm(w)
         largest = jnp.maximum(largest, jnp.maximum(jnp.abs(alpha), beta))
-        # The space is closed under H (few distinct eigenvalues): go on from a fresh direction.
+        # If the space is closed under H (few distinct eigenvalues), continue in a new direction.
         closed = beta <= 10 * math.sqrt(total) * jnp.finfo(wide).eps * largest
         fresh = jax.random.normal(jax.random.fold_in(key, j + 1), (total,), wide)
-        fresh = unit(apart(unit(apart(fresh, basis)), basis))
+        fresh = unit(orthogonalize(unit(orthogonalize(fresh, basis)), basis))
         q = jnp.where(closed, fresh, w / jnp.where(closed, jnp.ones_like(beta), beta))
         return (basis, q, largest), (alpha, jnp.where(closed, jnp.zeros_like(beta), beta))
 
     first = unit(jax.random.normal(jax.random.fold_in(key, 0), (total,), wide))
     start = (jnp.zeros((steps, total), wide), first, jnp.zeros((), wide))
     (basis, _, _), (alpha, beta) = lax.scan(iterate, start, jnp.arange(steps))
+    # Eigenvalues of the tridiagonal matrix of alpha and beta.
     off = beta[:-1]
     values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(off, 1) + jnp.diag(off, -1))
     values, vectors = values[::-1], vectors[:, ::-1]
     top = jnp.matmul(vectors[:, 0], basis, precision=lax.Precision.HIGHEST)
-    return HessianSpectrum(values, jnp.abs(beta[-1] * vectors[-1]), whole(unit(top)))
+    return HessianSpectrum(values, jnp.abs(beta[-1] * vectors[-1]), unflatten(unit(top)))

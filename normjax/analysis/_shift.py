@@ -1,4 +1,4 @@
-"""Internal covariate shift, in its two meanings: of the inputs and of the gradients."""
+"""Measures internal covariate shift in its two meanings: of inputs and of gradients."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from normjax.statistics._types import Array, PyTree
 
 
 class CovariateShift(NamedTuple):
-    """How much the distribution of each layer's input moved.
+    """Change of the distribution of each layer's input.
 
     Attributes:
-        mean: change of the mean in standard deviations before, root mean square over the
-            features; `[layers]`.
+        mean: change of the mean, in standard deviations from before the step, root mean square
+            over the features; `[layers]`.
         spread: logarithm of the ratio of the standard deviations, root mean square over the
             features; `[layers]`.
     """
@@ -35,12 +35,12 @@ def covariate_shift(
     *,
     eps: float = 1e-5,
 ) -> CovariateShift:
-    r"""Internal covariate shift as first meant: the change of the statistics of layers' inputs.
+    r"""Measure internal covariate shift as first defined: the change of statistics of layer inputs.
 
     $$\sqrt{\overline{\Big(\frac{\mu'_i - \mu_i}{\sigma_i}\Big)^2}}, \qquad
       \sqrt{\overline{\Big(\log\frac{\sigma'_i}{\sigma_i}\Big)^2}}$$
 
-    with the average over the features i of a layer, and the statistics over all other axes.
+    The average is over the features i of a layer, the statistics are over all other axes.
 
     Args:
         before: input of each layer before a training step, features last; one batch.
@@ -51,7 +51,8 @@ def covariate_shift(
         `CovariateShift`.
 
     Raises:
-        ValueError: the two have another number of layers or other features.
+        TypeError: an input is not floating or complex.
+        ValueError: the two differ in the number of layers or in features, or are empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,19 +81,20 @@ def covariate_shift(
                 "features are last"
             )
         m, n = _measure.moments(old, None), _measure.moments(new, None)
-        moved = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
-        wider = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
-        means.append(jnp.sqrt(_measure.mean_square(moved, 0).var))
-        spreads.append(jnp.sqrt(_measure.mean_square(wider, 0).var))
+        # Change of mean and of log standard deviation of each feature, [features].
+        shift = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
+        spread = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
+        means.append(jnp.sqrt(_measure.mean_square(shift, 0).var))
+        spreads.append(jnp.sqrt(_measure.mean_square(spread, 0).var))
     return CovariateShift(jnp.stack(means), jnp.stack(spreads))
 
 
 class GradientShift(NamedTuple):
-    """How much each layer's gradient changed because the layers before it moved.
+    """Change of each layer's gradient that updating the earlier layers causes.
 
     Attributes:
         l2: ||G - G'||; `[layers]`.
-        cosine: of the angle between G and G'; 1 is no change; `[layers]`.
+        cosine: cosine of the angle between G and G'; 1 is no change; `[layers]`.
         relative: ||G - G'|| / ||G||; `[layers]`.
     """
 
@@ -106,25 +108,27 @@ def gradient_shift(
     before: Sequence[PyTree],
     after: Sequence[PyTree],
 ) -> GradientShift:
-    r"""Internal covariate shift as optimization feels it: what earlier layers do to a gradient.
+    r"""Measure internal covariate shift of gradients: how updating earlier layers changes them.
 
     $$\|G_i - G'_i\|_2, \qquad
       G_i = \nabla_{W_i} L(W_1, \dots, W_k), \qquad
       G'_i = \nabla_{W_i} L(W'_1, \dots, W'_{i-1}, W_i, \dots, W_k)$$
 
-    with W' the parameters after the step. The first layer has none before it: its shift is 0.
+    W' are the parameters after the step. The shift of the first layer is 0, because no layer is
+    before it.
 
     Args:
-        loss: function of the list of the layers' parameters to one number; close over the batch.
+        loss: function of the list of the layers' parameters that returns one number; close over
+            the batch.
         before: parameters of each layer, in the order of the forward pass. From a dictionary:
             `[params[name] for name in order]`.
-        after: the same after one training step.
+        after: parameters of each layer after one training step.
 
     Returns:
         `GradientShift`.
 
     Raises:
-        ValueError: the two have another number of layers.
+        ValueError: the two differ in the number of layers, or are empty.
 
     Example:
         >>> import jax.numpy as jnp
@@ -148,11 +152,11 @@ def gradient_shift(
     gradients = jax.grad(loss)(before)
     shifts = []
     for i, own in enumerate(before):
-
+        # Earlier layers after the step, this one and later ones before it.
         def layer_loss(p: PyTree, i: int = i) -> jax.Array:
             return loss([*after[:i], p, *before[i + 1 :]])
 
-        there, here = jax.grad(layer_loss)(own), gradients[i]
-        l2 = length(minus(here, there))
-        shifts.append(GradientShift(l2, cosine(here, there), ratio(l2, length(here))))
+        new, old = jax.grad(layer_loss)(own), gradients[i]
+        l2 = length(minus(old, new))
+        shifts.append(GradientShift(l2, cosine(old, new), ratio(l2, length(old))))
     return jax.tree.map(lambda *parts: jnp.stack(parts), *shifts)

@@ -1,4 +1,4 @@
-"""What a loss feels of the past: gradients and Jacobians through time."""
+"""Computes gradients and Jacobians of a recurrent layer through time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from normjax.statistics._types import Array, PyTree
 
 
 class GradientThroughTime(NamedTuple):
-    """How a loss depends on the hidden state of each step.
+    """Gradient of a loss with respect to the hidden state of each step.
 
     Attributes:
         norm: L2 norm over the units of dLoss/dh_t, mean over the batch; `[time]`.
         gradient: dLoss/dh_t, `[batch, time, hidden]`.
-        loss: the loss.
+        loss: value of the loss.
     """
 
     norm: Float[Array, " time"]
@@ -42,20 +42,20 @@ def gradient_through_time(
     stats: Stats = "batch",
     **keywords: Any,
 ) -> GradientThroughTime:
-    r"""Gradient of a loss with respect to the hidden state of every step.
+    r"""Compute the gradient of a loss with respect to the hidden state of every step.
 
     $$\Big\| \frac{\partial L}{\partial h_t} \Big\|_2, \quad t = 1 \dots T$$
 
-    It is the total derivative: through every later step, and through the batch statistics
-    in mode `"batch"`.
+    It is the total derivative, through every later step and, in mode `"batch"`, through the batch
+    statistics.
 
     Args:
         layer: a batch-major recurrent layer.
         params: its parameters.
         state: its state.
         x: inputs.
-        loss: function of the outputs `[batch, time, hidden]` and the last carry; a mean over
-            the batch carries its 1 / batch into the result.
+        loss: function of the outputs `[batch, time, hidden]` and the last carry; if it is a mean
+            over the batch, the gradients have its factor 1 / batch.
         stats: `"batch"` or `"running"`.
         keywords: other arguments of `layer.apply`, such as `lengths` or `key`.
 
@@ -63,7 +63,7 @@ def gradient_through_time(
         `GradientThroughTime`.
 
     Raises:
-        TypeError: no single layer.
+        TypeError: `layer` is not a single recurrent layer.
         ValueError: the layer is time-major.
 
     Example:
@@ -88,9 +88,10 @@ def gradient_through_time(
         )
         return loss(y, carry)
 
+    # The gradient of a perturbation of h_t, taken at 0, is that of h_t.
     zero = jnp.zeros((*x.shape[:2], layer.hidden), x.dtype)
     value, gradient = jax.value_and_grad(run)(zero)
-    # Scaled: the square of a float32 is 0 below 1e-23, where the gradient itself is not.
+    # Scale first: squares of float32 values below 1e-23 are 0.
     largest = jnp.max(jnp.abs(gradient), axis=-1, keepdims=True)
     unit = gradient / jnp.where(largest > 0, largest, 1)
     norm = largest[..., 0] * jnp.linalg.norm(unit, axis=-1)
@@ -98,14 +99,14 @@ def gradient_through_time(
 
 
 class JacobianThroughTime(NamedTuple):
-    """Singular values of what one hidden state does to a later one, largest first.
+    """Singular values of the Jacobians from one hidden state to a later one, largest first.
 
-    A *system* is what one Jacobian is taken of: each sequence by itself, or the whole batch at
-    once where its statistics tie the sequences together.
+    There is one Jacobian per *system*: each sequence is a system, or the whole batch is one if
+    batch statistics couple its sequences.
 
     Attributes:
-        step: of dh_{t+1} / dh_t, t = 1 ... T - 1; `[systems, time - 1, size]`.
-        product: of dh_T / dh_t, the total derivative through all steps between;
+        step: those of dh_{t+1} / dh_t, t = 1 ... T - 1; `[systems, time - 1, size]`.
+        product: those of dh_T / dh_t, the total derivative through all steps between;
             `[systems, time - 1, size]`.
     """
 
@@ -122,35 +123,35 @@ def jacobian_through_time(
     stats: Stats = "running",
     **keywords: Any,
 ) -> JacobianThroughTime:
-    r"""Singular values of the hidden-to-hidden Jacobians of a recurrent layer.
+    r"""Compute the singular values of the hidden-to-hidden Jacobians of a recurrent layer.
 
     $$\sigma_i\Big(\frac{\partial h_{t+1}}{\partial h_t}\Big), \qquad
       \sigma_i\Big(\frac{d h_T}{d h_t}\Big), \quad t = 1 \dots T - 1$$
 
-    Values near 1 let a gradient through; products of values below 1 vanish and above 1 explode.
-    For a layer whose carry is h alone the second is the product of the first over the steps. An
-    LSTM's cell is a path of its own: from h_t to h_{t+1} the cell c_t is held, and dh_T/dh_t
-    contains all that goes through the later cells.
+    Values near 1 preserve a gradient; products of values below 1 vanish, of values above 1
+    explode. If the carry is h alone, the second Jacobian is the product of the first over the
+    steps. The cell of an LSTM is a separate path: dh_{t+1}/dh_t is taken with the cell c_t
+    constant, and dh_T/dh_t includes the paths through all later cells.
 
-    Exact, by forward mode with one direction a unit and step: meant for small layers. It runs
-    (T - 1) `size` tangents through the sequence, and in mode `"batch"` `size` is
-    batch times hidden.
+    The result is exact, by forward mode with one direction for each unit and step, which suits
+    small layers. It pushes (T - 1) `size` tangents through the sequence; if the sequences are
+    coupled, `size` is batch times hidden.
 
     Args:
         layer: a batch-major recurrent layer.
         params: its parameters.
         state: its state.
         x: inputs, at least two steps.
-        stats: `"running"`, or `"batch"`: with a norm that keeps statistics each h then depends on
-            every sequence of the batch, and the Jacobian is that of the whole batch.
+        stats: `"running"`, or `"batch"`: with a norm that uses batch statistics each h then
+            depends on every sequence of the batch, and the Jacobian is that of the whole batch.
         keywords: other arguments of `layer.apply`, such as `lengths` or `key`.
 
     Returns:
         `JacobianThroughTime`.
 
     Raises:
-        TypeError: no single layer.
-        ValueError: the layer is time-major, or x has one step.
+        TypeError: `layer` is not a single recurrent layer.
+        ValueError: the layer is time-major, or x has only one step.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -171,7 +172,7 @@ def jacobian_through_time(
     batch, time, hidden = x.shape[0], x.shape[1], layer.hidden
     if time < 2:
         raise ValueError(f"x of shape {x.shape} has one step: a Jacobian leads from one to another")
-    # Kept weights (a power iteration's) tie nothing: it is the norms that meet the whole batch.
+    # Only norms couple the sequences of a batch; other states, such as a power iteration's, do not.
     coupled = stats == "batch" and any(n.norm.stateful for n in layer.norms().values())
 
     def run(hidden_perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -184,29 +185,33 @@ def jacobian_through_time(
     if coupled:
         directions = jnp.eye(batch * hidden, dtype=x.dtype).reshape(-1, batch, hidden)
     else:
-        # Sequences do not meet, so one tangent pushes the same unit of all of them.
+        # Sequences are independent, so one tangent can perturb the same unit of all of them.
         eye = jnp.eye(hidden, dtype=x.dtype)[:, None]
         directions = jnp.broadcast_to(eye, (hidden, batch, hidden))
 
-    def singular(moved: jax.Array) -> jax.Array:
-        """From `[direction, batch, hidden]` to the singular values of each system."""
-        moved = moved.astype(stat_dtype(moved.dtype))
-        rows = moved.reshape(1, len(moved), -1) if coupled else jnp.swapaxes(moved, 0, 1)
+    def singular_values(tangents: jax.Array) -> jax.Array:
+        """From tangents `[direction, batch, hidden]` to `[systems, size]`."""
+        tangents = tangents.astype(stat_dtype(tangents.dtype))
+        # [1, batch * hidden, batch * hidden] or [batch, hidden, hidden].
+        rows = tangents.reshape(1, len(tangents), -1) if coupled else jnp.swapaxes(tangents, 0, 1)
         return jnp.linalg.svd(rows, compute_uv=False)
 
     def at(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Perturb h_t in each direction; read the tangents of h_{t+1} and of h_T.
         def push(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
             _, (dy, dlast) = jax.jvp(run, (zero,), (zero.at[:, t].set(direction),))
             return jnp.take(dy, t + 1, axis=1), dlast
 
         step, last = jax.vmap(push)(directions)
-        return singular(step), singular(last)
+        return singular_values(step), singular_values(last)
 
+    # [time - 1, systems, size] each.
     step, product = lax.map(at, jnp.arange(time - 1))
     return JacobianThroughTime(jnp.swapaxes(step, 0, 1), jnp.swapaxes(product, 0, 1))
 
 
 def _batch_major(layer: Any, who: str) -> None:
+    """Raise unless `layer` is a single batch-major recurrent layer."""
     check_single(layer, who)
     if layer.time_major:
         raise ValueError(f"{who} takes a batch-major layer: write time_major=False")

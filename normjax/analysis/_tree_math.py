@@ -1,4 +1,4 @@
-"""Pytrees as vectors: lengths, angles and steps, in at least float32."""
+"""Computes with pytrees as vectors: lengths, angles and steps, in at least float32."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from normjax.statistics._types import PyTree
 
 
 def probe(like: jax.Array) -> jax.Array:
-    """Return fixed random values, of a seed that nobody's data is likely drawn from."""
+    """Return fixed random values, from a seed that is unlikely to have produced the data too."""
     return jax.random.normal(jax.random.key(16180339), like.shape, like.dtype)
 
 
 def common_dtype(tree: PyTree) -> jnp.dtype:
-    """Dtype of lengths and angles of `tree`: the widest of its leaves, at least float32."""
-    found = [stat_dtype(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)]
-    if not found:
-        raise ValueError("there is no array in the tree whose length or angle is asked for")
-    return max(found, key=lambda d: d.itemsize)
+    """Return the dtype for lengths and angles: the widest of the leaves, at least float32."""
+    dtypes = [stat_dtype(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)]
+    if not dtypes:
+        raise ValueError("there is no array in the tree: give a tree with at least one array")
+    return max(dtypes, key=lambda d: d.itemsize)
 
 
 def length(tree: PyTree) -> jax.Array:
-    """L2 norm over all leaves.
+    """Return the L2 norm over all leaves.
 
-    Scaled by the largest entry: the square of a float32 is 0 below 1e-23, where the entry is not.
+    It scales by the largest entry first, because squares of float32 values below 1e-23 are 0.
     """
     leaves = [leaf.astype(common_dtype(tree)) for leaf in map(jnp.asarray, jax.tree.leaves(tree))]
     largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(x), initial=0.0) for x in leaves])
@@ -37,7 +37,7 @@ def length(tree: PyTree) -> jax.Array:
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
-    """Inner product of two trees of one structure."""
+    """Return the inner product of two trees of the same structure."""
     wide = common_dtype(a)
     products = jax.tree.map(
         lambda x, y: jnp.sum(jnp.asarray(x).astype(wide) * jnp.asarray(y).astype(wide)), a, b
@@ -46,12 +46,12 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def minus(a: PyTree, b: PyTree) -> PyTree:
-    """Difference of two trees of one structure."""
+    """Return the difference of two trees of the same structure."""
     return jax.tree.map(jnp.subtract, a, b)
 
 
 def times(a: PyTree, factor: jax.Array) -> PyTree:
-    """Each leaf times one number, in the dtype of the leaf."""
+    """Multiply each leaf by one number, in the dtype of the leaf."""
     return jax.tree.map(lambda x: x * jnp.asarray(factor).astype(jnp.asarray(x).dtype), a)
 
 
@@ -61,12 +61,12 @@ def moved(a: PyTree, direction: PyTree, distance: Any) -> PyTree:
 
 
 def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return `a / b`, and 0 where a is 0, whatever b."""
+    """Return `a / b`, and 0 where a is 0, even if b is 0 too."""
     return a / jnp.where(a == 0, jnp.ones_like(b), b)
 
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
-    """Cosine of the angle between two trees; 0 where one of them is 0."""
+    """Return the cosine of the angle between two trees; 0 if one of them is 0."""
     size_a, size_b = length(a), length(b)
     one = jnp.ones_like(size_a)
     unit_a = times(a, 1 / jnp.where(size_a > 0, size_a, one))

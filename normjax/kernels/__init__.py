@@ -1,19 +1,19 @@
-"""Pallas kernels for accelerators, chosen by `impl="kernel"`; each has a plain twin.
+"""Pallas kernels for accelerators, selected by `impl="kernel"`; each has a plain JAX twin.
 
-None of them was ever run on a device: they are tested in interpret mode and lowered, the norms for
-TPU and GPU, the BN-LSTM for TPU, and so they are off by default. On a CPU they are interpreted,
-which is for tests: it is many times slower than `impl="xla"`. What a kernel does not serve (a mask,
-float64, complex values, shapes that do not fit its blocks) goes the plain way: `impl="kernel"`
-never changes what a norm means. Over several devices they want `shard_map` or `pmap`: under `jit`
-no compiler cuts a kernel.
+None of them has been run on an accelerator yet, so they are off by default. They are tested in
+interpret mode and compiled ahead of time, the norms for TPU and GPU, the BN-LSTM for TPU. On a CPU
+they are interpreted, for tests only: that is many times slower than `impl="xla"`. A norm falls
+back to XLA where its kernel cannot be used (a mask, float64, complex values, shapes that do not
+fit its blocks), so `impl="kernel"` never changes what a norm computes. With several devices use
+`shard_map` or `pmap`: `jit` does not partition a kernel.
 
-=============  ===============================================================================
-`_rows`        layer and RMS norm: a set is a row, read once forward and once backward
-`_columns`     batch, group, instance norm: several sums over each column's rows in one pass
-`_bn_lstm`     the recurrence of the BN-LSTM, weights and state on the chip; TPU
-`_measure`     mean and centred values of a block, as exact as the core's
-`_call`        blocks, backends, interpret mode
-=============  ===============================================================================
+================  ============================================================================
+`_layer_norm`     layer and RMS norm: each set is a row, read once forward and once backward
+`_batch_norm`     batch, group and instance norm: all sums over a column's rows in one pass
+`_bn_lstm`        the recurrence of the BN-LSTM, with weights and state in on-chip memory; TPU
+`_block_moments`  mean and centred values of a block, as exact as `normjax.moments`
+`_pallas`         backends, blocks, interpret mode
+================  ============================================================================
 
-Forward mode, `vmap` and second derivatives come from the twin: `normjax._internal._paired`.
+Forward mode, `vmap` and second derivatives use the twin: see `normjax._internal._paired`.
 """

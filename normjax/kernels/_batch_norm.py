@@ -1,12 +1,13 @@
-"""Batch, group and instance norm: what XLA sums in two passes over x, in one.
+"""Batch, group and instance norm: takes in one pass over x the sums that take XLA two.
 
-x is `[samples, rows, features]`, and a set is a column of one sample; batch norm's one sample is
-everything. A block is some rows of some columns. Each leaves its own sums; those of the blocks,
-of the channels of a group and of the devices are merged outside, as `Moments` are.
+x is `[samples, rows, features]`, and a set of values is one column of one sample; for batch norm
+all of x is one sample. A block is a number of rows of some columns and writes its own sums. The
+sums of blocks, of the channels of a group and of devices are merged outside, as `Moments` are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -23,7 +24,7 @@ from normjax.statistics import _formulas
 
 
 def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
-    """Whether `axes` of x lie together and not at the end."""
+    """Whether `axes` of x are adjacent, do not include the last, and fit the blocks."""
     if not _pallas.supports(x, mask) or not axes or max(axes) == x.ndim - 1:
         return False
     if tuple(sorted(axes)) != tuple(range(min(axes), max(axes) + 1)):
@@ -36,11 +37,11 @@ def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
 
 
 def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over `axes`, of the shape of the axes that remain."""
+    """Return mean and variance over `axes`, of the shape of the axes that remain."""
     run = _moments(_pallas.backend())
-    mean, var = run(x.reshape(_shape(x, axes)))
-    kept = tuple(n for a, n in enumerate(x.shape) if a not in axes)
-    return mean.reshape(kept), var.reshape(kept)
+    mean, var = run(x.reshape(_shape(x, axes)))  # [samples, features] each
+    remaining = tuple(n for a, n in enumerate(x.shape) if a not in axes)
+    return mean.reshape(remaining), var.reshape(remaining)
 
 
 def standardize(
@@ -51,25 +52,26 @@ def standardize(
     scale: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """`(x - mean) * inverse * scale + bias`, statistics of each set, an affine of each feature.
+    """Return `(x - mean) * inverse * scale + bias`, with one scale and bias per feature.
 
-    Forward this is XLA's own loop. Backward all its sums come from one pass.
+    Forward this is plain XLA. Backward, one pass over x and dy takes all sums.
     """
     shape = _shape(x, axes)
     run = _standardize(scale is not None, bias is not None, _pallas.backend())
     affine = [v.ravel() for v in (scale, bias) if v is not None]
-    kept = shape[0], shape[2]
-    (y,) = run(x.reshape(shape), mean.reshape(kept), inverse.reshape(kept), *affine)
+    sets = shape[0], shape[2]  # one mean per sample and feature
+    (y,) = run(x.reshape(shape), mean.reshape(sets), inverse.reshape(sets), *affine)
     return y.reshape(x.shape)
 
 
 def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape `[samples, rows, features]` that the kernels see x in."""
     first, end = min(axes), max(axes) + 1
     return math.prod(x.shape[:first]), math.prod(x.shape[first:end]), math.prod(x.shape[end:])
 
 
 def _block(rows: int, features: int) -> tuple[int, int]:
-    """Rows and columns of a block: on a GPU powers of two, on a TPU of 128 columns or all."""
+    """Return rows and columns of a block: on a GPU powers of two, on a TPU up to 512 columns."""
     gpu = _pallas.backend() == "gpu"
     wide = 64 if gpu else 512
     columns = min(wide, 1 << (features - 1).bit_length()) if gpu or features > wide else features
@@ -80,102 +82,140 @@ def _block(rows: int, features: int) -> tuple[int, int]:
 
 
 def _sums(kernel: Any, number: int, columns_of: Arrays, rows_of: Arrays) -> Any:
-    """Run `kernel(real, *blocks) -> sums` over all blocks; `[samples, blocks, features]` each.
+    """Run `kernel(real, inside, *blocks)` over all blocks and return its `number` sums.
 
-    `rows_of` are arrays of x's shape, `columns_of` of `[samples, features]`; both come as blocks in
-    float32. `real` is the number of rows of the block that are inside x; the others are 0.
+    `rows_of` are arrays of the shape of x, `columns_of` of shape `[samples, features]`; both reach
+    the kernel as float32 blocks. `real` is the number of rows of a block that lie inside x, and
+    `inside` is True for these rows; the other rows are 0. Each sum is
+    `[samples, blocks, features]`.
     """
     samples, rows, features = rows_of[0].shape
     block, wide = _block(rows, features)
     blocks = pl.cdiv(rows, block)
-
-    def body(*refs: Any) -> None:
-        inputs, outputs = refs[:-number], refs[-number:]
-        given = [r[0].astype(jnp.float32) for r in inputs]
-        real = jnp.minimum(block, rows - pl.program_id(2) * block) if rows % block else block
-        if rows % block:
-            inside = lax.broadcasted_iota(jnp.int32, (block, wide), 0) < real
-            count = len(rows_of)
-            given[:count] = [jnp.where(inside, v, 0.0) for v in given[:count]]
-        else:
-            inside = None
-        for ref, value in zip(outputs, kernel(real, inside, *given), strict=True):
-            ref[0, :, :] = value
-
+    # Over a grid (sample, columns, rows): a block of x, a row of a set's values, a block's sums.
     whole = ((1, block, wide), lambda a, f, s: (a, s, f))
-    each = ((1, 1, wide), lambda a, f, s: (a, 0, f))
+    per_set = ((1, 1, wide), lambda a, f, s: (a, 0, f))
     part = ((1, 1, wide), lambda a, f, s: (a * blocks + s, 0, f))
-    found = _pallas.pallas_call(
-        body,
+    sums = _pallas.pallas_call(
+        functools.partial(_run_on_block, kernel, number, len(rows_of), rows, block),
         *rows_of,
         *(c[:, None, :] for c in columns_of),
         grid=(samples, pl.cdiv(features, wide), blocks),
-        take=[whole] * len(rows_of) + [each] * len(columns_of),
+        take=[whole] * len(rows_of) + [per_set] * len(columns_of),
         give=[((samples * blocks, 1, features), jnp.float32, *part)] * number,
     )
-    return [f.reshape(samples, blocks, features) for f in found]
+    return [s.reshape(samples, blocks, features) for s in sums]
+
+
+def _run_on_block(
+    kernel: Any, number: int, whole_inputs: int, rows: int, block: int, *refs: Any
+) -> None:
+    """Load one block in float32, set rows beyond x to 0, and write the sums of `kernel`."""
+    inputs, outputs = refs[:-number], refs[-number:]
+    values = [r[0].astype(jnp.float32) for r in inputs]
+    real: Any = block
+    inside = None
+    if rows % block:  # the last block reaches beyond x
+        real = jnp.minimum(block, rows - pl.program_id(2) * block)
+        inside = lax.broadcasted_iota(jnp.int32, values[0].shape, 0) < real
+        values[:whole_inputs] = [jnp.where(inside, v, 0.0) for v in values[:whole_inputs]]
+    for ref, value in zip(outputs, kernel(real, inside, *values), strict=True):
+        ref[0, :, :] = value
 
 
 @functools.lru_cache(maxsize=8)
 def _moments(backend: str) -> Any:
-    del backend
+    """Build mean and variance of `[samples, rows, features]` over rows; cached for jit's cache."""
+    del backend  # part of the key: the blocks depend on it
+    return with_fast_vjp(_plain_moments, _forward_moments, _backward_moments, _pallas.applicable)
 
-    def plain(x: jax.Array) -> Arrays:
-        return _formulas.mean_and_var(x.astype(jnp.float32), None, None, (1,))
 
-    def kernel(real: Any, inside: Any, x: jax.Array) -> Arrays:
-        mean, d = centred(x, 0, real, inside)
-        return mean, (d * d).sum(0, keepdims=True)
+def _plain_moments(x: jax.Array) -> Arrays:
+    return _formulas.mean_and_var(x.astype(jnp.float32), None, None, (1,))
 
-    def forward(x: jax.Array) -> tuple[Arrays, Arrays]:
-        rows = x.shape[1]
-        means, squares = _sums(kernel, 2, (), (x,))
-        block = _block(rows, x.shape[2])[0]
-        real = jnp.minimum(block, rows - block * jnp.arange(means.shape[1])).astype(jnp.float32)
-        share = (real / rows)[None, :, None]
-        # Around the first block's mean, so that far from 0 the sum of means costs no digits.
-        first = means[:, :1, :]
-        mean = first + (share * (means - first)).sum(1, keepdims=True)
-        between = (share * jnp.square(means - mean)).sum(1)
-        mean = mean[:, 0, :]
-        return (mean, squares.sum(1) / rows + between), (mean,)
 
-    def backward(args: Arrays, kept: Arrays, cotangents: Arrays) -> Arrays:
-        (x,), (mean,), (dmean, dvar) = args, kept, cotangents
-        d = x.astype(jnp.float32) - mean[:, None, :]
-        dx = (d * (2 * dvar[:, None, :]) + dmean[:, None, :]) / x.shape[1]
-        return (dx.astype(x.dtype),)
+def _moments_kernel(real: Any, inside: Any, x: jax.Array) -> Arrays:
+    """Return the mean of each column of a block, and its sum of squares around it."""
+    mean, d = centred(x, 0, real, inside)
+    return mean, (d * d).sum(0, keepdims=True)
 
-    return with_fast_vjp(plain, forward, backward, _pallas.applicable)
+
+def _forward_moments(x: jax.Array) -> tuple[Arrays, Arrays]:
+    """Return mean and variance, `[samples, features]`, and the mean as residual."""
+    rows = x.shape[1]
+    means, squares = _sums(_moments_kernel, 2, (), (x,))
+    block = _block(rows, x.shape[2])[0]
+    # Merge the blocks by their numbers of rows, as `merge_axis` does.
+    real = jnp.minimum(block, rows - block * jnp.arange(means.shape[1])).astype(jnp.float32)
+    share = (real / rows)[None, :, None]
+    # Around the first block's mean, so that the sum of means loses no digits far from 0.
+    first = means[:, :1, :]
+    mean = first + (share * (means - first)).sum(1, keepdims=True)
+    between = (share * jnp.square(means - mean)).sum(1)
+    mean = mean[:, 0, :]
+    return (mean, squares.sum(1) / rows + between), (mean,)
+
+
+def _backward_moments(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
+    """Return dx = (dmean + 2 (x - mean) dvar) / n."""
+    (x,), (mean,), (dmean, dvar) = args, residuals, cotangents
+    d = x.astype(jnp.float32) - mean[:, None, :]
+    dx = (d * (2 * dvar[:, None, :]) + dmean[:, None, :]) / x.shape[1]
+    return (dx.astype(x.dtype),)
 
 
 @functools.lru_cache(maxsize=32)
 def _standardize(scaled: bool, biased: bool, backend: str) -> Any:
-    del backend
+    """Build `(x - mean) * inverse * scale + bias`; cached, so that jit's cache hits."""
+    del backend  # part of the key: the blocks depend on it
+    run = _Standardize(scaled, biased)
+    return with_fast_vjp(run.plain, run.forward, run.backward, _pallas.applicable)
 
-    def plain(x: jax.Array, mean: jax.Array, inverse: jax.Array, *affine: jax.Array) -> Arrays:
-        scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
+
+@dataclasses.dataclass(frozen=True)
+class _Standardize:
+    """The three functions of standardization: plain JAX, forward, and the kernel backward.
+
+    Their arguments are x `[samples, rows, features]`, mean and inverse `[samples, features]`, then
+    scale and bias `[features]` if there are.
+
+    Attributes:
+        scaled: whether there is a scale.
+        biased: whether there is a bias.
+    """
+
+    scaled: bool
+    biased: bool
+
+    def plain(self, x: jax.Array, mean: jax.Array, inverse: jax.Array, *affine: Any) -> Arrays:
+        """Return `(y,)` by the library's own formula."""
+        scale, bias = affine[0] if self.scaled else None, affine[-1] if self.biased else None
         wide = (v if v is None else v[None, None] for v in (scale, bias))
         of_set = mean[:, None, :], inverse[:, None, :]
         return (_formulas.standardize(x.astype(jnp.float32), *of_set, *wide, None).astype(x.dtype),)
 
-    def kernel(real: Any, inside: Any, x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:
-        del real, inside  # where dy is 0, so is all of this
-        return dy.sum(0, keepdims=True), (dy * (x - mean)).sum(0, keepdims=True)
+    def forward(self, *args: jax.Array) -> tuple[Arrays, Arrays]:
+        """Return `(y,)`, without residuals: the backward pass uses the arguments alone."""
+        return self.plain(*args), ()
 
-    def backward(args: Arrays, kept: Arrays, cotangents: Arrays) -> Arrays:
-        del kept
+    def backward(self, args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
+        """Return the gradients of all arguments, from the sums of dy and of dy (x - mean)."""
+        del residuals
         x, mean, inverse, *affine = args
         (dy,) = cotangents
-        plain_sum, product = (s.sum(1) for s in _sums(kernel, 2, (mean,), (x, dy)))
-        scale = affine[0][None] if scaled else jnp.ones((1, 1), jnp.float32)
+        plain_sum, product = (s.sum(1) for s in _sums(_sums_kernel, 2, (mean,), (x, dy)))
+        scale = affine[0][None] if self.scaled else jnp.ones((1, 1), jnp.float32)
         factor = inverse * scale
         dx = (dy.astype(jnp.float32) * factor[:, None, :]).astype(x.dtype)
-        found = [dx, -factor * plain_sum, product * scale]
-        if scaled:
-            found.append((product * inverse).sum(0))
-        if biased:
-            found.append(plain_sum.sum(0))
-        return tuple(found)
+        gradients = [dx, -factor * plain_sum, product * scale]
+        if self.scaled:
+            gradients.append((product * inverse).sum(0))
+        if self.biased:
+            gradients.append(plain_sum.sum(0))
+        return tuple(gradients)
 
-    return with_fast_vjp(plain, lambda *args: (plain(*args), ()), backward, _pallas.applicable)
+
+def _sums_kernel(real: Any, inside: Any, x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:
+    """Return the sums of dy and of dy (x - mean) over the rows of a block."""
+    del real, inside  # rows beyond x have dy = 0 and add nothing
+    return dy.sum(0, keepdims=True), (dy * (x - mean)).sum(0, keepdims=True)

@@ -12,7 +12,7 @@ Gates have an axis of their own (`[4, batch, hidden]`), so that no slice cuts a 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,19 @@ def run(
     """
     steps, batch, width = term.shape
     hidden = width // 4
-    term = term.reshape(steps, batch, 4, hidden).swapaxes(1, 2)
-    w_h = w_h.reshape(hidden, 4, hidden).swapaxes(0, 1)
+    term = term.reshape(steps, batch, 4, hidden).swapaxes(1, 2)  # [time, 4, batch, hidden]
+    w_h = w_h.reshape(hidden, 4, hidden).swapaxes(0, 1)  # [4, hidden, hidden]
     affine = scale_h.reshape(4, 1, hidden), scale_c[None], bias_c[None]
-    built = _built(*eps, _pallas.backend())
-    hs, cs, mean_h, var_h, mean_c, var_c = built(term, w_h, *affine, c, h)
+    recurrence = _recurrence(*eps, _pallas.backend())
+    hs, cs, mean_h, var_h, mean_c, var_c = recurrence(term, w_h, *affine, c, h)
     wide = mean_h.reshape(steps, width), var_h.reshape(steps, width)
     return hs, cs, wide, (mean_c.reshape(steps, hidden), var_c.reshape(steps, hidden))
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    how = (((contract[0],), (contract[1],)), ((), ()))
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(
-        a, b, how, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        a, b, dimensions, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 
@@ -105,145 +105,201 @@ def _step(term: Any, w: Any, affine: Any, c: jax.Array, h: jax.Array, eps: Any) 
     gates = [_gate(term[k], w[k], scale_h[k], h, eps[0]) for k in range(4)]
     c, (_, _, _, o) = _update([g[0] for g in gates], c)
     mean, var = _moments(c)
-    shown = (c - mean) * lax.rsqrt(var + jnp.float32(eps[1])) * scale_c + bias_c
-    h = o * jnp.tanh(shown)
+    normalized = (c - mean) * lax.rsqrt(var + jnp.float32(eps[1])) * scale_c + bias_c
+    h = o * jnp.tanh(normalized)
     return c, h, [g[1] for g in gates], [g[2] for g in gates], mean, var
 
 
+class _ForwardRefs(NamedTuple):
+    """Blocks of a step forward: what it reads, what it writes, what stays on the chip."""
+
+    term: Any  # [1, 4, batch, hidden]
+    w: Any  # [4, hidden, hidden]
+    scale_h: Any  # [4, 1, hidden]
+    scale_c: Any  # [1, hidden]
+    bias_c: Any  # [1, hidden]
+    c_first: Any  # [batch, hidden]
+    h_first: Any  # [batch, hidden]
+
+    h: Any  # [1, batch, hidden]
+    c: Any  # [1, batch, hidden]
+    mean_h: Any  # [1, 4, 1, hidden]
+    var_h: Any  # [1, 4, 1, hidden]
+    mean_c: Any  # [1, 1, hidden]
+    var_c: Any  # [1, 1, hidden]
+
+    c_now: Any  # [batch, hidden]
+    h_now: Any  # [batch, hidden]
+
+
+def _forward_kernel(*refs: Any, eps: tuple[float, float]) -> None:
+    """One step forward; `c_now` and `h_now` carry the state from step to step."""
+    r = _ForwardRefs(*refs)
+
+    @pl.when(pl.program_id(0) == 0)
+    def start() -> None:
+        r.c_now[...], r.h_now[...] = r.c_first[...], r.h_first[...]
+
+    terms = [r.term[0, k] for k in range(4)]
+    affine = r.scale_h, r.scale_c[...], r.bias_c[...]
+    c, h, mean_h, var_h, mean_c, var_c = _step(terms, r.w, affine, r.c_now[...], r.h_now[...], eps)
+    r.c_now[...], r.h_now[...] = c, h
+    r.h[0], r.c[0] = h, c
+    for k in range(4):
+        r.mean_h[0, k], r.var_h[0, k] = mean_h[k], var_h[k]
+    r.mean_c[0], r.var_c[0] = mean_c, var_c
+
+
+class _BackwardRefs(NamedTuple):
+    """Blocks of a step backward: what it reads, and the gradients that it writes or adds to."""
+
+    term: Any  # [1, 4, batch, hidden]
+    c_before: Any  # [1, batch, hidden], as the next two
+    h_before: Any
+    c: Any
+    w: Any  # [4, hidden, hidden]
+    scale_h: Any  # [4, 1, hidden]
+    scale_c: Any  # [1, hidden]
+    bias_c: Any  # [1, hidden]
+
+    # Cotangents of the outputs, in their shapes.
+    dh_out: Any
+    dc_out: Any
+    dmean_h: Any
+    dvar_h: Any
+    dmean_c: Any
+    dvar_c: Any
+
+    # Gradients in the shapes of the arguments. All but the first stay on the chip: sums over
+    # steps, and dc and dh of the state, which at the end are those of the first state.
+    dterm: Any
+    dw: Any
+    dscale_h: Any
+    dscale_c: Any
+    dbias_c: Any
+    dc: Any
+    dh: Any
+
+
+def _backward_kernel(*refs: Any, eps: tuple[float, float]) -> None:
+    """One step backward, which computes the step again from the state before it."""
+    r = _BackwardRefs(*refs)
+
+    @pl.when(pl.program_id(0) == 0)
+    def start() -> None:
+        for ref in (r.dw, r.dscale_h, r.dscale_c, r.dbias_c, r.dc, r.dh):
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+    # The step again. [batch, hidden]
+    c, h = r.c_before[0], r.h_before[0]
+    gates = [_gate(r.term[0, k], r.w[k], r.scale_h[k], h, eps[0]) for k in range(4)]
+    _, (i, f, g, o) = _update([gate[0] for gate in gates], c)
+    c_new = r.c[0]
+    mean, var = _moments(c_new)
+    inverse = lax.rsqrt(var + jnp.float32(eps[1]))
+    hat = (c_new - mean) * inverse
+    squashed = jnp.tanh(hat * r.scale_c[...] + r.bias_c[...])
+
+    # The output, and the norm of the cell.
+    dh = r.dh_out[0] + r.dh[...]
+    dnormalized = dh * o * (1 - squashed * squashed)
+    r.dscale_c[...] += (dnormalized * hat).sum(0, keepdims=True)
+    r.dbias_c[...] += dnormalized.sum(0, keepdims=True)
+    dc = r.dc_out[0] + r.dc[...]
+    dc += _back(dnormalized * r.scale_c[...], hat, inverse, r.dmean_c[0], r.dvar_c[0])
+    r.dc[...] = dc * f
+
+    # The gates, and the norm of each one's recurrent term.
+    dz = (
+        dc * g * i * (1 - i),
+        dc * c * f * (1 - f),
+        dc * i * (1 - g * g),
+        dh * squashed * o * (1 - o),
+    )
+    dh_before = jnp.zeros(h.shape, jnp.float32)
+    for k in range(4):
+        _, _, _, inverse, hat = gates[k]
+        r.dterm[0, k] = dz[k]
+        r.dscale_h[k] += (dz[k] * hat).sum(0, keepdims=True)
+        dproduct = _back(dz[k] * r.scale_h[k], hat, inverse, r.dmean_h[0, k], r.dvar_h[0, k])
+        r.dw[k] += _dot(h, dproduct, (0, 0))
+        dh_before += _dot(dproduct, r.w[k], (1, 1))
+    r.dh[...] = dh_before
+
+
+def _plain(*args: jax.Array, eps: tuple[float, float]) -> Arrays:
+    """The recurrence as a scan: what the kernels compute."""
+    term, w, *affine, c, h = args
+
+    def body(carry: Any, term_t: jax.Array) -> Any:
+        c, h = carry
+        c, h, mean_h, var_h, mean_c, var_c = _step(term_t, w, affine, c, h, eps)
+        return (c, h), (h, c, jnp.stack(mean_h), jnp.stack(var_h), mean_c, var_c)
+
+    return lax.scan(body, (c, h), term)[1]
+
+
+def _forward(*args: jax.Array, eps: tuple[float, float]) -> tuple[Arrays, Arrays]:
+    """All steps by the kernel; the outputs are also all that backward needs."""
+    steps, _, batch, hidden = args[0].shape
+    rows = (steps, batch, hidden), jnp.float32, *_at((1, batch, hidden), steps)
+    wide = (steps, 4, 1, hidden), jnp.float32, *_at((1, 4, 1, hidden), steps)
+    narrow = (steps, 1, hidden), jnp.float32, *_at((1, 1, hidden), steps)
+    outputs = _pallas.pallas_call(
+        functools.partial(_forward_kernel, eps=eps),
+        *args,
+        grid=(steps,),
+        take=[_at((1, 4, batch, hidden), steps), *map(_whole, args[1:])],
+        give=[rows, rows, wide, wide, narrow, narrow],
+        scratch_shapes=[tpu.VMEM((batch, hidden), jnp.float32)] * 2,
+    )
+    return tuple(outputs), tuple(outputs)
+
+
+def _backward(
+    args: Arrays, outputs: Arrays, cotangents: Arrays, *, eps: tuple[float, float]
+) -> Arrays:
+    """Gradients of all arguments, from the last step to the first."""
+    term, w, scale_h, scale_c, bias_c, c, h = args
+    hs, cs = outputs[:2]
+    steps, _, batch, hidden = term.shape
+    # The state before each step: the first one, then those of all steps but the last.
+    c_before, h_before = (
+        jnp.concatenate([first[None], after[:-1]]) for first, after in ((c, cs), (h, hs))
+    )
+    at_step = functools.partial(_at, steps=steps, reverse=True)
+    four, row = at_step((1, 4, batch, hidden)), at_step((1, batch, hidden))
+    wide, narrow = at_step((1, 4, 1, hidden)), at_step((1, 1, hidden))
+    gradients = _pallas.pallas_call(
+        functools.partial(_backward_kernel, eps=eps),
+        *(term, c_before, h_before, cs),
+        *(w, scale_h, scale_c, bias_c),
+        *cotangents,
+        grid=(steps,),
+        take=[
+            *(four, row, row, row),
+            *map(_whole, (w, scale_h, scale_c, bias_c)),
+            *(row, row, wide, wide, narrow, narrow),
+        ],
+        give=[
+            (term.shape, jnp.float32, *four),
+            *((arg.shape, jnp.float32, *_whole(arg)) for arg in args[1:]),
+        ],
+    )
+    return tuple(gradients)
+
+
 @functools.lru_cache(maxsize=16)
-def _built(eps_h: float, eps_c: float, backend: str) -> Any:
+def _recurrence(eps_h: float, eps_c: float, backend: str) -> Any:
+    """The recurrence, one function for each eps and backend, so that JAX compiles it once."""
     del backend
     eps = eps_h, eps_c
-
-    def plain(term: Any, w: Any, scale_h: Any, scale_c: Any, bias_c: Any, c: Any, h: Any) -> Arrays:
-        def body(carry: Any, term_t: Any) -> Any:
-            given = scale_h, scale_c, bias_c
-            c, h, mean_h, var_h, *cell = _step(term_t, w, given, carry[0], carry[1], eps)
-            return (c, h), (h, c, jnp.stack(mean_h), jnp.stack(var_h), *cell)
-
-        return lax.scan(body, (c, h), term)[1]
-
-    def forward(term: Any, w: Any, *rest: Any) -> tuple[Arrays, Arrays]:
-        *affine, c, h = rest
-        steps, _, batch, hidden = term.shape
-
-        def kernel(*refs: Any) -> None:
-            (
-                term_ref, w_ref, scale_h_ref, scale_c_ref, bias_c_ref, c_ref, h_ref,
-                hs_ref, cs_ref, mean_h_ref, var_h_ref, mean_c_ref, var_c_ref, c_now, h_now,
-            ) = refs  # fmt: skip
-
-            @pl.when(pl.program_id(0) == 0)
-            def start() -> None:
-                c_now[...], h_now[...] = c_ref[...], h_ref[...]
-
-            given = scale_h_ref, scale_c_ref[...], bias_c_ref[...]
-            blocks = [term_ref[0, k] for k in range(4)]
-            c, h, mean_h, var_h, mean_c, var_c = _step(
-                blocks, w_ref, given, c_now[...], h_now[...], eps
-            )
-            c_now[...], h_now[...] = c, h
-            hs_ref[0], cs_ref[0] = h, c
-            for k in range(4):
-                mean_h_ref[0, k], var_h_ref[0, k] = mean_h[k], var_h[k]
-            mean_c_ref[0], var_c_ref[0] = mean_c, var_c
-
-        row = _at((1, batch, hidden), steps)
-        wide = (steps, 4, 1, hidden), jnp.float32, *_at((1, 4, 1, hidden), steps)
-        narrow = (steps, 1, hidden), jnp.float32, *_at((1, 1, hidden), steps)
-        each = (steps, batch, hidden), jnp.float32, *row
-        found = _pallas.pallas_call(
-            kernel,
-            term,
-            w,
-            *affine,
-            c,
-            h,
-            grid=(steps,),
-            take=[_at((1, 4, batch, hidden), steps), *map(_whole, (w, *rest))],
-            give=[each, each, wide, wide, narrow, narrow],
-            scratch_shapes=[tpu.VMEM((batch, hidden), jnp.float32)] * 2,
-        )
-        return tuple(found), tuple(found)
-
-    def backward(args: Arrays, kept: Arrays, cotangents: Arrays) -> Arrays:
-        term, w, scale_h, scale_c, bias_c, c, h = args
-        hs, cs = kept[:2]
-        steps, _, batch, hidden = term.shape
-        before = [jnp.concatenate([a[None], b[:-1]]) for a, b in ((c, cs), (h, hs))]
-
-        def kernel(*refs: Any) -> None:
-            (
-                term_ref, c_ref, h_ref, new_ref, w_ref, scale_h_ref, scale_c_ref, bias_c_ref,
-                dhs_ref, dcs_ref, dmean_h_ref, dvar_h_ref, dmean_c_ref, dvar_c_ref,
-                dterm_ref, dw_ref, dscale_h_ref, dscale_c_ref, dbias_c_ref, dc_ref, dh_ref,
-            ) = refs  # fmt: skip
-
-            @pl.when(pl.program_id(0) == 0)
-            def start() -> None:
-                for ref in (dw_ref, dscale_h_ref, dscale_c_ref, dbias_c_ref, dc_ref, dh_ref):
-                    ref[...] = jnp.zeros(ref.shape, ref.dtype)
-
-            c, h = c_ref[0], h_ref[0]
-            gates = [_gate(term_ref[0, k], w_ref[k], scale_h_ref[k], h, eps_h) for k in range(4)]
-            _, (i, f, g, o) = _update([z[0] for z in gates], c)
-            new = new_ref[0]
-            mean, var = _moments(new)
-            inverse = lax.rsqrt(var + jnp.float32(eps_c))
-            hat = (new - mean) * inverse
-            shown = jnp.tanh(hat * scale_c_ref[...] + bias_c_ref[...])
-            dh = dhs_ref[0] + dh_ref[...]
-            dshown = dh * o * (1 - shown * shown)
-            dscale_c_ref[...] += (dshown * hat).sum(0, keepdims=True)
-            dbias_c_ref[...] += dshown.sum(0, keepdims=True)
-            dnew = dcs_ref[0] + dc_ref[...]
-            dnew += _back(dshown * scale_c_ref[...], hat, inverse, dmean_c_ref[0], dvar_c_ref[0])
-            dc_ref[...] = dnew * f
-            dz = (
-                dnew * g * i * (1 - i),
-                dnew * c * f * (1 - f),
-                dnew * i * (1 - g * g),
-                dh * shown * o * (1 - o),
-            )
-            back = jnp.zeros((batch, hidden), jnp.float32)
-            for k in range(4):
-                _, _, _, inverse, hat = gates[k]
-                dterm_ref[0, k] = dz[k]
-                dscale_h_ref[k] += (dz[k] * hat).sum(0, keepdims=True)
-                moved = dmean_h_ref[0, k], dvar_h_ref[0, k]
-                dr = _back(dz[k] * scale_h_ref[k], hat, inverse, *moved)
-                dw_ref[k] += _dot(h, dr, (0, 0))
-                back += _dot(dr, w_ref[k], (1, 1))
-            dh_ref[...] = back
-
-        four, row = ((1, 4, batch, hidden), (1, batch, hidden))
-        wide, narrow = (1, 4, 1, hidden), (1, 1, hidden)
-        sums = w, scale_h, scale_c, bias_c, c, h
-        back_at = functools.partial(_at, steps=steps, reverse=True)
-        dterm, *rest = _pallas.pallas_call(
-            kernel,
-            term,
-            *before,
-            cs,
-            w,
-            scale_h,
-            scale_c,
-            bias_c,
-            *cotangents,
-            grid=(steps,),
-            take=[
-                *map(back_at, (four, row, row, row)),
-                *map(_whole, (w, scale_h, scale_c, bias_c)),
-                *map(back_at, (row, row, wide, wide, narrow, narrow)),
-            ],
-            give=[
-                (term.shape, jnp.float32, *back_at(four)),
-                *((s.shape, jnp.float32, *_whole(s)) for s in sums),
-            ],
-        )
-        return (dterm, *rest)
-
-    return with_fast_vjp(plain, forward, backward, _pallas.applicable)
+    return with_fast_vjp(
+        functools.partial(_plain, eps=eps),
+        functools.partial(_forward, eps=eps),
+        functools.partial(_backward, eps=eps),
+        _pallas.applicable,
+    )
 
 
 def _at(block: tuple[int, ...], steps: int, reverse: bool = False) -> Any:

@@ -1,13 +1,15 @@
-"""Layer and RMS norm of rows: x is read once forward, x and dy once backward.
+"""Layer and RMS norm of rows: reads x once forward, and x and dy once backward.
 
-One block is some whole rows. The sums over rows that scale and bias need are left one partial sum
-a block, and added up outside.
+A block is a number of whole rows. The gradients of scale and bias are sums over rows: each block
+writes its partial sum, and these are added outside the kernel.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,11 +19,11 @@ from jax.experimental import pallas as pl
 
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _block_moments, _pallas
-from normjax.statistics import _measure, _normalize
+from normjax.statistics import _formulas
 
 
 def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
-    """Whether `axes` of x are the last ones and a block holds them."""
+    """Whether `axes` are the last axes of x and fit into a block."""
     first = x.ndim - len(axes)
     if not _pallas.supports(x, mask) or tuple(sorted(axes)) != tuple(range(first, x.ndim)):
         return False
@@ -41,7 +43,7 @@ def row_norm(
     *,
     centred: bool,
 ) -> jax.Array:
-    """Layer norm (`centred`) or RMS norm over the last axes, scale and bias of their shape."""
+    """Run layer norm (`centred`) or RMS norm over the last axes, those of scale and bias."""
     rows, features = _shape(x, axes)
     run = _built(eps, centred, scale is not None, bias is not None, _pallas.backend())
     affine = [v.reshape(1, features) for v in (scale, bias) if v is not None]
@@ -50,12 +52,13 @@ def row_norm(
 
 
 def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape `[rows, features]` that the kernels see x in."""
     features = math.prod(x.shape[a] for a in axes)
     return x.size // features, features
 
 
 def _block(rows: int, features: int) -> int:
-    """Rows of a block: a power of two, 8 at least on TPU, of some 16,000 values on a GPU."""
+    """Return the rows of a block: a power of two, at least 8 on TPU, about 16,000 values on GPU."""
     most = 2**14 if _pallas.backend() == "gpu" else 2**18
     least = 1 if _pallas.backend() == "gpu" else 8
     block = least
@@ -66,91 +69,146 @@ def _block(rows: int, features: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) -> Any:
-    """The norm of `[rows, features]`; one object for each setting, so that jit knows it again."""
-    del backend  # a part of the key: blocks depend on it
+    """Build the norm of `[rows, features]`; cached, so that jit's cache hits."""
+    del backend  # part of the key: the blocks depend on it
+    norm = _RowNorm(eps, centred, scaled, biased)
+    return with_fast_vjp(norm.plain, norm.forward, norm.backward, _pallas.applicable)
 
-    def split(affine: Any) -> tuple[Any, Any]:
+
+@dataclasses.dataclass(frozen=True)
+class _RowNorm:
+    """The three functions of one norm: plain JAX, the kernel forward and the kernel backward.
+
+    Their arguments are x `[rows, features]`, then scale and bias `[1, features]` if there are.
+
+    Attributes:
+        eps: added to the variance or mean square.
+        centred: whether the mean is subtracted: layer norm.
+        scaled: whether there is a scale.
+        biased: whether there is a bias.
+    """
+
+    eps: float
+    centred: bool
+    scaled: bool
+    biased: bool
+
+    def split(self, affine: Iterable[Any]) -> tuple[Any, Any]:
+        """Return scale and bias, each `None` if there is none."""
         affine = list(affine)
-        return affine.pop(0) if scaled else None, affine.pop(0) if biased else None
+        scale = affine.pop(0) if self.scaled else None
+        return scale, affine.pop(0) if self.biased else None
 
-    def plain(x: jax.Array, *affine: jax.Array) -> Arrays:
-        scale, bias = split(affine)
-        m = _measure.moments(x, 1) if centred else _measure.mean_square(x, 1)
-        return (_normalize.normalize(x, m, 1, scale=scale, bias=bias, eps=eps),)
+    def plain(self, x: jax.Array, *affine: jax.Array) -> Arrays:
+        """Return `(y,)` by the library's own formulas."""
+        scale, bias = self.split(affine)
+        wide = x.astype(jnp.float32)
+        if self.centred:
+            mean, var = _formulas.mean_and_var(wide, None, None, (1,))
+        else:
+            var = _formulas.mean_over(wide * wide, (1,), None)
+            mean = jnp.zeros_like(var)
+        inverse = lax.rsqrt(var + self.eps)[:, None]
+        y = _formulas.standardize(wide, mean[:, None], inverse, scale, bias, None)
+        return (y.astype(x.dtype),)
 
-    def forward(x: jax.Array, *affine: jax.Array) -> tuple[Arrays, Arrays]:
+    def forward(self, x: jax.Array, *affine: jax.Array) -> tuple[Arrays, Arrays]:
+        """Return `(y,)` and the residuals: 1 / deviation, and the mean if `centred`, per row."""
         rows, features = x.shape
         block = _block(rows, features)
-
-        def kernel(*refs: Any) -> None:
-            x_ref, *affine_refs = refs[: 1 + len(affine)]
-            y_ref, *kept_refs = refs[1 + len(affine) :]
-            scale, bias = split(r[...] for r in affine_refs)
-            d = x_ref[...].astype(jnp.float32)
-            if centred:
-                kept_refs[1][...], d = _block_moments.centred(d, 1, features)
-            inverse = lax.rsqrt((d * d).mean(1, keepdims=True) + jnp.float32(eps))
-            kept_refs[0][...] = inverse
-            y = d * inverse
-            y = y if scale is None else y * scale
-            y_ref[...] = (y if bias is None else y + bias).astype(y_ref.dtype)
-
+        # The grid runs over blocks of rows: x in blocks, scale and bias whole for every block, and
+        # one number per row.
         whole = ((block, features), lambda i: (i, 0))
         once = ((1, features), lambda i: (0, 0))
-        each = ((rows, 1), jnp.float32, (block, 1), lambda i: (i, 0))
-        y, *kept = _pallas.pallas_call(
-            kernel,
+        per_row = ((rows, 1), jnp.float32, (block, 1), lambda i: (i, 0))
+        y, *residuals = _pallas.pallas_call(
+            functools.partial(_forward_kernel, self),
             x,
             *affine,
             grid=(pl.cdiv(rows, block),),
             take=[whole] + [once] * len(affine),
-            give=[(x.shape, x.dtype, *whole)] + [each] * (1 + centred),
+            give=[(x.shape, x.dtype, *whole)] + [per_row] * (1 + self.centred),
         )
-        return (y,), tuple(kept)
+        return (y,), tuple(residuals)
 
-    def backward(args: Arrays, kept: Arrays, cotangents: Arrays) -> Arrays:
+    def backward(self, args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
+        """Return the gradients of x, and of scale and bias if there are."""
         x, *affine = args
-        scale, _ = split(affine)
+        scale, _ = self.split(affine)
         rows, features = x.shape
         block = _block(rows, features)
         blocks = pl.cdiv(rows, block)
-        given = [x, cotangents[0], *kept] + ([] if scale is None else [scale])
-
-        def kernel(*refs: Any) -> None:
-            x_ref, dy_ref, inverse_ref = refs[:3]
-            dx_ref, *sums = refs[len(given) :]
-            d, dy = x_ref[...].astype(jnp.float32), dy_ref[...].astype(jnp.float32)
-            if rows % block:  # the last block reaches over the end, into anything
-                first = pl.program_id(0) * block
-                real = first + lax.broadcasted_iota(jnp.int32, d.shape, 0) < rows
-                d, dy = jnp.where(real, d, 0.0), jnp.where(real, dy, 0.0)
-            if centred:
-                _, d = _block_moments.centred(d - refs[3][...], 1, features)
-            y = d * inverse_ref[...]
-            if rows % block:
-                y = jnp.where(real, y, 0.0)
-            if biased:
-                sums[-1][0, :, :] = dy.sum(0, keepdims=True)
-            g = dy
-            if scaled:
-                sums[0][0, :, :] = (dy * y).sum(0, keepdims=True)
-                g = dy * refs[len(given) - 1][...]
-            dx = g - y * (g * y).mean(1, keepdims=True)
-            if centred:
-                dx = dx - g.mean(1, keepdims=True)
-            dx_ref[...] = (dx * inverse_ref[...]).astype(dx_ref.dtype)
-
+        scales = [] if scale is None else [scale]
+        # As forward; `part` is the place of one block's sums, `[blocks, 1, features]` in all.
         whole = ((block, features), lambda i: (i, 0))
-        each = ((block, 1), lambda i: (i, 0))
+        per_row = ((block, 1), lambda i: (i, 0))
         once = ((1, features), lambda i: (0, 0))
         part = ((blocks, 1, features), jnp.float32, (1, 1, features), lambda i: (i, 0, 0))
         dx, *sums = _pallas.pallas_call(
-            kernel,
-            *given,
+            functools.partial(_backward_kernel, self, rows),
+            x,
+            cotangents[0],
+            *residuals,
+            *scales,
             grid=(blocks,),
-            take=[whole, whole] + [each] * len(kept) + ([] if scale is None else [once]),
-            give=[(x.shape, x.dtype, *whole)] + [part] * (scaled + biased),
+            take=[whole, whole] + [per_row] * len(residuals) + [once] * len(scales),
+            give=[(x.shape, x.dtype, *whole)] + [part] * (self.scaled + self.biased),
         )
         return (dx, *(s.sum(0) for s in sums))
 
-    return with_fast_vjp(plain, forward, backward, _pallas.applicable)
+
+def _forward_kernel(norm: _RowNorm, *refs: Any) -> None:
+    """Normalize one block of rows.
+
+    References: x `[block, features]`, scale and bias `[1, features]` if there are; then the
+    outputs y, 1 / deviation and, if `centred`, the mean, both `[block, 1]`.
+    """
+    inputs = 1 + norm.scaled + norm.biased
+    x_ref, *affine_refs = refs[:inputs]
+    y_ref, inverse_ref, *mean_ref = refs[inputs:]
+    scale, bias = norm.split(r[...] for r in affine_refs)
+    d = x_ref[...].astype(jnp.float32)
+    if norm.centred:
+        mean_ref[0][...], d = _block_moments.centred(d, 1, d.shape[1])
+    inverse = lax.rsqrt((d * d).mean(1, keepdims=True) + jnp.float32(norm.eps))
+    inverse_ref[...] = inverse
+    y = d * inverse
+    y = y if scale is None else y * scale
+    y_ref[...] = (y if bias is None else y + bias).astype(y_ref.dtype)
+
+
+def _backward_kernel(norm: _RowNorm, rows: int, *refs: Any) -> None:
+    """Differentiate one block of rows: dx = (g - mean(g) - y mean(g y)) / deviation.
+
+    Here y is normalized x, g = scale * dy, and mean(g) is left out unless `centred`.
+
+    References: x and dy `[block, features]`, 1 / deviation and, if `centred`, the mean
+    `[block, 1]`, scale `[1, features]` if there is one; then the outputs dx and this block's sums
+    of dy * y and of dy over rows, `[1, 1, features]`, for scale and bias if there are.
+    """
+    inputs = 3 + norm.centred + norm.scaled
+    x_ref, dy_ref, inverse_ref, *others = refs[:inputs]
+    dx_ref, *sums = refs[inputs:]
+    d, dy = x_ref[...].astype(jnp.float32), dy_ref[...].astype(jnp.float32)
+    block, features = d.shape
+    if rows % block:  # the last block reaches beyond x: its other rows hold arbitrary values
+        first = pl.program_id(0) * block
+        real = first + lax.broadcasted_iota(jnp.int32, d.shape, 0) < rows
+        d, dy = jnp.where(real, d, 0.0), jnp.where(real, dy, 0.0)
+    if norm.centred:
+        # Centre again after subtracting the stored mean, which carries a rounding error.
+        _, d = _block_moments.centred(d - others[0][...], 1, features)
+    y = d * inverse_ref[...]
+    if rows % block:
+        y = jnp.where(real, y, 0.0)
+    if norm.biased:
+        sums[-1][0, :, :] = dy.sum(0, keepdims=True)
+    # The gradient with respect to normalized x.
+    g = dy
+    if norm.scaled:
+        sums[0][0, :, :] = (dy * y).sum(0, keepdims=True)
+        g = dy * others[-1][...]
+    dx = g - y * (g * y).mean(1, keepdims=True)
+    if norm.centred:
+        dx = dx - g.mean(1, keepdims=True)
+    dx_ref[...] = (dx * inverse_ref[...]).astype(dx_ref.dtype)

@@ -1,4 +1,4 @@
-"""Where a kernel runs, and how its arrays are cut into blocks."""
+"""Calls Pallas kernels: chooses the backend, cuts arrays into blocks, interprets on a CPU."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ WIDEST = 2**14  # features of a row that one block holds
 
 
 def backend() -> Backend:
-    """Where the kernels are to run; on a CPU they are interpreted."""
-    found = jax.default_backend()
-    return "gpu" if found in ("gpu", "cuda", "rocm") else "tpu" if found == "tpu" else "cpu"
+    """Return the kind of device that kernels run on; on a CPU they are interpreted."""
+    name = jax.default_backend()
+    return "gpu" if name in ("gpu", "cuda", "rocm") else "tpu" if name == "tpu" else "cpu"
 
 
 def supports(x: jax.Array, mask: Any = None) -> bool:
-    """Whether values and dtype of x are a kernel's."""
+    """Whether a kernel can be used for x: no mask, not empty, a real dtype of at most 32 bits."""
     return mask is None and x.size > 0 and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def power_of_two(n: int) -> bool:
-    """Whether Triton, which has no other blocks, takes a block this long."""
+    """Whether `n` is a power of two; Triton has no other block sizes."""
     return n & (n - 1) == 0
 
 
@@ -40,24 +40,36 @@ def pallas_call(
     give: Sequence[tuple[tuple[int, ...], Any, tuple[int, ...], Callable[..., tuple[Any, ...]]]],
     **options: Any,
 ) -> Any:
-    """Run a kernel: `take` has each argument's block and its place, `give` shape, dtype and these.
+    """Run a kernel over a grid of blocks.
 
     Inside `shard_map` outputs vary over the devices that any argument varies over.
+
+    Args:
+        kernel: function of references to the blocks of the arguments and then of the outputs.
+        *args: arrays, all of which vary over the same devices.
+        grid: number of blocks along each axis of the grid.
+        take: for each argument, the shape of its block and its index map, from a position in the
+            grid to the block's position in the array.
+        give: for each output, its shape and dtype, then the shape of its block and its index map.
+        **options: other arguments of `pallas_call`.
+
+    Returns:
+        The outputs.
     """
-    if backend() == "gpu":  # Triton, and not Mosaic GPU, whose kernels are written another way
+    if backend() == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
         options["compiler_params"] = triton.CompilerParams()
-    how = axis_type(args[0])
+    axes = axis_type(args[0])
     return pl.pallas_call(
         kernel,
         grid=grid,
-        in_specs=[pl.BlockSpec(block, place) for block, place in take],
-        out_specs=[pl.BlockSpec(block, place) for _, _, block, place in give],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype, **how) for shape, dtype, _, _ in give],
+        in_specs=[pl.BlockSpec(block, index_map) for block, index_map in take],
+        out_specs=[pl.BlockSpec(block, index_map) for _, _, block, index_map in give],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give],
         interpret=backend() == "cpu",
         **options,
     )(*args)
 
 
 def applicable(args: Sequence[jax.Array]) -> bool:
-    """Whether a kernel can run: JAX's interpreter does not go through a checked `shard_map`."""
+    """Whether a kernel can run here: JAX cannot interpret one inside a checked `shard_map`."""
     return backend() != "cpu" or not varying(args[0])

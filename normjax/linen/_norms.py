@@ -1,4 +1,4 @@
-"""Flax's activation norms, drop in: change the import and keep the rest.
+"""Drop-in replacements of Flax's Linen norms: change the import and keep the rest.
 
 Fields, defaults, names and shapes of variables and errors are inherited from Flax's classes, so
 checkpoints load both ways. What is computed comes from the library's one numerical core.
@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding, _semantics
-from normjax._internal import _checks
-from normjax.linen._wrap import COLLECTION, check_handed
+from normjax.linen._wrap import COLLECTION, check_scanned
 from normjax.state import _names
 from normjax.statistics._types import Accumulator, Array, Running
 
@@ -68,54 +67,50 @@ class BatchNorm(nn.BatchNorm):
         )
         x = jnp.asarray(x)
         features = _semantics.axes_of(x.ndim, self.axis)
-        axes = _semantics.others(x.ndim, features)
+        if mask is not None:
+            mask = _semantics.mask_of(mask, x.shape)
+        accumulating = self.has_variable(COLLECTION, "measured")  # in `population_update`
+        names = Accumulator._fields if accumulating else Running._fields
+        if not self.has_variable(COLLECTION, names[0]):
+            check_scanned(self, names[0])
         shape = [x.shape[a] for a in features]
         stored = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        gathers = self.has_variable(COLLECTION, "measured")  # in `population_update`
-        check_handed(self, "measured" if gathers else "mean")
-        start = {"mean": jnp.zeros, "var": jnp.ones}
-        names = Accumulator._fields if gathers else Running._fields
-        values = {
-            name: self.variable(COLLECTION, name, lambda n=name: start[n](shape, stored))
+        initial = {"mean": jnp.zeros, "var": jnp.ones}
+        variables = {
+            name: self.variable(COLLECTION, name, lambda n=name: initial[n](shape, stored))
             for name in names
         }
-        kept: Any = _names.read_statistics({name: v.value for name, v in values.items()})
-
-        found = _padding.mask(_semantics.mask_of(mask, x.ndim), x.shape, "BatchNorm")
-        m: Any = kept.running if gathers else kept
-        _checks.same_features(m, tuple(shape), "BatchNorm")
-        if gathers or not running:
-            measured = _semantics.measure(
-                x,
-                axes,
-                dtype=self.dtype,
-                mask=found,
-                axis_name=None if self.is_initializing() else self.axis_name,
-                axis_index_groups=self.axis_index_groups,
-            )
-            if not self.is_initializing():
-                moved = _semantics.follow(
-                    kept,
-                    measured,
-                    x,
-                    momentum=self.momentum,
-                    correction=self.correction,
-                    dtype=self.dtype,
-                )
-                for name, value in _names.to_dict(moved).items():
-                    values[name].value = value
-            m = m if running else measured
+        values = {name: variable.value for name, variable in variables.items()}
+        state: Any = _names.read_statistics(values) if accumulating else Running(**values)
         scale, bias = _affine(self, x, features)
-        return _semantics.apply(
-            x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
+        y, state = _semantics.batch_norm(
+            x,
+            state,
+            features,
+            scale,
+            bias,
+            running=running,
+            eps=self.epsilon,
+            momentum=self.momentum,
+            correction=self.correction,
+            dtype=self.dtype,
+            mask=_padding.mask(mask, x.shape, "BatchNorm"),
+            # There is no device axis yet while initializing.
+            axis_name=None if self.is_initializing() else self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
+        if accumulating or not (running or self.is_initializing()):
+            values = _names.to_dict(state) if accumulating else state._asdict()
+            for name, variable in variables.items():
+                variable.value = values[name]
+        return y
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalization, as `flax.linen.LayerNorm`.
 
     What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
-    fully masked is finite, in value and gradient; under `mask` and `axis_name` values weigh
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
     alike.
 
     Example:
@@ -134,13 +129,14 @@ class LayerNorm(nn.LayerNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x = jnp.asarray(x)
-        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask)
+        return _sample_norm(self, x, self.reduction_axes, self.feature_axes, mask)
 
 
 class RMSNorm(nn.RMSNorm):
     """Root mean square layer normalization, as `flax.linen.RMSNorm`.
 
-    What differs: as `LayerNorm`.
+    What differs: a slice that is fully masked is finite, in value and gradient; under `mask` and
+    `axis_name` every value counts alike.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -157,14 +153,16 @@ class RMSNorm(nn.RMSNorm):
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x = jnp.asarray(x)
-        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask, centred=False)
+        return _sample_norm(self, x, self.reduction_axes, self.feature_axes, mask, centred=False)
 
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization, as `flax.linen.GroupNorm`.
 
-    What differs: as `LayerNorm`; and a mask of one channel, `[batch, height, width, 1]`, need
-    not be repeated for each channel.
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
+    alike; and a mask of one channel, `[batch, height, width, 1]`, need not be repeated for each
+    channel.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -191,7 +189,9 @@ class GroupNorm(nn.GroupNorm):
 class InstanceNorm(nn.InstanceNorm):
     """Instance normalization, as `flax.linen.InstanceNorm`.
 
-    What differs: as `LayerNorm`.
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
+    alike.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -211,15 +211,15 @@ class InstanceNorm(nn.InstanceNorm):
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         x = jnp.asarray(x)
         axes, features = _semantics.instance_axes(x.ndim, self.feature_axes)
-        return _one_sample(self, x, axes, features, mask)
+        return _sample_norm(self, x, axes, features, mask)
 
 
-def _one_sample(
-    module: Any, x: Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
+def _sample_norm(
+    module: Any, x: jax.Array, axes: Any, features: Any, mask: Array | None, *, centred: bool = True
 ) -> jax.Array:
     features = _semantics.axes_of(x.ndim, features)
     scale, bias = _affine(module, x, features)
-    return _semantics.one_sample(
+    return _semantics.sample_norm(
         x,
         _semantics.axes_of(x.ndim, axes),
         features,
@@ -235,16 +235,18 @@ def _options(module: Any) -> dict[str, Any]:
     return {
         "eps": module.epsilon,
         "dtype": module.dtype,
-        # While initializing there is no device axis yet.
+        # There is no device axis yet while initializing.
         "axis_name": None if module.is_initializing() else module.axis_name,
         "axis_index_groups": module.axis_index_groups,
     }
 
 
-def _affine(module: Any, x: Array, features: Sequence[int]) -> tuple[Array | None, Array | None]:
+def _affine(
+    module: Any, x: jax.Array, features: Sequence[int]
+) -> tuple[Array | None, Array | None]:
     """Declare `scale` and `bias` in Flax's order, on which the keys of initializers depend."""
     shape = [x.shape[a] for a in features]
-    found: list[Array | None] = []
+    params: list[Array | None] = []
     for name in ("scale", "bias"):
         value = None
         if getattr(module, f"use_{name}", False):
@@ -252,5 +254,5 @@ def _affine(module: Any, x: Array, features: Sequence[int]) -> tuple[Array | Non
             value = module.param(name, init, shape, module.param_dtype)
             if not module.force_float32_reductions:
                 value = jnp.asarray(value, module.param_dtype)
-        found.append(value)
-    return found[0], found[1]
+        params.append(value)
+    return params[0], params[1]

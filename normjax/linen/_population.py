@@ -22,21 +22,20 @@ def population_update(
     correction: int = 0,
     collection: str = "batch_stats",
 ) -> PyTree:
-    r"""Estimate the statistics of a Linen model in one pass over data; `population_statistics` for
-    Linen.
+    r"""Estimate the statistics of a Linen model in one pass over data.
 
-    The formulas are those of `population_statistics`; `"pooled"` gives the moments of the whole
-    data set. For NNX models, `normjax.nnx.population_update`.
+    The formulas are those of `normjax.population_statistics`; `"pooled"` gives the moments of the
+    whole data set. For NNX models, `normjax.nnx.population_update`.
 
     Args:
         apply: `(variables, batch) -> (output, updated)`, the model's `apply` with
-            `mutable=["batch_stats"]`. Its mode is that of the norms upstream meanwhile:
-            training normalizes with each batch's own statistics, evaluation with the kept.
+            `mutable=["batch_stats"]`. Its mode decides what the norms upstream normalize with:
+            in training each batch's own statistics, in evaluation the running ones.
         variables: `{"params": ..., "batch_stats": ...}`.
         batches: iterable of batches.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
-            is not looked at, so write the same here.
+            is ignored, so write the same here.
         collection: the collection that holds the statistics.
 
     Returns:
@@ -56,31 +55,34 @@ def population_update(
         [5.0]
 
     Reference:
-        As `population_statistics`.
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015, algorithm 2; Wu, Johnson, "Rethinking 'Batch' in
+        BatchNorm", 2021 (precise statistics).
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
-    start = variables.get(collection, {})
-    found = [n for n in _nodes(start) if _statistics(n) is not None]
-    if not found:
+    initial = variables.get(collection, {})
+    if all(_statistics(node) is None for node in _nodes(initial)):
         raise ValueError(
             f"population_update() found no statistics in variables[{collection!r}]: pass the "
             "variables that init returned for a model with norms that keep some"
         )
-    gathered = _map(start, lambda node: _population.accumulate_statistics(running_of(node), how))
-    shape: Any = jax.tree.structure(gathered)
+    accumulators = _map(
+        initial, lambda node: _population.accumulate_statistics(running_of(node), how)
+    )
+    structure: Any = jax.tree.structure(accumulators)
 
     @jax.jit
-    def one(stats: PyTree, batch: Any) -> PyTree:
-        return apply({**variables, collection: stats}, batch)[1][collection]
+    def add_batch(accumulators: PyTree, batch: Any) -> PyTree:
+        return apply({**variables, collection: accumulators}, batch)[1][collection]
 
     for batch in _population.validated_batches(batches, "population_update"):
-        gathered = one(_population.block_on_cpu_devices(gathered), batch)
-        if jax.tree.structure(gathered) != shape:
+        accumulators = add_batch(_population.block_on_cpu_devices(accumulators), batch)
+        if jax.tree.structure(accumulators) != structure:
             raise ValueError(
-                "population_update() met a layer that does not gather statistics: make it a "
+                "population_update() met a layer that does not accumulate statistics: make it a "
                 "normjax.linen.Normalize(norm) or normjax.linen.BatchNorm, and return every "
                 f'variable of the collection from apply, mutable=["{collection}"]'
             )
     return _map(
-        gathered, lambda node: _population.finalize_statistics(node, how, correction=correction)
+        accumulators, lambda node: _population.finalize_statistics(node, how, correction=correction)
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core.scope import in_filter
-from flax.linen.recurrent import flip_sequences
+from flax.core import DenyList
 
-from normjax._flax import _padding, _semantics
+from normjax._flax import _padding, _semantics, _sequences
 from normjax._internal import _checks
 from normjax.linen._wrap import COLLECTION
 from normjax.recurrent import _per_step
@@ -27,13 +25,13 @@ class RNN(nn.RNN):
 
     The cell may hold `normjax.linen.Normalize`, the drop-in `BatchNorm`, or anything else that
     keeps `batch_stats`: these get a leading axis of `max_steps`, parameters are shared over
-    time. Padding (`seq_lengths`) enters no statistic of our norms, without a word in the cell;
-    Flax's own `BatchNorm` is not told of it. A cell without `batch_stats` gives the numbers of
-    Flax's RNN, from the same parameters.
+    time. Padding (`seq_lengths`) is excluded from the statistics of our norms with no change to
+    the cell; Flax's own `BatchNorm` includes it. A cell without `batch_stats` gives the numbers
+    of Flax's RNN, from the same parameters.
 
     Init makes the statistics, training moves them with `mutable=["batch_stats"]`, evaluation
-    needs no `mutable`. The mode is given to the norms inside the cell, as ever: by its fields,
-    or by attributes of the cell.
+    needs no `mutable`. The norms inside the cell get their mode as usual: from their fields, or
+    from attributes of the cell.
 
     Attributes:
         max_steps: number of steps with statistics of their own; by default the length of the
@@ -70,14 +68,14 @@ class RNN(nn.RNN):
     beyond: str = "last"
 
     def __post_init__(self) -> None:
-        """Refuse fields that cannot be meant."""
+        """Refuse fields outside their ranges, and filters that take `batch_stats`."""
         if self.max_steps is not None:
             _checks.positive_int("max_steps", self.max_steps)
         _checks.one_of("beyond", self.beyond, ("last", "error"))
         filters = (*self.variable_axes, self.variable_broadcast, self.variable_carry)
-        if any(in_filter(f, COLLECTION) for f in filters):
+        if any(_selects(f, COLLECTION) for f in filters):
             raise ValueError(
-                f"normjax.linen.RNN keeps {COLLECTION!r} for each step by itself: leave it out of "
+                f"normjax.linen.RNN keeps {COLLECTION!r} for each step itself: leave it out of "
                 "variable_axes, variable_broadcast and variable_carry"
             )
         super().__post_init__()
@@ -103,7 +101,7 @@ class RNN(nn.RNN):
             seq_lengths: `[*batch]`, integer number of steps of each sequence. Outputs past it
                 are not zeroed, as in Flax.
             return_carry: also return the carry after the last step of each sequence.
-            time_major: as the attribute, which it overrides; likewise the others.
+            time_major: overrides the attribute, as do `return_carry` and the next two.
             reverse: run from the last step to the first; padding stays at the end. The first
                 statistics are then those of the last step.
             keep_order: return outputs of a reversed run in the order of the inputs.
@@ -115,49 +113,54 @@ class RNN(nn.RNN):
             TypeError: `seq_lengths` that are no integers.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; statistics
                 of another number of steps than the module's; or `seq_lengths` of another shape
-                than the batch, or that can be seen (not traced) outside 0 to the steps.
+                than the batch, or known (not traced) to lie outside 0 to the steps.
         """
-        if return_carry is None:
-            return_carry = self.return_carry
+        return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
 
         inputs = jnp.asarray(inputs)
-        features = self.cell.num_feature_axes
-        time = 0 if time_major else inputs.ndim - features - 1
-        shape = inputs.shape[:time] + inputs.shape[time + 1 :]
-        steps, batch = inputs.shape[time], shape[: len(shape) - features]
-        valid = None
-        if seq_lengths is not None:
-            seq_lengths = _checks.lengths("seq_lengths", seq_lengths, steps, batch)
-            seq_lengths = seq_lengths.astype(jnp.result_type(int))
-            at = jnp.arange(steps).reshape((steps,) + (1,) * len(batch))
-            valid = at < seq_lengths[None]
-        flip = functools.partial(
-            flip_sequences,
-            seq_lengths=seq_lengths,
-            num_batch_dims=len(batch),
-            time_major=time_major,
-        )
-        if reverse:
-            inputs = flip(inputs)
+        layout = _sequences.layout(inputs.shape, self.cell.num_feature_axes, time_major)
+        lengths = None if seq_lengths is None else layout.check_lengths(seq_lengths)
         if initial_carry is None:
             key = jax.random.key(0) if init_key is None else init_key
-            initial_carry = self.cell.initialize_carry(key, shape)
+            initial_carry = self.cell.initialize_carry(key, layout.step_shape)
 
-        every = seq_lengths is not None and return_carry
+        if reverse:
+            inputs = layout.reverse(inputs, lengths)
+        # The last carry of a shorter sequence is found among those of all steps.
+        all_carries = return_carry and lengths is not None
+        carry, outputs = self._scan(layout, initial_carry, inputs, lengths, all_carries)
+        if all_carries:
+            assert lengths is not None
+            carry = _sequences.last_carry(carry, initial_carry, lengths)
+        if reverse and keep_order:
+            outputs = jax.tree.map(lambda y: layout.reverse(y, lengths), outputs)
+        return (carry, outputs) if return_carry else outputs
+
+    def _scan(
+        self,
+        layout: _sequences.Layout,
+        carry: PyTree,
+        inputs: Array,
+        lengths: jax.Array | None,
+        all_carries: bool,
+    ) -> tuple[PyTree, PyTree]:
+        """Return `(carry, outputs)`: the last carry, or with `all_carries` that of every step."""
+        time_axis = layout.time_axis
+        valid = None if lengths is None else layout.valid(lengths)
 
         def step(cell: nn.Module, carry: PyTree, x: Array, valid: jax.Array | None) -> Any:
             with _padding.step(valid):
                 carry, y = cell(carry, x)
-            return carry, ((carry, y) if every else y)
+            return carry, ((carry, y) if all_carries else y)
 
         def run(cell: nn.Module, carry: PyTree, x: Array, valid: jax.Array | None) -> Any:
             scan = nn.scan(
                 step,
-                in_axes=(time, 0),
-                out_axes=(0, time) if every else time,
+                in_axes=(time_axis, 0),
+                out_axes=(0, time_axis) if all_carries else time_axis,
                 unroll=self.unroll,
                 variable_axes={**self.variable_axes, COLLECTION: 0},
                 variable_broadcast=self.variable_broadcast,
@@ -166,51 +169,53 @@ class RNN(nn.RNN):
             )
             return scan(cell, carry, x, valid)
 
-        kept: dict[str, PyTree] = {}
+        statistics = _StepStatistics(self.max_steps, self.beyond, layout.steps)
+        mapped = nn.map_variables(run, COLLECTION, statistics.read, statistics.write, mutable=True)
+        last, outputs = mapped(self.cell, carry, inputs, valid)
+        return outputs if all_carries else (last, outputs)
 
-        def unroll(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
-            kept.update(variables)
-            self._check(kept, steps)
-            return _per_step.resize(variables, steps)
 
-        def commit(variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
-            shape: Any = jax.tree.structure(kept)
-            if jax.tree.structure(dict(variables)) == shape:
-                return jax.tree.map(_overwrite, kept, dict(variables))
-            return _per_step.resize(variables, self.max_steps or steps)
+class _StepStatistics:
+    """Gives a scan of `steps` the statistics of each of its steps, and stores them again."""
 
-        lifted = nn.map_variables(run, COLLECTION, unroll, commit, mutable=True)
-        carry, outputs = lifted(self.cell, initial_carry, inputs, valid)
-        if every:
-            assert seq_lengths is not None
-            lengths, (carries, outputs) = seq_lengths, outputs
-            carry = jax.tree.map(
-                lambda every, first: _last(every, first, lengths), carries, initial_carry
-            )
-        if reverse and keep_order:
-            outputs = jax.tree.map(flip, outputs)
-        return (carry, outputs) if return_carry else outputs
+    def __init__(self, max_steps: int | None, beyond: str, steps: int):
+        self.max_steps = max_steps
+        self.beyond = beyond
+        self.steps = steps
+        self.stored: dict[str, PyTree] = {}
 
-    def _check(self, kept: PyTree, steps: int) -> None:
-        for leaf in jax.tree.leaves(kept):
-            own = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
-            if self.max_steps is not None and own != self.max_steps:
+    def read(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
+        """Statistics `[max_steps, ...]` as `[steps, ...]`, the last ones repeated past the end."""
+        self.stored = dict(variables)
+        for leaf in jax.tree.leaves(self.stored):
+            stored_steps = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+            if self.max_steps not in (None, stored_steps):
                 raise ValueError(
-                    f"the variables have statistics of {own} steps and this RNN keeps "
-                    f"{self.max_steps}: write max_steps={own}"
+                    f"the variables have statistics of {stored_steps} steps and this RNN keeps "
+                    f"{self.max_steps}: write max_steps={stored_steps}"
                 )
-            _checks.max_steps(steps, own, self.beyond)
+            _checks.max_steps(self.steps, stored_steps, self.beyond)
+        return _per_step.resize(variables, self.steps)
+
+    def write(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
+        """Statistics `[steps, ...]` as `[max_steps, ...]`; a step that did not run is unchanged."""
+        structure: Any = jax.tree.structure(self.stored)
+        if jax.tree.structure(dict(variables)) == structure:
+            return jax.tree.map(_write_steps, self.stored, dict(variables))
+        return _per_step.resize(variables, self.max_steps or self.steps)  # init made them
 
 
-def _overwrite(kept: Array, moved: Array) -> jax.Array:
-    """`kept` with those of its steps that ran replaced; those past its end change nothing."""
-    n = min(kept.shape[0], moved.shape[0])
-    wide = _semantics.promoted(kept, moved)  # Flax lets a float64 batch widen what is kept
-    return jnp.concatenate([jnp.asarray(moved[:n], wide), jnp.asarray(kept[n:], wide)])
+def _write_steps(stored: Array, new: Array) -> jax.Array:
+    """Replace the first steps of `stored`; those of `new` past its end change nothing."""
+    n = min(stored.shape[0], new.shape[0])
+    wide = _semantics.promote(stored, new)  # Flax lets a float64 batch widen the statistics
+    return jnp.concatenate([jnp.asarray(new[:n], wide), jnp.asarray(stored[n:], wide)])
 
 
-def _last(carries: Array, first: Array, lengths: Array) -> jax.Array:
-    """The carry after the last step of each sequence, `carries` being `[time, *batch, ...]`."""
-    beyond = (1,) * (carries.ndim - 1 - lengths.ndim)
-    at = jnp.maximum(lengths - 1, 0).reshape((1, *lengths.shape, *beyond))
-    return _padding.final_carry(lengths, jnp.take_along_axis(carries, at, axis=0)[0], first)
+def _selects(collections: Any, name: str) -> bool:
+    """Whether one of Flax's filters of collections takes the collection `name`."""
+    if isinstance(collections, DenyList):
+        return not _selects(collections.deny, name)
+    if isinstance(collections, bool):
+        return collections
+    return name == collections if isinstance(collections, str) else name in collections

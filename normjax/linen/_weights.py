@@ -1,4 +1,4 @@
-"""Flax's weight norms, drop in: wrappers of a layer whose weights they normalize."""
+"""Drop-in replacements of Flax's weight norms: wrappers that normalize a layer's weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax._flax import _semantics
+from normjax._flax import _semantics, _weights
 from normjax._internal import _checks
 from normjax.statistics._types import Array
 
@@ -62,13 +62,15 @@ class WeightNorm(nn.WeightNorm):
             return v
         g = None
         if self.use_scale:
-            g = self.param(f"{name}/scale", self._first(v), _scale_shape(v, self.feature_axes))
-        return _semantics.weight_norm(v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype)
+            g = self.param(
+                f"{name}/scale", self._initial_scale(v), _scale_shape(v, self.feature_axes)
+            )
+        return _weights.weight_norm(v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype)
 
-    def _first(self, v: jax.Array) -> Any:
+    def _initial_scale(self, v: jax.Array) -> Any:
         def init(key: jax.Array, shape: Any) -> jax.Array:
             if self.start == "norm":
-                length = jnp.sqrt(_semantics.norms(v, self.feature_axes).var)
+                length = jnp.sqrt(_weights.squared_lengths(v, self.feature_axes).var)
                 return length.astype(self.param_dtype)
             return self.scale_init(key, shape, self.param_dtype)
 
@@ -143,12 +145,12 @@ class SpectralNorm(nn.SpectralNorm):
             self.param_dtype,
         )
         sigma = self.variable(self.collection_name, f"{name}/sigma", jnp.ones, (), self.param_dtype)
-        bar, *new = _semantics.spectral_norm(
+        normalized, *new = _weights.spectral_norm(
             w, u.value, steps=self.n_steps, eps=self.epsilon, dtype=self.dtype
         )
         if update_stats:
             u.value, sigma.value = new
-        return bar
+        return normalized
 
 
 def _path(layer: Any, path: Any) -> str:

@@ -1,6 +1,6 @@
-"""The two generic Linen modules: one for any norm, one for any recurrent layer.
+"""The two generic Linen modules: `Normalize` for any norm, `Recurrent` for any recurrent layer.
 
-They hold variables and pass them on; nothing is computed here.
+They declare variables and pass them to the pure functions; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding
+from normjax._flax._variables import accumulates, named_leaves, nest, rebuild, require_noise
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
-from normjax.state import _names
-from normjax.statistics._types import Accumulator, Array, AxisName, PyTree, is_accumulator
+from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 COLLECTION = "batch_stats"
 
@@ -52,7 +52,7 @@ class Normalize(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse what is no norm."""
+        """Refuse a norm that is not a `Norm`."""
         _checks.require_instance("norm", self.norm, Norm, "Normalize")
         super().__post_init__()
 
@@ -81,16 +81,17 @@ class Normalize(nn.Module):
                 `mutable=["batch_stats"]`.
         """
         mode = _mode(self, stats, self.norm.stateful)
-        dtype = self.param_dtype
-        params, state = _variables(self, lambda key: self.norm.init(x.shape, dtype, key=key))
-        axis_name = None if self.is_initializing() else self.axis_name
+        params, state = _variables(
+            self, lambda key: self.norm.start(x.shape, self.param_dtype, key)
+        )
         y, state = self.norm.apply(
             params,
             state,
             x,
             stats=mode,
             mask=_padding.mask(mask, x.shape, "Normalize"),
-            axis_name=axis_name,
+            # There is no device axis yet while initializing.
+            axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )
         _store(self, state, mode)
@@ -133,7 +134,7 @@ class Recurrent(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse what is no layer."""
+        """Refuse a layer that is not a recurrent layer."""
         check_layer(self.layer, "Recurrent")
         super().__post_init__()
 
@@ -163,16 +164,18 @@ class Recurrent(nn.Module):
             Flax's `RNN`.
 
         Raises:
-            ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without
+            ValueError: no mode was given, or two; mode `"batch"` without
+                `mutable=["batch_stats"]`; or zoneout or dropout in mode `"batch"` without
                 `rngs={"noise": key}`.
         """
         mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
-        given = self.has_rng("noise")
-        if self.layer.has_dropout and mode == "batch" and not (given or self.is_initializing()):
-            raise ValueError(
-                'Recurrent has zoneout or dropout, which draw in mode "batch": write apply(..., '
-                'rngs={"noise": key})'
-            )
+        has_key = self.has_rng("noise")
+        require_noise(
+            self.layer,
+            mode,
+            has_key or self.is_initializing(),
+            'write apply(..., rngs={"noise": key})',
+        )
         params, state = _variables(
             self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
         )
@@ -183,7 +186,7 @@ class Recurrent(nn.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.make_rng("noise") if self.layer.needs_key or given else None,
+            key=self.make_rng("noise") if self.layer.needs_key or has_key else None,
             axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )
@@ -191,14 +194,15 @@ class Recurrent(nn.Module):
         return (carry, y) if return_carry else y
 
 
-def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
+def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:
+    """Return the mode of a call, which is said in one place: by the module or at the call."""
     if stats is not None and module.stats is not None and stats != module.stats:
         raise ValueError(
             f"{type(module).__name__} was made with stats={module.stats!r} and called with "
             f"stats={stats!r}: give it in one place"
         )
     mode = stats if stats is not None else module.stats
-    if mode is None and stateful:
+    if mode is None and needed:
         raise ValueError(
             f'{type(module).__name__} needs a mode: call it with stats="batch" in training and '
             'stats="running" in evaluation'
@@ -209,63 +213,39 @@ def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
 def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyTree, PyTree]:
     """Declare one parameter and one variable for each top-level name, and read them back."""
     shapes = jax.eval_shape(init, jax.random.key(0))
-    names = _stored(module, _names.to_dict(shapes[1]))
-    for name in names:
-        check_handed(module, name)
-    made = init(module.make_rng("params")) if module.is_initializing() else shapes
-    params = {
-        name: module.param(name, lambda _key, v=value: _zeros_if_shapes(v))
-        for name, value in _names.to_dict(made[0]).items()
-    }
-    state = {
-        name: module.variable(COLLECTION, name, lambda v=value: _zeros_if_shapes(v)).value
-        for name, value in _stored(module, _names.to_dict(made[1])).items()
-        if module.is_initializing() or _there(module, name)
-    }
-    return _names.from_dict(shapes[0], params), _names.from_dict(shapes[1], state)
+    initializing = module.is_initializing()
+    made = init(module.make_rng("params")) if initializing else shapes
+    params, state = (nest(named_leaves(tree)) for tree in made)
+    for name, value in params.items():
+        params[name] = module.param(name, lambda _key, v=value: _arrays(v))
+    if initializing:
+        for name, value in state.items():
+            check_scanned(module, name)
+            module.variable(COLLECTION, name, lambda v=value: v)
+    elif state:
+        # During `population_update` a norm's statistics have the names of an `Accumulator`.
+        accumulating = module.has_variable(COLLECTION, "measured")
+        names = Accumulator._fields if accumulating else tuple(state)
+        state = {name: _read(module, name) for name in names}
+    return rebuild(shapes[0], params), rebuild(shapes[1], state)
 
 
-def _stored(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
-    """Names of a norm's statistics; while they gather, those of `Accumulator`."""
-    gathering = dict.fromkeys(Accumulator._fields)
-    return gathering if values and module.has_variable(COLLECTION, "measured") else values
-
-
-def check_handed(module: nn.Module, name: str) -> None:
-    """Refuse a scan that hands no statistics to its body, such as that of Flax's `RNN`.
-
-    Nothing can be read or made there, so it is an error in any case; this one says which.
-    """
-    if module.has_variable(COLLECTION, name) or module.is_mutable_collection(COLLECTION):
-        return
-    # Flax notes the transformations around a module in the path that it prints.
-    scanned = module.scope is not None and any("scan(" in p for p in module.scope.debug_path)
-    if scanned and not _padding.in_step():
+def _read(module: nn.Module, name: str) -> Any:
+    if not module.has_variable(COLLECTION, name):
+        check_scanned(module, name)
         raise ValueError(
-            f"{type(module).__name__} is in a scan that hands no {COLLECTION!r} to its body. If "
-            "that is flax.linen.RNN, write normjax.linen.RNN(cell) in its place: it keeps the "
-            "statistics of each time step; in an nn.scan of your own, over layers, write "
-            f"variable_axes={{'params': 0, '{COLLECTION}': 0}}"
+            f"{type(module).__name__} found no statistics {name!r}: pass the {COLLECTION!r} that "
+            f'init returned, apply({{"params": …, "{COLLECTION}": …}}, …)'
         )
-
-
-def _there(module: nn.Module, name: str) -> bool:
-    if module.has_variable(COLLECTION, name):
-        return True
-    raise ValueError(
-        f"{type(module).__name__} found no statistics {name!r}: pass the {COLLECTION!r} that init "
-        f'returned, apply({{"params": …, "{COLLECTION}": …}}, …)'
-    )
+    return module.get_variable(COLLECTION, name)
 
 
 def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
-    values = _names.to_dict(state)
-    moves = mode == "batch" or any(
-        map(is_accumulator, jax.tree.leaves(state, is_leaf=is_accumulator))
-    )
-    if module.is_initializing() or not moves or not values:
+    """Write the next state to the variables, where the call moves it."""
+    if module.is_initializing() or not (mode == "batch" or accumulates(state)):
         return
-    if not module.is_mutable_collection(COLLECTION):
+    values = nest(named_leaves(state))
+    if values and not module.is_mutable_collection(COLLECTION):
         raise ValueError(
             'stats="batch" moves the running statistics: write apply(..., '
             f'mutable=["{COLLECTION}"]), and drop what it returns to keep them frozen'
@@ -274,11 +254,34 @@ def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
         module.put_variable(COLLECTION, name, value)
 
 
-def _zeros_if_shapes(tree: PyTree) -> PyTree:
-    """Flax asks an initializer for shapes even when the value is there already."""
+def _arrays(tree: PyTree) -> PyTree:
+    """The values of a parameter, or zeros of its shapes: Flax compares shapes in every call."""
+    return jax.tree.map(
+        lambda v: jnp.zeros(v.shape, v.dtype) if isinstance(v, jax.ShapeDtypeStruct) else v, tree
+    )
 
-    def fill(leaf: Any) -> Any:
-        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        return jnp.zeros(leaf.shape, leaf.dtype) if is_shape else leaf
 
-    return jax.tree.map(fill, tree)
+def check_scanned(module: nn.Module, name: str) -> None:
+    """Refuse a scan that passes no statistics to its body, such as that of Flax's `RNN`.
+
+    A statistic that is absent there can be neither read nor made, so it is an error in any case;
+    this one says which.
+    """
+    if module.has_variable(COLLECTION, name) or module.is_mutable_collection(COLLECTION):
+        return
+    if _in_scan(module) and not _padding.in_step():
+        raise ValueError(
+            f"{type(module).__name__} is in a scan that passes no {COLLECTION!r} to its body. If "
+            "that is flax.linen.RNN, write normjax.linen.RNN(cell) in its place: it keeps the "
+            "statistics of each time step; in an nn.scan of your own, over layers, write "
+            f"variable_axes={{'params': 0, '{COLLECTION}': 0}}"
+        )
+
+
+def _in_scan(module: nn.Module) -> bool:
+    """Whether the module is in a lifted scan.
+
+    Flax has no public way to ask. `Scope.debug_path`, which its error messages print, names the
+    transformations around a module; without it an error is less precise, and nothing else.
+    """
+    return any("scan(" in part for part in getattr(module.scope, "debug_path", ()))

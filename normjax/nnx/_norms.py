@@ -1,4 +1,4 @@
-"""Flax's NNX activation norms, drop in: change the import and keep the rest.
+"""Drop-in replacements of Flax's NNX norms: change the import and keep the rest.
 
 Constructors, variables and errors are inherited from Flax's classes, so states load both ways.
 What is computed comes from the library's one numerical core, the same as for `normjax.linen`.
@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+# Flax's own default of `promote_dtype`, which has no public name; signatures must show the same.
 from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
 from normjax._flax import _padding, _semantics
@@ -24,14 +26,14 @@ from normjax.statistics._types import Accumulator, Array
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def _init(flax_class: Any) -> Any:
+def _constructor(flax_class: Any) -> Any:
     """Return Flax's constructor, with lists as tuples: a module holding a list has no hash."""
 
     @functools.wraps(flax_class.__init__)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in ("reduction_axes", "feature_axes", "axis_index_groups"):
             if name in kwargs:
-                kwargs[name] = _semantics.static(kwargs[name])
+                kwargs[name] = _semantics.hashable(kwargs[name])
         flax_class.__init__(self, *args, **kwargs)
 
     return __init__
@@ -42,8 +44,8 @@ class BatchNorm(nnx.BatchNorm):
 
     What differs: the variance never cancels, whatever `use_fast_variance` says; under `mask`
     and `axis_name` every value counts alike, however uneven the devices; a batch that is fully
-    masked or not finite leaves the statistics as they are; kept statistics are never rounded to
-    `dtype`, so that evaluation in bfloat16 is exact (what `promote_dtype` returns for them is
+    masked or not finite leaves the statistics as they are; running statistics are never rounded
+    to `dtype`, so that evaluation in bfloat16 is exact (what `promote_dtype` returns for them is
     not used).
 
     Args:
@@ -92,7 +94,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(
             num_features,
             use_running_average=use_running_average,
-            axis=_semantics.static(axis),
+            axis=_semantics.hashable(axis),
             momentum=momentum,
             epsilon=epsilon,
             dtype=dtype,
@@ -102,7 +104,7 @@ class BatchNorm(nnx.BatchNorm):
             bias_init=bias_init,
             scale_init=scale_init,
             axis_name=axis_name,
-            axis_index_groups=_semantics.static(axis_index_groups),
+            axis_index_groups=_semantics.hashable(axis_index_groups),
             use_fast_variance=use_fast_variance,
             promote_dtype=promote_dtype,
             rngs=rngs,
@@ -118,8 +120,7 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
             x: input.
-            use_running_average: normalize with the kept statistics; goes before what the
-                module says.
+            use_running_average: normalize with the running statistics; overrides the module's.
             mask: nonzero where a value counts for the statistics, broadcastable to `x`.
 
         Returns:
@@ -135,43 +136,39 @@ class BatchNorm(nnx.BatchNorm):
                 "or layer.eval(), or give it at the call"
             )
         state = statistics(self)
-        gathers = isinstance(state, Accumulator)  # in `population_update`
-        kept = state.running if gathers else state
-        x, _, _, scale, bias = _promoted(self, x, *kept, _value(self.scale), _value(self.bias))
-        features = _semantics.axes_of(x.ndim, self.axis)
-        axes = _semantics.others(x.ndim, features)
-        found = _padding.mask(_semantics.mask_of(mask, x.ndim), x.shape, "BatchNorm")
-        _checks.same_features(kept, tuple(x.shape[a] for a in features), "BatchNorm")
-        m: Any = kept
-        if gathers or not running:
-            measured = _semantics.measure(
-                x,
-                axes,
-                dtype=self.dtype,
-                mask=found,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
-            )
-            moved = _semantics.follow(
-                state,
-                measured,
-                x,
-                momentum=self.momentum,
-                correction=self.correction,
-                dtype=self.dtype,
-            )
-            write(self, moved)
-            m = m if running else measured
-        return _semantics.apply(
-            x, m, axes, features, scale, bias, eps=self.epsilon, dtype=self.dtype, mask=found
+        accumulating = isinstance(state, Accumulator)  # in `population_update`
+        stored = state.running if accumulating else state
+        inputs, _, _, scale, bias = _promoted(
+            self, x, *stored, _value(self.scale), _value(self.bias)
         )
+        features = _semantics.axes_of(inputs.ndim, self.axis)
+        if mask is not None:
+            mask = _semantics.mask_of(mask, inputs.shape)
+        y, state = _semantics.batch_norm(
+            inputs,
+            state,
+            features,
+            scale,
+            bias,
+            running=running,
+            eps=self.epsilon,
+            momentum=self.momentum,
+            correction=self.correction,
+            dtype=self.dtype,
+            mask=_padding.mask(mask, inputs.shape, "BatchNorm"),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        if accumulating or not running:
+            write(self, state)
+        return y
 
 
 class LayerNorm(nnx.LayerNorm):
     """Layer normalization, as `flax.nnx.LayerNorm`.
 
     What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
-    fully masked is finite, in value and gradient; under `mask` and `axis_name` values weigh
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
     alike; axes may be given as lists.
 
     Example:
@@ -186,17 +183,18 @@ class LayerNorm(nnx.LayerNorm):
         Ba, Kiros, Hinton, "Layer Normalization", 2016.
     """
 
-    __init__ = _init(nnx.LayerNorm)
+    __init__ = _constructor(nnx.LayerNorm)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        return _one_sample(self, x, self.reduction_axes, self.feature_axes, mask)
+        return _sample_norm(self, x, self.reduction_axes, self.feature_axes, mask)
 
 
 class RMSNorm(nnx.RMSNorm):
     """Root mean square layer normalization, as `flax.nnx.RMSNorm`.
 
-    What differs: as `LayerNorm`.
+    What differs: a slice that is fully masked is finite, in value and gradient; under `mask` and
+    `axis_name` every value counts alike; axes may be given as lists.
 
     Example:
         >>> import jax.numpy as jnp
@@ -209,15 +207,15 @@ class RMSNorm(nnx.RMSNorm):
         Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
 
-    __init__ = _init(nnx.RMSNorm)
+    __init__ = _constructor(nnx.RMSNorm)
 
     def __call__(self, x: Array, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        x, scale = _promoted(self, x, _value(self.scale))
-        return _semantics.one_sample(
-            x,
-            _semantics.axes_of(x.ndim, self.reduction_axes),
-            _semantics.axes_of(x.ndim, self.feature_axes),
+        inputs, scale = _promoted(self, x, _value(self.scale))
+        return _semantics.sample_norm(
+            inputs,
+            _semantics.axes_of(inputs.ndim, self.reduction_axes),
+            _semantics.axes_of(inputs.ndim, self.feature_axes),
             scale,
             None,
             mask=mask,
@@ -229,9 +227,11 @@ class RMSNorm(nnx.RMSNorm):
 class GroupNorm(nnx.GroupNorm):
     """Group normalization, as `flax.nnx.GroupNorm`.
 
-    What differs: as `LayerNorm`; any number of leading batch axes is right; `reduction_axes`
-    without the last axis are refused, as in Linen; and a mask of one channel need not be
-    repeated for each channel.
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
+    alike; axes may be given as lists; any number of leading batch axes is right;
+    `reduction_axes` without the last axis are refused, as in Linen; and a mask of one channel
+    need not be repeated for each channel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -245,21 +245,23 @@ class GroupNorm(nnx.GroupNorm):
         Wu, He, "Group Normalization", 2018.
     """
 
-    __init__ = _init(nnx.GroupNorm)
+    __init__ = _constructor(nnx.GroupNorm)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
-        x, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
-        axes = _semantics.group_axes(x.ndim, self.reduction_axes)
+        inputs, scale, bias = _promoted(self, x, _value(self.scale), _value(self.bias))
+        axes = _semantics.group_axes(inputs.ndim, self.reduction_axes)
         return _semantics.group_norm(
-            x, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
+            inputs, axes, self.num_groups, scale, bias, mask=mask, **_options(self)
         )
 
 
 class InstanceNorm(nnx.InstanceNorm):
     """Instance normalization, as `flax.nnx.InstanceNorm`.
 
-    What differs: as `LayerNorm`.
+    What differs: the variance never cancels, whatever `use_fast_variance` says; a slice that is
+    fully masked is finite, in value and gradient; under `mask` and `axis_name` every value counts
+    alike; axes may be given as lists.
 
     Example:
         >>> import jax.numpy as jnp
@@ -274,20 +276,20 @@ class InstanceNorm(nnx.InstanceNorm):
         Stylization", 2016.
     """
 
-    __init__ = _init(nnx.InstanceNorm)
+    __init__ = _constructor(nnx.InstanceNorm)
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> jax.Array:
         """Normalize `x`; `mask` is nonzero where a value counts, broadcastable to `x`."""
         axes, features = _semantics.instance_axes(jnp.ndim(x), self.feature_axes)
-        return _one_sample(self, x, axes, features, mask)
+        return _sample_norm(self, x, axes, features, mask)
 
 
-def _one_sample(module: Any, x: Array, axes: Any, features: Any, mask: Array | None) -> jax.Array:
-    x, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
-    return _semantics.one_sample(
-        x,
-        _semantics.axes_of(x.ndim, axes),
-        _semantics.axes_of(x.ndim, features),
+def _sample_norm(module: Any, x: Array, axes: Any, features: Any, mask: Array | None) -> jax.Array:
+    inputs, scale, bias = _promoted(module, x, _value(module.scale), _value(module.bias))
+    return _semantics.sample_norm(
+        inputs,
+        _semantics.axes_of(inputs.ndim, axes),
+        _semantics.axes_of(inputs.ndim, features),
         scale,
         bias,
         mask=mask,
@@ -296,7 +298,7 @@ def _one_sample(module: Any, x: Array, axes: Any, features: Any, mask: Array | N
 
 
 def _promoted(module: Any, x: Array, *values: Any) -> Any:
-    # By the standard rules, as Flax means them, also where the user set strict ones.
+    """Apply the module's `promote_dtype`, by standard rules also where the user set strict ones."""
     with jax.numpy_dtype_promotion("standard"):
         return module.promote_dtype((jnp.asarray(x), *values), dtype=module.dtype)
 

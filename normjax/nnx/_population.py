@@ -10,7 +10,7 @@ from flax import nnx
 
 from normjax._internal import _checks
 from normjax.nnx._norms import BatchNorm
-from normjax.nnx._wrap import Gathered, Normalize, Recurrent, statistics, write
+from normjax.nnx._wrap import ModuleState, Normalize, Recurrent, statistics, write
 from normjax.state import _population
 from normjax.statistics import _running
 
@@ -28,8 +28,8 @@ def population_update(
     r"""Estimate the statistics of an NNX model in one pass over data, in place.
 
     The formulas are those of `normjax.population_statistics`; `"pooled"` gives the moments of the
-    whole data set. The mode is the model's, and is that of the norms upstream meanwhile: after
-    `train()` they normalize with each batch's own statistics, after `eval()` with the kept.
+    whole data set. The mode is the model's and decides what the norms upstream normalize with:
+    after `train()` each batch's own statistics, after `eval()` the running ones.
 
     Args:
         model: the model; its norms that keep statistics are ours.
@@ -37,7 +37,7 @@ def population_update(
         call: `(model, batch) -> anything`, how the model is run; by default `model(batch)`.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
-            is not looked at, so write the same here.
+            is ignored, so write the same here.
 
     Raises:
         ValueError: no batch, no statistics, or a batch norm that is not of `normjax.nnx`.
@@ -52,7 +52,9 @@ def population_update(
         [5.0]
 
     Reference:
-        As `normjax.population_statistics`.
+        Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+        Internal Covariate Shift", 2015, algorithm 2; Wu, Johnson, "Rethinking 'Batch' in
+        BatchNorm", 2021 (precise statistics).
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
     _checks.one_of("correction", correction, (0, 1))
@@ -62,11 +64,10 @@ def population_update(
             layers.append(node)
         elif isinstance(node, nnx.BatchNorm) and not isinstance(node, OURS):
             raise ValueError(
-                "population_update() met a layer that does not gather statistics, "
+                "population_update() met a layer that does not accumulate statistics, "
                 f"{type(node).__name__} at {'.'.join(map(str, path)) or 'the top'}: make it a "
                 "normjax.nnx.Normalize(norm, …) or normjax.nnx.BatchNorm"
             )
-    gathered = {id(m): _population.accumulate_statistics(statistics(m), how) for m in layers}
     if not layers:
         raise ValueError(
             "population_update() found no statistics in the model: pass one with norms of "
@@ -74,29 +75,33 @@ def population_update(
         )
 
     @nnx.jit
-    def one(model: Any, batch: Any) -> None:
+    def add_batch(model: Any, batch: Any) -> None:
         if call is None:
             model(batch)
         else:
             call(model, batch)
 
     try:
-        for m in layers:
-            m.gathered = Gathered(gathered[id(m)])
+        for layer in layers:
+            state = _population.accumulate_statistics(statistics(layer), how)
+            layer.accumulator = ModuleState(state)
         for batch in _population.validated_batches(batches, "population_update"):
-            for m in layers:
-                _population.block_on_cpu_devices(m.gathered.get_value())
-            one(model, batch)
-        settled = [
-            _population.finalize_statistics(m.gathered.get_value(), how, correction=correction)
-            for m in layers
+            for layer in layers:
+                _population.block_on_cpu_devices(layer.accumulator.get_value())
+            add_batch(model, batch)
+        states = [
+            _population.finalize_statistics(
+                layer.accumulator.get_value(), how, correction=correction
+            )
+            for layer in layers
         ]
     finally:
-        # What is kept was never written to: after an error the model is as it was.
-        for m in layers:
-            del m.gathered
-    for m, state in zip(layers, settled, strict=True):
-        write(m, state)
+        # The running statistics were never written to: after an error the model is as it was.
+        for layer in layers:
+            if hasattr(layer, "accumulator"):
+                del layer.accumulator
+    for layer, state in zip(layers, states, strict=True):
+        write(layer, state)
 
 
 def _nodes(state: Any) -> list[Any]:

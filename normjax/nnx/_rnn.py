@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from normjax._flax import _padding
+from normjax._flax import _padding, _sequences
 from normjax._internal import _checks
 from normjax.statistics._types import Array, PyTree
 
 
 class StepCarry(NamedTuple):
-    """Carry of a `PerStepCell`: the cell's own, and where in time it is.
+    """Carry of a `PerStepCell`: that of the cell, with the number of steps done.
 
     Attributes:
         step: `[*batch]`, int32, number of steps done.
@@ -40,17 +39,15 @@ class PerStepCell(nnx.RNNCellBase):
 
     Every `nnx.BatchStat` of the cell gets a leading axis of `max_steps`; parameters are shared
     over time. The step travels in the carry, so a sequence may be run in pieces, and may be
-    shorter or longer than `max_steps`: past it the last statistics serve, and training leaves
-    them alone. `train()` and `eval()` set the mode, as ever.
+    shorter or longer than `max_steps`: past it the last statistics normalize, and training
+    leaves them alone. `train()` and `eval()` set the mode as usual.
 
-    Flax's RNN tells its cell nothing of `seq_lengths`. Padding stays out of the statistics of
-    our norms where the start says how long sequences are,
-    `initial_carry=cell.initialize_carry(shape, rngs, lengths=n)`, which `normjax.nnx.RNN` does
-    by itself.
+    Flax's RNN does not pass `seq_lengths` to its cell. To exclude padding from the statistics of
+    our norms, give the lengths with the initial carry,
+    `initial_carry=cell.initialize_carry(shape, rngs, lengths=n)`; `normjax.nnx.RNN` does so.
 
     Args:
-        cell: the cell; its statistics are taken over, and it is no longer to be called by
-            itself.
+        cell: the cell; its statistics become per-step, so it must no longer be called directly.
         max_steps: number of steps with statistics of their own.
 
     Raises:
@@ -87,9 +84,11 @@ class PerStepCell(nnx.RNNCellBase):
             raise TypeError("this cell is a PerStepCell already: write PerStepCell(cell) once")
         self.cell = cell
         self.max_steps = max_steps
-        for v in _kept(cell):
-            v.set_value(
-                jax.tree.map(lambda leaf: jnp.repeat(leaf[None], max_steps, axis=0), v.get_value())
+        for variable in _statistics(cell):
+            variable.set_value(
+                jax.tree.map(
+                    lambda leaf: jnp.repeat(leaf[None], max_steps, axis=0), variable.get_value()
+                )
             )
 
     def __call__(self, carry: Any, inputs: Array) -> tuple[StepCarry, Any]:
@@ -97,7 +96,7 @@ class PerStepCell(nnx.RNNCellBase):
 
         Args:
             carry: `StepCarry`, as `initialize_carry` or the last step returned it.
-            inputs: as for the cell.
+            inputs: those of the cell, for one step.
 
         Returns:
             `(carry, output)`.
@@ -112,33 +111,32 @@ class PerStepCell(nnx.RNNCellBase):
                 "normjax.nnx.RNN, which takes the carry of the cell alone"
             )
         step = jnp.max(carry.step, initial=0)
-        at = jnp.minimum(step, self.max_steps - 1)
-        held = _kept(self.cell)
-        whole = [v.get_value() for v in held]
-        here = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, at, keepdims=False), whole)
+        index = jnp.minimum(step, self.max_steps - 1)
+        variables = _statistics(self.cell)
+        all_steps = [v.get_value() for v in variables]  # [max_steps, ...] each
+        before = jax.tree.map(
+            lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), all_steps
+        )
+        valid = None
+        if carry.lengths is not None:
+            # The step that is run, and not `carry.step`: Flax gives each sequence the carry of
+            # its own end back, so that in the next piece those of `carry` differ.
+            valid = jnp.asarray(step < carry.lengths)
         try:
-            for v, value in zip(held, here, strict=True):
-                v.set_value(value)
-            valid = None
-            if carry.lengths is not None:
-                # The step that is run, and not `carry.step`: Flax hands each sequence back the
-                # carry of its own end, so that in the next piece those of `carry` differ.
-                valid = jnp.asarray(step < carry.lengths)
+            _set_values(variables, before)
             with _padding.step(valid):
                 inner, y = self.cell(carry.carry, inputs)
-            moved = [v.get_value() for v in held]
+            after = [v.get_value() for v in variables]
         finally:
-            for v, value in zip(held, whole, strict=True):
-                v.set_value(value)
+            _set_values(variables, all_steps)
 
-        def put(whole: Array, old: Array, new: Array) -> Array:
-            if new is old:  # evaluation writes nothing
-                return whole
-            new = jnp.where(step < self.max_steps, new.astype(old.dtype), old)
-            return lax.dynamic_update_index_in_dim(whole, new, at, 0)
+        def write(all_steps: Array, before: Array, after: Array) -> Array:
+            if after is before:  # evaluation writes nothing
+                return all_steps
+            after = jnp.where(step < self.max_steps, after.astype(before.dtype), before)
+            return lax.dynamic_update_index_in_dim(all_steps, after, index, 0)
 
-        for v, *values in zip(held, whole, here, moved, strict=True):
-            v.set_value(jax.tree.map(put, *values))
+        _set_values(variables, jax.tree.map(write, all_steps, before, after))
         return StepCarry(carry.step + 1, carry.lengths, inner), y
 
     def initialize_carry(
@@ -153,16 +151,16 @@ class PerStepCell(nnx.RNNCellBase):
 
         Args:
             input_shape: `[*batch, *features]`, that of one step.
-            rngs: as for the cell.
-            carry_init: as for the cell.
+            rngs: random keys, of the cell's `initialize_carry`.
+            carry_init: initializer, of the cell's `initialize_carry`.
             lengths: `[*batch]`, number of steps of each sequence; the rest is padding.
 
         Returns:
             A `StepCarry`.
         """
-        more = {} if carry_init is None else {"carry_init": carry_init}
-        inner = self.cell.initialize_carry(input_shape, rngs, **more)
-        return _start(inner, input_shape[: len(input_shape) - self.num_feature_axes], lengths)
+        options = {} if carry_init is None else {"carry_init": carry_init}
+        inner = self.cell.initialize_carry(input_shape, rngs, **options)
+        return _first_carry(inner, input_shape[: len(input_shape) - self.num_feature_axes], lengths)
 
     @property
     def num_feature_axes(self) -> int:
@@ -173,15 +171,16 @@ class PerStepCell(nnx.RNNCellBase):
 class RNN(nnx.RNN):
     """Any NNX cell over a sequence, as `flax.nnx.RNN`, with statistics of each time step.
 
-    Flax's RNN around a `PerStepCell`, which see; and `seq_lengths` keeps padding out of the
-    statistics of our norms, without a word in the cell (Flax's own `BatchNorm` is not told of
-    it). Carries are those of the cell alone; given a `StepCarry`, it returns one.
+    Flax's RNN around a `PerStepCell`: every `nnx.BatchStat` of the cell gets a leading axis of
+    `max_steps`, and parameters are shared over time. Padding (`seq_lengths`) is excluded from the
+    statistics of our norms with no change to the cell; Flax's own `BatchNorm` includes it.
+    Carries are those of the cell alone; given a `StepCarry`, it returns one.
 
     Args:
         cell: the cell, or a `PerStepCell`.
         max_steps: number of steps with statistics of their own; not for a `PerStepCell`.
         beyond: sequences longer than `max_steps`: `"last"` uses the last statistics there,
-            `"error"` refuses them, earlier pieces of them counted where their number can be seen
+            `"error"` refuses them, with the steps of earlier pieces added where these are known
             (not traced). Further arguments: Flax's.
 
     Raises:
@@ -205,7 +204,7 @@ class RNN(nnx.RNN):
         [1.5, 2.5, 2.0]
 
     Reference:
-        As `PerStepCell`.
+        Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017.
     """
 
     cell: PerStepCell
@@ -273,7 +272,7 @@ class RNN(nnx.RNN):
                 Outputs past it are not zeroed, as in Flax.
             return_carry: also return the carry after the last step of each sequence; that of a
                 sequence of no steps is its start.
-            time_major: as the argument, which it overrides; likewise the next two.
+            time_major: overrides that of the constructor, as do `return_carry` and the next two.
             reverse: run from the last step to the first; padding stays at the end.
             keep_order: return outputs of a reversed run in the order of the inputs.
             rngs: random keys of `initialize_carry`.
@@ -284,39 +283,22 @@ class RNN(nnx.RNN):
         Raises:
             TypeError: `seq_lengths` that are no integers.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; `seq_lengths`
-                of another shape than the batch, or that can be seen (not traced) outside 0 to
-                the steps.
+                of another shape than the batch, or known (not traced) to lie outside 0 to the
+                steps.
         """
-        if return_carry is None:
-            return_carry = self.return_carry
+        return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         inputs = jnp.asarray(inputs)
-        features = self.cell.num_feature_axes
-        time = 0 if time_major else inputs.ndim - features - 1
-        shape = inputs.shape[:time] + inputs.shape[time + 1 :]
-        batch = shape[: len(shape) - features]
+        layout = _sequences.layout(inputs.shape, self.cell.num_feature_axes, time_major)
         if self.beyond == "error":
-            before = _seen(initial_carry) if isinstance(initial_carry, StepCarry) else 0
-            _checks.max_steps(before + inputs.shape[time], self.cell.max_steps, self.beyond)
-        if seq_lengths is not None:
-            seq_lengths = _checks.lengths("seq_lengths", seq_lengths, inputs.shape[time], batch)
-            seq_lengths = seq_lengths.astype(jnp.result_type(int))
-        if isinstance(initial_carry, StepCarry):
-            start = initial_carry
-            if seq_lengths is not None:
-                done = jnp.max(start.step, initial=0)
-                start = start._replace(lengths=done + seq_lengths.astype(jnp.int32))
-        elif initial_carry is not None:
-            start = _start(initial_carry, batch, seq_lengths)
-        else:
-            streams = self.rngs if rngs is None else rngs
-            if isinstance(streams, nnx.Rngs):
-                streams = streams.carry.fork()
-            start = self.cell.initialize_carry(shape, streams, lengths=seq_lengths)
-        found = super().__call__(
+            done = _known_steps(initial_carry) if isinstance(initial_carry, StepCarry) else 0
+            _checks.max_steps(done + layout.steps, self.cell.max_steps, self.beyond)
+        lengths = None if seq_lengths is None else layout.check_lengths(seq_lengths)
+        initial = self._initial_carry(initial_carry, layout, lengths, rngs)
+        result = super().__call__(
             inputs,
-            initial_carry=start,
-            seq_lengths=seq_lengths,
+            initial_carry=initial,
+            seq_lengths=lengths,
             return_carry=return_carry,
             time_major=time_major,
             reverse=reverse,
@@ -324,28 +306,48 @@ class RNN(nnx.RNN):
             rngs=rngs,
         )
         if not return_carry:
-            return found
-        last, outputs = found
-        if seq_lengths is not None:
-            last = jax.tree.map(functools.partial(_padding.final_carry, seq_lengths), last, start)
+            return result
+        last, outputs = result
+        if lengths is not None:
+            last = _sequences.final_carry(last, initial, lengths)
         if isinstance(initial_carry, StepCarry):
-            return last._replace(
-                lengths=initial_carry.lengths
-            ), outputs  # the next piece has its own
+            # The lengths of this piece are not those of the next.
+            return last._replace(lengths=initial_carry.lengths), outputs
         return last.carry, outputs
 
+    def _initial_carry(
+        self, carry: PyTree | None, layout: _sequences.Layout, lengths: Array | None, rngs: Any
+    ) -> StepCarry:
+        """The first carry of the scan: one to go on from, the cell's, or a new one."""
+        if isinstance(carry, StepCarry):
+            if lengths is None:
+                return carry
+            done = jnp.max(carry.step, initial=0)
+            return carry._replace(lengths=done + lengths.astype(jnp.int32))
+        if carry is not None:
+            return _first_carry(carry, layout.batch_shape, lengths)
+        streams = self.rngs if rngs is None else rngs
+        if isinstance(streams, nnx.Rngs):
+            streams = streams.carry.fork()
+        return self.cell.initialize_carry(layout.step_shape, streams, lengths=lengths)
 
-def _start(carry: PyTree, batch: tuple[int, ...], lengths: Array | None) -> StepCarry:
+
+def _first_carry(carry: PyTree, batch: tuple[int, ...], lengths: Array | None) -> StepCarry:
     if lengths is not None:
         lengths = _checks.lengths("lengths", lengths, None, batch).astype(jnp.int32)
     return StepCarry(jnp.zeros(batch, jnp.int32), lengths, carry)
 
 
-def _seen(carry: StepCarry) -> int:
-    """Steps of the pieces before, as far as they can be seen."""
+def _known_steps(carry: StepCarry) -> int:
+    """Steps of the pieces before, where their number is not traced."""
     traced = isinstance(carry.step, jax.core.Tracer)
     return 0 if traced else int(np.max(carry.step, initial=0))
 
 
-def _kept(cell: Any) -> list[nnx.BatchStat]:
+def _statistics(cell: Any) -> list[nnx.BatchStat]:
     return [v for _, v in nnx.iter_graph(cell) if isinstance(v, nnx.BatchStat)]
+
+
+def _set_values(variables: list[nnx.BatchStat], values: list[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.set_value(value)

@@ -1,4 +1,4 @@
-"""Flax's NNX weight norms, drop in: wrappers that compute weights and never write into them."""
+"""Drop-in replacements of Flax's NNX weight norms: weights are computed, never written to."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
-from normjax._flax import _semantics
+from normjax._flax import _semantics, _weights
 from normjax._internal import _checks
+from normjax.nnx._norms import standard_promotion
 from normjax.statistics._types import Array
 
 
@@ -60,7 +60,7 @@ class WeightNorm(nnx.WeightNorm):
     ):
         _checks.one_of("start", start, ("scale_init", "norm"))
         self.layer_instance = layer_instance
-        self.feature_axes = () if feature_axes is None else _semantics.static(feature_axes)
+        self.feature_axes = () if feature_axes is None else _semantics.hashable(feature_axes)
         self.use_scale = use_scale
         self.epsilon = epsilon
         self.dtype = dtype
@@ -69,10 +69,10 @@ class WeightNorm(nnx.WeightNorm):
         self.promote_dtype = promote_dtype
         # Initializers are closures and would make equal modules unequal: they are not kept.
         scales = {}
-        for path, v in _weights(layer_instance):
+        for path, v in _parameters(layer_instance):
             if use_scale and self.variable_filter(path, v):
                 if start == "norm":
-                    g = jnp.sqrt(_semantics.norms(v[...], self.feature_axes).var)
+                    g = jnp.sqrt(_weights.squared_lengths(v[...], self.feature_axes).var)
                     g = g.astype(param_dtype)
                 else:
                     axes = _semantics.axes_of(v.ndim, self.feature_axes)
@@ -92,9 +92,7 @@ class WeightNorm(nnx.WeightNorm):
             if self.use_scale:
                 # What Flax 0.12.8 stored is an array, and a checkpoint may put one here.
                 g = jnp.asarray(_stored(self.scales, path)[...])
-            return _semantics.weight_norm(
-                v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype
-            )
+            return _weights.weight_norm(v, g, self.feature_axes, eps=self.epsilon, dtype=self.dtype)
 
         return _call_with(self.layer_instance, self.variable_filter, weight, x, *args, **kwargs)
 
@@ -128,8 +126,8 @@ class SpectralNorm(nnx.SpectralNorm):
 
         Args:
             x: the layer's input.
-            update_stats: keep the `u` and `sigma` that the power iteration finds; goes before
-                what the module says (`train()` and `eval()` set it).
+            update_stats: keep the `u` and `sigma` that the power iteration finds; overrides the
+                module's mode, which `train()` and `eval()` set.
             *args: the layer's.
             **kwargs: the layer's.
 
@@ -150,12 +148,12 @@ class SpectralNorm(nnx.SpectralNorm):
                     f"Layer instance parameter is {w.ndim}D but error_on_non_matrix is True"
                 )
             u, sigma = (_stored(self.batch_stats, (*path, name)) for name in ("u", "sigma"))
-            bar, new_u, new_sigma = _semantics.spectral_norm(
+            normalized, new_u, new_sigma = _weights.spectral_norm(
                 w, u[...], steps=self.n_steps, eps=self.epsilon, dtype=self.dtype
             )
             if update:
                 u[...], sigma[...] = new_u, new_sigma
-            return bar
+            return normalized
 
         return _call_with(self.layer_instance, nnx.Param, weight, x, *args, **kwargs)
 
@@ -169,10 +167,10 @@ def _call_with(
     in the copy (statistics, counts of random keys, what was sown) is carried back.
     """
     graph, state = nnx.split(layer)
-    picks = nnx.filterlib.to_predicate(chosen)
+    is_chosen = nnx.filterlib.to_predicate(chosen)
     swapped, before = [], {}
     for path, v in nnx.to_flat_state(state):
-        if isinstance(v, nnx.Param) and picks(path, v):
+        if isinstance(v, nnx.Param) and is_chosen(path, v):
             v = v.replace(weight(path, v[...]))
         else:
             before[path] = _raw(v)
@@ -191,7 +189,7 @@ def _call_with(
     return result
 
 
-def _weights(layer: nnx.Module) -> Any:
+def _parameters(layer: nnx.Module) -> Any:
     return nnx.to_flat_state(nnx.state(layer, nnx.Param))
 
 

@@ -1,6 +1,6 @@
-"""The two generic NNX modules: one for any norm, one for any recurrent layer.
+"""The two generic NNX modules: `Normalize` for any norm, `Recurrent` for any recurrent layer.
 
-They hold variables and pass them on; nothing is computed here.
+They hold variables and pass them to the pure functions; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._flax import _padding
+from normjax._flax._variables import Path, named_leaves, nest, require_noise
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
-from normjax.state import _names
 from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
-class Gathered(nnx.BatchStat):
+class ModuleState(nnx.BatchStat):
     """A module's whole state during `population_update`: a pytree with `Accumulator` nodes."""
 
 
@@ -80,7 +80,7 @@ class Normalize(nnx.Module):
 
         Args:
             x: input, as for the norm.
-            stats: `"batch"` or `"running"`; goes before what the module says.
+            stats: `"batch"` or `"running"`; overrides the module's.
             mask: True where a value counts; rank of `x`.
             hyper: numbers that may vary during training.
 
@@ -91,8 +91,8 @@ class Normalize(nnx.Module):
             ValueError: no mode was given.
         """
         mode = _mode(self, stats, self.norm.stateful)
-        shapes = _shapes(self)
-        params, state = _read(self, shapes[0]), statistics(self, shapes[1])
+        params_shape, state_shape = _shapes(self)
+        params, state = _read(self, params_shape), statistics(self, state_shape)
         y, state = self.norm.apply(
             params,
             state,
@@ -126,7 +126,8 @@ class Recurrent(nnx.Module):
         features: size of the last axis of the inputs.
         rngs: random keys; the stream `noise`, or else the default one, serves `h0_noise`, and in
             mode `"batch"` zoneout and dropout.
-        stats: as `Normalize`; layers with zoneout or dropout need a mode too.
+        stats: `"batch"` or `"running"`; may also be given at the call, or by `train()` and
+            `eval()`. Layers without state, zoneout and dropout need none.
         axis_name: device axis that the batch is split over.
         param_dtype: dtype of the parameters.
 
@@ -174,7 +175,7 @@ class Recurrent(nnx.Module):
 
         Args:
             x: `[batch, time, features]`, or time-major if the layer is.
-            stats: `"batch"` or `"running"`; goes before what the module says.
+            stats: `"batch"` or `"running"`; overrides the module's.
             lengths: `[batch]`, number of steps of each sequence.
             carry: start of the carry.
             return_carry: also return the last carry.
@@ -185,16 +186,18 @@ class Recurrent(nnx.Module):
             Flax's `RNN`.
 
         Raises:
-            ValueError: as `Normalize`; or zoneout or dropout in mode `"batch"` without random keys.
+            ValueError: no mode was given; or zoneout or dropout in mode `"batch"` without random
+                keys.
         """
         mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
-        if self.layer.has_dropout and mode == "batch" and self.noise is None:
-            raise ValueError(
-                'Recurrent has zoneout or dropout, which draw in mode "batch": make it with '
-                "rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)"
-            )
-        shapes = _shapes(self)
-        params, state = _read(self, shapes[0]), statistics(self, shapes[1])
+        require_noise(
+            self.layer,
+            mode,
+            self.noise is not None,
+            "make it with rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)",
+        )
+        params_shape, state_shape = _shapes(self)
+        params, state = _read(self, params_shape), statistics(self, state_shape)
         draws = self.layer.needs_key or mode == "batch"
         (y, last), state = self.layer.apply(
             params,
@@ -220,10 +223,11 @@ def _flag(stats: Stats | None) -> bool | None:
     return stats == "running"
 
 
-def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
+def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:
+    """Return the mode of a call: its own, or that of the module."""
     if stats is not None:
         return stats
-    if module.use_running_average is None and stateful:
+    if module.use_running_average is None and needed:
         raise ValueError(
             f"{type(module).__name__} needs a mode: write module.train() or module.eval(), or "
             'give stats="batch" or stats="running" at the call'
@@ -232,23 +236,19 @@ def _mode(module: Any, stats: Stats | None, stateful: bool) -> Stats:
 
 
 def _declare(module: Any, params: PyTree, state: PyTree) -> None:
-    """Make variables of the names of the trees; a place of a layer has both kinds in it."""
-    tree: dict[str, Any] = {}
-    for kind, values in ((nnx.Param, params), (nnx.BatchStat, state)):
-        for path, value in _flat(_names.to_dict(values)):
-            at = tree
-            for name in path[:-1]:
-                at = at.setdefault(name, {})
-            at[path[-1]] = kind(value)
-    for name, value in tree.items():
+    """Make variables of the names of the trees; a norm of a layer has both kinds in it."""
+    variables: dict[Path, nnx.Variable[Any]] = {}
+    variables |= {path: nnx.Param(value) for path, value in named_leaves(params).items()}
+    variables |= {path: nnx.BatchStat(value) for path, value in named_leaves(state).items()}
+    for name, value in nest(variables).items():
         setattr(module, name, nnx.data(value))
 
 
 def statistics(module: Any, template: PyTree = None) -> PyTree:
     """State of a module of ours that keeps statistics, in the norm's or layer's own structure."""
-    gathered = getattr(module, "gathered", None)
-    if isinstance(gathered, Gathered):
-        return gathered.get_value()
+    accumulator = getattr(module, "accumulator", None)
+    if isinstance(accumulator, ModuleState):
+        return accumulator.get_value()
     if isinstance(module, nnx.BatchNorm):
         return Running(module.mean[...], module.var[...])
     return _read(module, _shapes(module)[1] if template is None else template)
@@ -256,16 +256,16 @@ def statistics(module: Any, template: PyTree = None) -> PyTree:
 
 def write(module: Any, state: PyTree) -> None:
     """Write the state of a module of ours back to its variables."""
-    gathered = getattr(module, "gathered", None)
-    if isinstance(gathered, Gathered):
-        gathered.set_value(state)
+    accumulator = getattr(module, "accumulator", None)
+    if isinstance(accumulator, ModuleState):
+        accumulator.set_value(state)
         return
-    for path, value in _flat(_names.to_dict(state)):
-        _find(module, path)[...] = value
+    for path, value in named_leaves(state).items():
+        _variable(module, path)[...] = value
 
 
 def _store(module: Any, state: PyTree, mode: Stats) -> None:
-    if mode == "batch" or hasattr(module, "gathered"):
+    if mode == "batch" or hasattr(module, "accumulator"):
         write(module, state)
 
 
@@ -274,30 +274,17 @@ def _shapes(module: Any) -> tuple[PyTree, PyTree]:
     key, dtype = jax.random.key(0), module.param_dtype
     if isinstance(module, Recurrent):
         return jax.eval_shape(lambda: module.layer.init(key, module.features, dtype))
-    return jax.eval_shape(lambda: module.norm.init(module.shape, dtype, key=key))
+    return jax.eval_shape(lambda: module.norm.start(module.shape, dtype, key))
 
 
 def _read(module: Any, template: PyTree) -> PyTree:
-    values: dict[str, Any] = {}
-    for path, _ in _flat(_names.to_dict(template)):
-        at = values
-        for name in path[:-1]:
-            at = at.setdefault(name, {})
-        at[path[-1]] = _find(module, path)[...]
-    return _names.from_dict(template, values)
+    """Return the variables of a module in the structure of `template`."""
+    leaves = [_variable(module, path)[...] for path in named_leaves(template)]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def _find(module: Any, path: tuple[str, ...]) -> Any:
-    found = getattr(module, path[0])
+def _variable(module: Any, path: Path) -> Any:
+    variable = getattr(module, path[0])
     for name in path[1:]:
-        found = found[name]
-    return found
-
-
-def _flat(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    out: list[tuple[tuple[str, ...], Any]] = []
-    for name, value in tree.items():
-        out += (
-            _flat(value, (*prefix, name)) if isinstance(value, dict) else [((*prefix, name), value)]
-        )
-    return out
+        variable = variable[name]
+    return variable

@@ -1,1 +1,1 @@
-"""Activation norms, one family a file."""
+"""Activation norms, one family per file."""

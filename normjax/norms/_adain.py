@@ -1,4 +1,4 @@
-"""Adaptive instance normalization: the statistics of one image on the content of another."""
+"""Adaptive instance normalization: gives one image the channel statistics of another."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def adain(
     mask: Bool[Array, "..."] | None = None,
     style_mask: Bool[Array, "..."] | None = None,
 ) -> Inexact[jax.Array, "*shape"]:
-    r"""Adaptive instance normalization: the content with the style's mean and spread.
+    r"""Give the content the mean and spread of the style: adaptive instance normalization.
 
     $$y = \sigma(s)\,\frac{c - \mu(c)}{\sigma(c)} + \mu(s), \qquad
       \sigma = \sqrt{\sigma^2 + \epsilon}$$
 
-    Mean and spread are those of each channel of each sample over space. Space of content and
-    style may differ in size, and their other axes not.
+    Mean and spread are taken over space, for each channel of each sample. Content and style may
+    differ in the size of space, but not in their other axes.
 
     Args:
         content: floating, `[batch, *space, channels]`.
         style: floating, as many axes as `content`.
-        axes: axes of space in both. `None`: all between the first and the last.
+        axes: spatial axes of both. `None`: all between the first and the last.
         eps: added to both variances, as in the authors' code.
         mask: True where the content counts; rank of `content`. Masked outputs are the
             style's mean.
@@ -44,7 +44,8 @@ def adain(
         Output of the shape and dtype of `content`.
 
     Raises:
-        ValueError: axes that do not fit, other axes of different sizes, eps not positive.
+        TypeError: `content` or `style` is not floating, or a mask is not boolean.
+        ValueError: the axes do not fit, other axes differ in size, or `eps` is not positive.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -58,21 +59,22 @@ def adain(
     """
     _checks.positive("eps", eps)
     content, style = _checks.floating(content, "adain"), _checks.floating(style, "adain")
-    over = spatial_axes(_checks.axes(axes), content.ndim, "adain", empty=False)
-    kept = tuple(a for a in range(content.ndim) if a not in over)
-    if style.ndim != content.ndim or any(style.shape[a] != content.shape[a] for a in kept):
+    space = spatial_axes(_checks.axes(axes), content.ndim, "adain", empty=False)
+    remaining = tuple(a for a in range(content.ndim) if a not in space)
+    if style.ndim != content.ndim or any(style.shape[a] != content.shape[a] for a in remaining):
         raise ValueError(
             f"adain got content of shape {content.shape} and style of shape {style.shape}: they "
-            f"may differ in the axes of space {over} alone; repeat or broadcast the style first"
+            f"may differ in the spatial axes {space} alone; repeat or broadcast the style first"
         )
-    m = _measure.moments(content, over, mask=mask)
-    s = _measure.moments(style, over, mask=style_mask)
+    m = _measure.moments(content, space, mask=mask)
+    s = _measure.moments(style, space, mask=style_mask)
+    # The style's statistics are an affine per sample: [batch, 1, ..., 1, channels].
     return _normalize.normalize(
         content,
         m,
-        over,
-        scale=_shapes.expand(jnp.sqrt(s.var + eps), kept, content.ndim),
-        bias=_shapes.expand(s.mean, kept, content.ndim),
+        space,
+        scale=_shapes.expand(jnp.sqrt(s.var + eps), remaining, content.ndim),
+        bias=_shapes.expand(s.mean, remaining, content.ndim),
         eps=eps,
         mask=_checks.mask(mask, content.shape),
     )

@@ -1,4 +1,4 @@
-"""The affine after the statistics: its start, and the checks of its settings."""
+"""Initializes the affine of a norm, and checks the settings that norms share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from normjax.base import Affine
 
 
 def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
-    """Start the affine that the fields `use_scale`, `use_bias`, `*_init` of a norm describe."""
+    """Make the affine that the fields `use_scale`, `use_bias`, `*_init` of a norm describe."""
+    # Scale and bias are real even for complex x.
     dtype = jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else dtype
     return Affine(
         scale=jnp.full(features, norm.scale_init, dtype) if norm.use_scale else None,
@@ -20,13 +21,13 @@ def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
 
 
 def check_running(decay: float, correction: int) -> None:
-    """Refuse settings of a running average outside their ranges."""
+    """Raise if a setting of a running average is outside its range."""
     _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     _checks.one_of("correction", correction, (0, 1))
 
 
 def check_affine(scale_init: float, bias_init: float, eps: float | None = None) -> None:
-    """Refuse numbers outside their ranges."""
+    """Raise if a setting of the affine, or `eps`, is outside its range."""
     if eps is not None:
         _checks.positive("eps", eps)
     _checks.number("scale_init", scale_init)

@@ -1,4 +1,4 @@
-"""Batch normalization: statistics over the batch, kept as running averages."""
+"""Batch normalization: statistics over the batch, with running averages for inference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BatchNorm(Norm):
     impl: _core.Impl = "xla"
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         check_affine(self.scale_init, self.bias_init, self.eps)
         check_running(self.decay, self.correction)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
@@ -52,9 +52,10 @@ class BatchNorm(Norm):
         return initial_affine(self, features, dtype), _running.initial_running(features, dtype)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
-        """Measure this batch, over all devices of `axis_name`."""
+        """Measure this batch over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(self.axes, x.ndim)
+        # Groups of devices have a meaning only together with a device axis.
         groups = self.axis_index_groups if call.axis_name is not None else None
         return _core.moments(x, axes, call.mask, call.axis_name, groups, impl=self.impl)
 
@@ -67,17 +68,20 @@ class BatchNorm(Norm):
         call: Call,
     ) -> jax.Array:
         """Normalize with this batch's statistics or the running ones."""
-        features = self.feature_axes(x.ndim)
-        _checks.same_features(state, tuple(x.shape[a] for a in features), self.factory)
-        m = _running.select(state, measured, call.stats)
         axes = _checks.resolve_axes(self.axes, x.ndim)
+        features = tuple(a for a in range(x.ndim) if a not in axes)
+        m = _running.select(state, measured, call.stats)
+        of_features = tuple(x.shape[a] for a in features)
+        # In mode "batch" these are measured, and `update` checks the state.
+        if getattr(getattr(m, "mean", None), "shape", None) != of_features:
+            _checks.same_features(state, of_features, self.factory)
         scale, bias = broadcast_affine(params, features, x.shape)
         return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
 
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call
     ) -> Running | Accumulator:
-        """Move the running average; never toward an empty or non-finite batch."""
+        """Update the running average, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
             state, measured, stats=call.stats, decay=decay, correction=self.correction
@@ -103,37 +107,39 @@ def batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
-    r"""Batch normalization: each feature over the batch (and space), Ioffe and Szegedy's.
+    r"""Batch normalization: normalizes each feature over the batch, and over space if there is one.
 
     $$y = \gamma\,\frac{x - \mu_B}{\sqrt{\sigma_B^2 + \epsilon}} + \beta, \qquad
       \text{running} \leftarrow d \cdot \text{running} + (1 - d) \cdot (\mu_B, \sigma_B^2)$$
 
-    The state is `Running(mean, var)`; it starts at 0 and 1, has Flax's layout, and is kept in
-    at least float32. A batch that is fully masked, or not finite, leaves it as it is.
+    The state is `Running(mean, var)`; it is initially 0 and 1, has Flax's layout, and is at least
+    float32. A batch that is fully masked, or not finite, leaves it unchanged.
 
     Args:
-        axes: axes averaged over. `None`, all but the last, shares a convolution's statistics
-            per feature map; `(0,)` keeps them per activation.
-        eps: added to the variance; the paper names no value, 1e-5 is every library's.
-        decay: weight of the old running value, in [0, 1]; what PyTorch calls momentum is
-            1 - decay. May be given at each call as `hyper={"decay": d}`.
-        correction: variance that is *stored*: 0 the biased one (Flax), 1 times n/(n-1) (paper,
-            PyTorch). What normalizes a batch is always biased.
+        axes: axes averaged over. `None`, all but the last, gives a convolution one mean and
+            variance per feature map; `(0,)` gives one per activation.
+        eps: added to the variance; the paper gives no value, most libraries use 1e-5.
+        decay: weight of the old running value, in [0, 1]; PyTorch's momentum is 1 - decay. May be
+            given at each call as `hyper={"decay": d}`.
+        correction: variance that is *stored*: 0 the biased one, as Flax does, 1 the biased one
+            times n/(n-1), as the paper and PyTorch do. A batch is always normalized with the
+            biased variance.
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma; 0 makes a residual branch start as identity, 0.1 is the
-            recurrent paper's.
-        bias_init: start of beta.
-        axis_index_groups: groups of device indices whose statistics are pooled apart, under
+        scale_init: initial gamma; with 0 a residual branch is initially the identity, 0.1 is the
+            value of the recurrent batch norm paper.
+        bias_init: initial beta.
+        axis_index_groups: groups of device indices whose statistics are pooled separately, with
             `axis_name`.
-        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet and a CPU interprets, slowly.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
+            have not been run on an accelerator yet, and are slow on a CPU.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Shared by EvoNorm B0 and switchable norm: running statistics of each channel."""
+"""Base class of EvoNorm B0 and switchable norm: running statistics of each channel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from normjax.statistics._types import Accumulator, Moments, Running
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ChannelStatsNorm(Norm):
-    """A norm with running batch statistics of each channel, used beside those of a sample."""
+    """A norm that uses running batch statistics of each channel together with a sample's own."""
 
     stateful: ClassVar[bool] = True
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
@@ -34,23 +34,23 @@ class ChannelStatsNorm(Norm):
     bias_init: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         check_affine(self.scale_init, self.bias_init, self.eps)
         check_running(self.decay, self.correction)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def start_channels(self, shape: tuple[int, ...], dtype: Any) -> tuple[Affine, Running]:
         """Return the affine and the running statistics, of the shape of the channels."""
-        self.space(len(shape))  # So that a shape that does not fit is refused here already.
+        self.space(len(shape))  # raises here already if the shape does not fit
         channels = shape[-1:]
         return initial_affine(self, channels, dtype), _running.initial_running(channels, dtype)
 
     def space(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of space, which a sample's own statistics run over."""
+        """Return the spatial axes, over which a sample's own statistics are taken."""
         return spatial_axes(self.axes, ndim, self.factory, empty=False)
 
     def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
-        """Measure each channel over batch and space, over all devices of `axis_name`."""
+        """Measure each channel over batch and space and over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(None, x.ndim)
         return _core.moments(x, axes, call.mask, call.axis_name)
@@ -58,7 +58,7 @@ class ChannelStatsNorm(Norm):
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call
     ) -> Running | Accumulator:
-        """Move the running average; never toward an empty or non-finite batch."""
+        """Update the running average, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
             state, measured, stats=call.stats, decay=decay, correction=self.correction
@@ -66,7 +66,7 @@ class ChannelStatsNorm(Norm):
 
 
 def require_real(x: jax.Array, who: str) -> None:
-    """Refuse complex x, whose values the nonlinearity of `who` has no order for."""
+    """Raise if x is complex: the nonlinearity of `who` compares values."""
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"{who} has a nonlinearity of real numbers and got {x.dtype}: write x.real and x.imag "

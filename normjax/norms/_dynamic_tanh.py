@@ -1,4 +1,4 @@
-"""Dynamic Tanh: a layer in the place of a norm that averages nothing."""
+"""Dynamic tanh: a replacement for layer norm that computes no statistics."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class DynamicTanhParams(NamedTuple):
 
     Attributes:
         alpha: slope at 0, a scalar.
-        scale: gamma, one a feature, or `None`.
-        bias: beta, one a feature, or `None`.
+        scale: gamma, one per feature, or `None`.
+        bias: beta, one per feature, or `None`.
     """
 
     alpha: Num[Array, "*samples"]
@@ -44,7 +44,7 @@ class DynamicTanh(Norm):
     bias_init: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse starting values that are no numbers."""
+        """Check that the initial values are plain numbers."""
         check_affine(self.scale_init, self.bias_init)
         _checks.number("alpha_init", self.alpha_init)
 
@@ -80,23 +80,24 @@ def dynamic_tanh(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""Dynamic tanh: the squashing that layer norm amounts to, without its statistics.
+    r"""Dynamic tanh: squashes values as layer norm effectively does, without statistics.
 
     $$y = \gamma \odot \tanh(\alpha x) + \beta$$
 
     Args:
-        alpha_init: start of the one learned slope; 0.5, the paper's. For large language models
-            it advises more in front of attention than elsewhere (0.8 and 0.2 at 7B).
+        alpha_init: initial value of the one learned slope; 0.5 in the paper. For large language
+            models the paper recommends a larger one before attention than elsewhere (0.8 and 0.2
+            at 7B).
         use_scale: whether there is a gain over the last axis.
         use_bias: whether there is a bias over the last axis.
-        scale_init: start of the gain.
-        bias_init: start of the bias.
+        scale_init: initial gain.
+        bias_init: initial bias.
 
     Returns:
-        A `Norm` with params `Tanh` and no state.
+        A `Norm` with params `DynamicTanhParams` and no state.
 
     Raises:
-        TypeError: a start that is not a plain number.
+        TypeError: an initial value is not a plain number.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""EvoNorm B0 and S0."""
+"""EvoNorm B0 and S0: norm and activation in one layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
 class EvoNormParams(NamedTuple):
-    """Parameters of the EvoNorms, one number a channel.
+    """Parameters of the EvoNorms, one number per channel.
 
     Attributes:
         scale: gamma.
@@ -55,15 +55,16 @@ class EvoNormB0(ChannelStatsNorm):
         x: jax.Array,
         call: Call,
     ) -> jax.Array:
-        """Divide by the larger of the batch's deviation and the sample's plus v x."""
+        """Divide by the batch's deviation or by the sample's plus v x, whichever is larger."""
         require_real(x, self.factory)
         channels, space = (x.ndim - 1,), self.space(x.ndim)
         d = widen(x, call.mask)
         of_batch = _running.select(state, measured, call.stats).var
         of_sample = _core.moments(x, space, call.mask).var
-        others = [a for a in range(x.ndim) if a not in space]
+        remaining = [a for a in range(x.ndim) if a not in space]
         slope = broadcast_parameter(params.slope, channels, x.shape).astype(d.dtype)
-        instance = _shapes.expand(jnp.sqrt(of_sample + self.eps), others, x.ndim)
+        # [batch, 1, ..., channels] and [1, 1, ..., channels].
+        instance = _shapes.expand(jnp.sqrt(of_sample + self.eps), remaining, x.ndim)
         batch = _shapes.expand(jnp.sqrt(of_batch + self.eps), channels, x.ndim)
         y = d / jnp.maximum(batch.astype(d.dtype), slope * d + instance)
         scale, bias = broadcast_affine(params, channels, x.shape)
@@ -82,32 +83,33 @@ def evo_norm_b0(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""EvoNorm-B0, norm and activation in one, with batch statistics; channels are last.
+    r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 
     $$y = \gamma\,\frac{x}{\max\big(\sqrt{\sigma^2_{b,w,h} + \epsilon},\;
       v x + \sqrt{\sigma^2_{w,h} + \epsilon}\big)} + \beta$$
 
-    The batch's variance is replaced by the running one in evaluation; the sample's never is.
-    The mean is kept too, though nothing reads it: variances of batches pool only with it.
+    In evaluation the running variance replaces the batch's; the sample's variance is always
+    computed. The state also has a running mean, which the output does not use but which is
+    needed to pool the variances of several batches.
 
     Args:
-        axes: axes of space, those of one sample's variance. `None`: all between the first and
-            the last. The batch's variance is over all but the last.
+        axes: spatial axes, over which one sample's variance is taken. `None`: all between the
+            first and the last. The batch's variance is taken over all axes but the last.
         eps: added to both variances.
         decay: weight of the old running value, in [0, 1]; 0.9 as in the authors' code. May be
             given at each call as `hyper={"decay": d}`.
-        correction: variance that is *stored*: 0 the biased one, 1 times n/(n-1).
+        correction: variance that is *stored*: 0 the biased one, 1 the biased one times n/(n-1).
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
 
     Returns:
-        A `Norm` with params `Evo` and state `Running`.
+        A `Norm` with params `EvoNormParams` and state `Running`.
 
     Raises:
-        TypeError: complex x, which has no maximum.
-        ValueError: a number outside its range; x without space.
+        TypeError: x is complex and has no maximum.
+        ValueError: a number is outside its range, or x has no spatial axes.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -169,26 +171,27 @@ def evo_norm_s0(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""EvoNorm-S0, norm and activation in one, over one sample; channels are last.
+    r"""EvoNorm-S0: norm and activation in one, over one sample; channels are last.
 
     $$y = \gamma\,\frac{x\,\mathrm{sigmoid}(v x)}{\sqrt{\sigma^2_{w,h,c/g} + \epsilon}} + \beta$$
 
     Args:
-        groups: number of groups; 32, the paper's, if no `group_size` is given.
-        group_size: channels of a group, in place of `groups`.
-        axes: axes of space; as in `group_norm`.
+        groups: number of groups; by default 32, as in the paper, unless `group_size` is set.
+        group_size: channels per group, instead of `groups`.
+        axes: spatial axes, as in `group_norm`.
         eps: added to the variance.
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
 
     Returns:
-        A `Norm` with params `Evo` and no state.
+        A `Norm` with params `EvoNormParams` and no state.
 
     Raises:
-        TypeError: complex x.
-        ValueError: both `groups` and `group_size`, or one that does not divide the channels.
+        TypeError: x is complex.
+        ValueError: both `groups` and `group_size` are set, the one that is set does not divide the
+            channels, or a number is outside its range.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -19,13 +19,13 @@ from normjax.statistics._types import Array, Moments, PyTree
 
 
 class FilterResponseParams(NamedTuple):
-    """Parameters of `filter_response_norm`, one number a channel; `None` where it has none.
+    """Parameters of `filter_response_norm`, one number per channel; `None` if not used.
 
     Attributes:
         scale: gamma.
         bias: beta.
-        threshold: tau of the thresholded linear unit after it.
-        eps: what is learned of eps; its absolute value counts.
+        threshold: tau of the thresholded linear unit that follows.
+        eps: the learned part of eps; its absolute value is added.
     """
 
     scale: Num[Array, "*features"] | None
@@ -47,13 +47,13 @@ class FilterResponseNorm(PerSampleNorm):
     eps_init: float = 1e-4
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges."""
+        """Check the fields and bring `axes` into canonical form."""
         super().__post_init__()
         _checks.positive("eps_init", self.eps_init)
         _checks.set_field(self, "axes", spatial_axes_argument(self.axes))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of space."""
+        """Return the spatial axes."""
         return spatial_axes(self.axes, ndim, self.factory)
 
     def start(
@@ -66,7 +66,7 @@ class FilterResponseNorm(PerSampleNorm):
         return FilterResponseParams(affine.scale, affine.bias, tau, eps), state
 
     def measure(self, params: FilterResponseParams, x: jax.Array, call: Call) -> Moments:
-        """Take the mean square over space."""
+        """Measure the mean square over space."""
         del params
         if jnp.iscomplexobj(x) and self.threshold:
             raise TypeError(
@@ -83,15 +83,15 @@ class FilterResponseNorm(PerSampleNorm):
         x: jax.Array,
         call: Call,
     ) -> jax.Array:
-        """Divide each filter's response by its energy over space; threshold it."""
+        """Divide each filter's response by its root mean square over space, then threshold it."""
         channels = self.features(x.ndim)
         if params.eps is not None:
             learned = jnp.abs(jnp.asarray(params.eps)).astype(measured.var.dtype)
-            # The rank of the statistics, which are x's without the axes of space.
+            # To the shape of the statistics: that of x without its spatial axes.
             learned = broadcast_parameter(learned, channels, x.shape)
             learned = jnp.squeeze(learned, self.averaged(x.ndim))
             measured = measured._replace(var=measured.var + learned)
-        # In the dtype of the statistics to the end: tau is compared before anything is rounded.
+        # In the dtype of the statistics until the end: compare with tau before rounding.
         y = super().transform(params, state, measured, widen(x, call.mask), call)
         if params.threshold is not None:
             tau = broadcast_parameter(params.threshold, channels, x.shape)
@@ -117,28 +117,28 @@ def filter_response_norm(
     $$y = \gamma\,\frac{x}{\sqrt{\nu^2 + \epsilon + |\epsilon_l|}} + \beta, \qquad
       \nu^2 = \tfrac1N \sum_{\text{space}} x^2, \qquad z = \max(y, \tau)$$
 
-    It does not centre, so the activation's threshold tau is learned in place of ReLU's 0: no
-    other activation follows it.
+    It does not centre x, so the threshold tau is learned instead of ReLU's 0, and no other
+    activation follows.
 
     Args:
-        axes: axes of space, averaged over. `None`: all between the first and the last; x of
-            `[batch, channels]` has none, and needs a learned eps.
+        axes: spatial axes, averaged over. `None`: all between the first and the last; x of shape
+            `[batch, channels]` has none and needs a learned eps.
         eps: added to the mean square, not learned.
-        threshold: whether the thresholded linear unit follows, tau starting at 0.
-        learn_eps: whether a further eps is learned for each channel; the paper advises it
-            where there is little or no space to average over.
-        eps_init: start of the learned eps; the paper's.
+        threshold: whether the thresholded linear unit follows; tau is initially 0.
+        learn_eps: whether a second eps is learned for each channel; the paper recommends it
+            if there is little or no space to average over.
+        eps_init: initial value of the learned eps; the default is the paper's.
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
 
     Returns:
-        A `Norm` with params `FilterResponse` and no state.
+        A `Norm` with params `FilterResponseParams` and no state.
 
     Raises:
-        TypeError: complex x with a threshold.
-        ValueError: a number outside its range, axes that name the channels.
+        TypeError: x is complex and there is a threshold.
+        ValueError: a number is outside its range, or `axes` name the channels.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Ghost batch norm: virtual batches inside a large one."""
+"""Ghost batch normalization: normalizes small virtual batches inside a large one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normjax.statistics._types import Array, Moments, PyTree
 
 
 class GhostMoments(NamedTuple):
-    """What `ghost_batch_norm` measures: each virtual batch, and all of them together.
+    """Statistics that `ghost_batch_norm` measures: of each virtual batch and of the whole batch.
 
     Attributes:
         groups: `[groups, *features]`, moments of each virtual batch of this device.
@@ -38,12 +38,12 @@ class GhostBatchNorm(BatchNorm):
     size: int = dataclasses.field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         super().__post_init__()
         _checks.positive_int("size", self.size)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Any:
-        """Measure each virtual batch; only what is kept is pooled over `axis_name`."""
+        """Measure each virtual batch; only the running statistics are pooled over `axis_name`."""
         del params
         xs, masks, axes, _ = self._split(x, call.mask)
         groups = _core.moments(xs, axes, masks)
@@ -53,10 +53,11 @@ class GhostBatchNorm(BatchNorm):
     def transform(
         self, params: Affine, state: PyTree, measured: Any, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize each virtual batch alone, or all with the running statistics."""
+        """Normalize each virtual batch with its own statistics, or all with the running ones."""
         if call.stats == "running":
             return super().transform(params, state, None, x, call)
         xs, masks, axes, join = self._split(x, call.mask)
+        # xs is [groups, members, ...]: every axis of x moved back by one.
         features = tuple(a + 1 for a in self.feature_axes(x.ndim))
         scale, bias = (
             None if v is None else _shapes.expand(v, features, xs.ndim)
@@ -65,15 +66,15 @@ class GhostBatchNorm(BatchNorm):
         return join(_core.normalize(xs, measured.groups, axes, scale, bias, self.eps, masks))
 
     def update(self, state: PyTree, measured: Any, call: Call) -> Any:
-        """Move the running average by the whole batch, as batch norm does."""
+        """Update the running average with the whole batch, as batch norm does."""
         whole = None if measured is None else measured.whole
         return super().update(state, whole, call)
 
     def _split(self, x: jax.Array, mask: Array | None) -> tuple[Any, Any, tuple[int, ...], Any]:
-        """Return x and mask as `[groups, members, ...]`, axes to average there, and the way back.
+        """Return x and mask as `[groups, members, ...]`, the axes to average, and the inverse.
 
-        The groups are as even as can be, so that no remainder of one sample is normalized
-        with itself; shorter ones are padded with masked copies.
+        The groups are as even as possible, so that no single sample is left over and normalized
+        with itself; shorter groups are padded with masked copies.
         """
         axes = _checks.resolve_axes(self.axes, x.ndim)
         if 0 not in axes:
@@ -94,14 +95,16 @@ class GhostBatchNorm(BatchNorm):
 
             masks = None if mask is None else split(jnp.asarray(mask))
             return split(x), masks, axes, lambda y: y.reshape(x.shape)
+        # Uneven groups: gather them by an index [groups, members]; a padded slot repeats the first
+        # sample of its group and is masked.
         sizes = [batch // count + (g < batch % count) for g in range(count)]
         starts = np.cumsum([0, *sizes[:-1]])
         slot = np.arange(members)
         real = slot < np.array(sizes)[:, None]
-        where = np.where(real, starts[:, None] + slot, starts[:, None])
-        there = jnp.asarray(real).reshape(real.shape + (1,) * (x.ndim - 1))
-        masks = there if mask is None else there & jnp.asarray(mask)[where]
-        return x[where], masks, axes, lambda y: y[real.nonzero()]
+        index = np.where(real, starts[:, None] + slot, starts[:, None])
+        unpadded = jnp.asarray(real).reshape(real.shape + (1,) * (x.ndim - 1))
+        masks = unpadded if mask is None else unpadded & jnp.asarray(mask)[index]
+        return x[index], masks, axes, lambda y: y[real.nonzero()]
 
 
 @_hints.with_hints()
@@ -118,33 +121,34 @@ def ghost_batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Norm:
-    r"""Ghost batch normalization: the statistics of small virtual batches inside a large one.
+    r"""Ghost batch normalization: normalizes each small virtual batch of a large batch separately.
 
     $$y = \gamma\,\frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}} + \beta
       \quad\text{for } x \text{ in virtual batch } g$$
 
-    The running statistics are those of the whole batch, merged exactly, so evaluation is that
-    of `batch_norm`. A batch that `size` does not divide is cut into as few virtual batches as
-    `size` allows, as even as can be: 10 at size 4 gives 4, 3 and 3. Virtual batches never span
-    devices; `axis_name` pools what is kept.
+    The running statistics are those of the whole batch, merged exactly, so in evaluation it is
+    `batch_norm`. A batch that is not a multiple of `size` is split into as few virtual batches
+    as possible, of sizes as even as possible: 10 at size 4 gives 4, 3 and 3. Virtual batches
+    never span devices; `axis_name` pools the running statistics.
 
     Args:
-        size: most samples in a virtual batch; the paper's is 128.
-        axes: as in `batch_norm`, with axis 0 among them.
+        size: maximum number of samples in a virtual batch; 128 in the paper.
+        axes: as in `batch_norm`; must include axis 0.
         eps: added to the variance.
         decay: weight of the old running value, in [0, 1]; also `hyper={"decay": d}`.
         correction: as in `batch_norm`.
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
-        axis_index_groups: as in `batch_norm`, for what is kept.
+        scale_init: initial gamma.
+        bias_init: initial beta.
+        axis_index_groups: as in `batch_norm`, for the running statistics.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.
 
     Raises:
-        ValueError: a number outside its range; axes without the batch.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` do not include the batch.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

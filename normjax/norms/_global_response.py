@@ -1,4 +1,4 @@
-"""Global response normalization."""
+"""Global response normalization, of ConvNeXt V2."""
 
 from __future__ import annotations
 
@@ -28,34 +28,35 @@ class GlobalResponseNorm(PerSampleNorm):
     scale_init: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         super().__post_init__()
         _checks.set_field(self, "axes", spatial_axes_argument(self.axes))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of space."""
+        """Return the spatial axes."""
         return spatial_axes(self.axes, ndim, self.factory)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
-        """Take the mean square over space."""
+        """Measure the mean square over space."""
         del params
         return _core.mean_square(x, self.averaged(x.ndim), call.mask)
 
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Scale each channel by its share of the response, and add x back."""
+        """Scale each channel by its share of the response, then add x."""
         del state
-        others = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
+        remaining = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
         energy = measured.var * measured.count
-        # The root has no slope at 0; a dead channel takes 0, as a norm's subgradient does.
+        # The root has no derivative at 0: a dead channel gets 0, a subgradient of the length.
         alive = energy > 0
         length = jnp.where(alive, jnp.sqrt(jnp.where(alive, energy, 1)), 0)
-        typical = _core.moments(length, (length.ndim - 1,), measured.count > 0).mean
-        share = length / (typical[..., None] + self.eps)
+        # length is [batch, channels]; its mean over channels is [batch].
+        mean_length = _core.moments(length, (length.ndim - 1,), measured.count > 0).mean
+        share = length / (mean_length[..., None] + self.eps)
         scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
         d = widen(x, call.mask)
-        y = _formulas.affine(d, scale, bias, mul=_shapes.expand(share, others, x.ndim))
+        y = _formulas.affine(d, scale, bias, mul=_shapes.expand(share, remaining, x.ndim))
         return (y + d).astype(x.dtype)
 
 
@@ -67,25 +68,25 @@ def global_response_norm(
     scale_init: float = 0.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""Global response normalization of ConvNeXt V2: channels compete; channels are last.
+    r"""Global response normalization: lets channels compete, as in ConvNeXt V2; channels are last.
 
     $$y = \gamma \odot x \odot n + \beta + x, \qquad
       n_c = \frac{\lVert x_{\cdot,c} \rVert_2}{\tfrac1C \sum_{c'} \lVert x_{\cdot,c'} \rVert_2
       + \epsilon}$$
 
-    The length is taken over space. Gamma and beta start at 0, so that it starts as identity.
+    The length is taken over space. Gamma and beta are initially 0, which makes it the identity.
 
     Args:
-        axes: axes of space. `None`: all between the first and the last.
+        axes: spatial axes. `None`: all between the first and the last.
         eps: added to the mean length.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        ValueError: a number outside its range, axes that name the channels.
+        ValueError: a number is outside its range, or `axes` name the channels.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

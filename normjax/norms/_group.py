@@ -1,4 +1,4 @@
-"""Group normalization."""
+"""Group normalization, over space and a group of channels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GroupNorm(PerSampleNorm):
     impl: _core.Impl = "xla"
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges; with neither count the channels make 32 groups."""
+        """Check the fields; by default the channels are divided into 32 groups."""
         super().__post_init__()
         groups = groups_argument(self.groups, self.group_size, self.factory)
         _checks.set_field(self, "groups", groups)
@@ -37,7 +37,7 @@ class GroupNorm(PerSampleNorm):
         _checks.one_of("impl", self.impl, get_args(_core.Impl))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes averaged over once the channels are `[groups, channels of a group]`."""
+        """Return the averaged axes of x split into `[..., groups, channels per group]`."""
         return (*self._space(ndim), ndim)
 
     def start(
@@ -51,7 +51,7 @@ class GroupNorm(PerSampleNorm):
         """Measure each group of each sample."""
         del params
         groups = self.count(x.shape[-1])
-        if self.impl == "kernel":  # it measures channels, whose moments merge
+        if self._has_kernel(x, call):  # measures single channels; merge those of a group
             channels = _core.moments(x, self._space(x.ndim), call.mask, impl="kernel")
             return _kinds.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
         mask = split(call.mask, groups)
@@ -64,13 +64,16 @@ class GroupNorm(PerSampleNorm):
         del state
         groups = self.count(x.shape[-1])
         scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
-        if self.impl == "kernel":
+        space = self._space(x.ndim)
+        if self._has_kernel(x, call) and _core.is_one_affine(x, space, scale, bias):
             size = x.shape[-1] // groups
-            each = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
-            space = self._space(x.ndim)
-            return _core.normalize(x, each, space, scale, bias, self.eps, call.mask, impl="kernel")
+            # Back to one mean and variance per channel: [..., groups] becomes [..., channels].
+            per_channel = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
+            return _core.normalize(
+                x, per_channel, space, scale, bias, self.eps, call.mask, impl="kernel"
+            )
         y = _core.normalize(
-            split(x, groups),  # [..., groups, channels of a group]
+            split(x, groups),  # [..., groups, channels per group]
             measured,
             self.averaged(x.ndim),
             split(scale, groups),
@@ -81,24 +84,31 @@ class GroupNorm(PerSampleNorm):
         return y.reshape(x.shape)
 
     def count(self, channels: int) -> int:
-        """Return the number of groups of so many channels."""
+        """Return the number of groups that `channels` are divided into."""
         return group_count(channels, self.groups, self.group_size, self.factory)
 
+    def _has_kernel(self, x: jax.Array, call: Call) -> bool:
+        """Whether a kernel is selected and can be used for this call."""
+        if self.impl == "xla":
+            return False
+        return _core.column_kernel(x, self._space(x.ndim), call.mask) is not None
+
     def _space(self, ndim: int) -> tuple[int, ...]:
+        """Return the spatial axes."""
         return spatial_axes(self.axes, ndim, self.factory)
 
 
 def split(v: Any, groups: int) -> Any:
-    """Split the last axis into `[groups, channels of a group]`, or two of size 1 if it is 1."""
+    """Split the last axis into `[groups, channels per group]`, or `[1, 1]` if its size is 1."""
     if v is None:
         return None
     channels = v.shape[-1]
-    # A mask or an affine that only broadcasts over the channels stays one that broadcasts.
+    # A mask or an affine that broadcasts over the channels still does so after the split.
     return v[..., None] if channels == 1 else v.reshape(*v.shape[:-1], groups, channels // groups)
 
 
 def group_count(channels: int, groups: int | None, group_size: int | None, who: str) -> int:
-    """Return the number of groups, refusing channels that it does not divide."""
+    """Return the number of groups; raise if the setting does not divide the channels."""
     parts = groups or group_size
     assert parts is not None
     if channels % parts:
@@ -112,7 +122,7 @@ def group_count(channels: int, groups: int | None, group_size: int | None, who: 
 
 
 def groups_argument(groups: int | None, group_size: int | None, who: str) -> int | None:
-    """Return the argument `groups` of a factory, where exactly one of the two counts."""
+    """Return the number of groups, 32 by default, or `None` if `group_size` is set."""
     if groups is not None and group_size is not None:
         raise ValueError(
             f"{who} got groups={groups} and group_size={group_size}: write one of them"
@@ -138,36 +148,37 @@ def group_norm(
     bias_init: float = 0.0,
     impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
-    r"""Group normalization: space and a group of channels of one sample; channels are last.
+    r"""Group normalization: over space and a group of channels of one sample; channels are last.
 
     $$y_{n,s,c} = \gamma_c\,\frac{x_{n,s,c} - \mu_{n,g(c)}}{\sqrt{\sigma^2_{n,g(c)} + \epsilon}}
       + \beta_c, \qquad g(c) = \lfloor c\,G / C \rfloor$$
 
-    Its ends are layer norm over all but the batch (`groups=1`) and instance norm
-    (`group_size=1`). Nothing depends on the batch, so there is no state. The affine may be
-    given per sample, as in `layer_norm`.
+    `groups=1` is layer norm over all axes but the batch, `group_size=1` is instance norm. Nothing
+    depends on the batch, so there is no state. Scale and bias may have values for each sample, as
+    in `layer_norm`.
 
     Args:
-        groups: number of groups; 32, the paper's, if no `group_size` is given.
-        group_size: channels of a group, in place of `groups`.
-        axes: axes of space, averaged over together with the channels of a group. `None`: all
-            between the first and the last. Every axis that is not named is a batch axis, so
-            x of `[time, batch, height, width, channels]` takes `axes=(2, 3)`; `()` keeps every
-            position apart.
-        eps: added to the variance; 1e-5 is that of the authors' code (Flax: 1e-6).
-        use_scale: whether there is a gamma, one a channel.
-        use_bias: whether there is a beta, one a channel.
-        scale_init: start of gamma; the paper starts the last one of a residual block at 0.
-        bias_init: start of beta.
-        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet and a CPU interprets, slowly.
+        groups: number of groups; by default 32, as in the paper, unless `group_size` is set.
+        group_size: channels per group, instead of `groups`.
+        axes: spatial axes, averaged over together with the channels of a group. `None`: all
+            between the first and the last. All other axes but the last are batch axes, so x of
+            shape `[time, batch, height, width, channels]` takes `axes=(2, 3)`; with `()` every
+            position is normalized separately.
+        eps: added to the variance; 1e-5 as in the authors' code (Flax: 1e-6).
+        use_scale: whether there is a gamma, one per channel.
+        use_bias: whether there is a beta, one per channel.
+        scale_init: initial gamma; the paper uses 0 for the last norm of a residual block.
+        bias_init: initial beta.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
+            have not been run on an accelerator yet, and are slow on a CPU.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        ValueError: both `groups` and `group_size`, or one that does not divide the channels; a
-            number outside its range.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: both `groups` and `group_size` are set, the one that is set does not divide the
+            channels, or a number is outside its range.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""The norm that does nothing."""
+"""A norm that does not normalize: the control of an ablation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Identity(Norm):
     bias_init: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse starting values that are no numbers."""
+        """Check that the initial values are plain numbers."""
         check_affine(self.scale_init, self.bias_init)
 
     def start(
@@ -43,7 +43,7 @@ class Identity(Norm):
     def transform(
         self, params: Affine, state: PyTree, measured: None, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Apply the affine alone."""
+        """Apply only the affine."""
         del state, measured
         scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
         return _formulas.affine(widen(x, call.mask), scale, bias).astype(x.dtype)
@@ -57,24 +57,24 @@ def identity(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""No normalization, with the affine of one: the control of every ablation.
+    r"""Apply the affine of a norm without normalizing: the control of an ablation.
 
     $$y = \gamma \odot x + \beta$$
 
-    The recurrent paper's LSTM baseline keeps a bias on the cell, `identity(use_bias=True)`,
-    so that only the statistics differ.
+    The LSTM baseline of the recurrent batch norm paper has a bias on the cell,
+    `identity(use_bias=True)`, so that only the statistics differ.
 
     Args:
         use_scale: whether there is a gain over the last axis.
         use_bias: whether there is a bias over the last axis.
-        scale_init: start of the gain.
-        bias_init: start of the bias.
+        scale_init: initial gain.
+        bias_init: initial bias.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        TypeError: a start that is not a plain number.
+        TypeError: an initial value is not a plain number.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

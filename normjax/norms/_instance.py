@@ -1,4 +1,4 @@
-"""Instance normalization."""
+"""Instance normalization, over space for each channel."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class InstanceNorm(PerSampleNorm):
     impl: _core.Impl = "xla"
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         super().__post_init__()
         _checks.set_field(self, "axes", _checks.axes(self.axes))
         _checks.one_of("impl", self.impl, get_args(_core.Impl))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of space."""
+        """Return the spatial axes."""
         return spatial_axes(self.axes, ndim, self.factory, empty=False)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
@@ -61,30 +61,32 @@ def instance_norm(
     bias_init: float = 0.0,
     impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
-    r"""Instance normalization: each channel of one sample over space; channels are last.
+    r"""Instance normalization: over space, for each channel of one sample; channels are last.
 
     $$y_{n,s,c} = \gamma_c\,\frac{x_{n,s,c} - \mu_{n,c}}{\sqrt{\sigma^2_{n,c} + \epsilon}}
       + \beta_c$$
 
-    The same in training and evaluation: there is no state. The affine may be given per sample
-    or per style (conditional and adaptive instance norm), as in `layer_norm`.
+    It does the same in training and evaluation and has no state. Scale and bias may have values
+    for each sample or style (conditional and adaptive instance norm), as in `layer_norm`.
 
     Args:
-        axes: axes of space, averaged over. `None`: all between the first and the last. Every
-            axis that is not named, other than the last, is a batch axis.
-        eps: added to the variance; 1e-5 is that of the authors' code (Flax: 1e-6).
-        use_scale: whether there is a gamma, one a channel.
-        use_bias: whether there is a beta, one a channel.
-        scale_init: start of gamma.
-        bias_init: start of beta.
-        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet and a CPU interprets, slowly.
+        axes: spatial axes, averaged over. `None`: all between the first and the last. All other
+            axes but the last are batch axes.
+        eps: added to the variance; 1e-5 as in the authors' code (Flax: 1e-6).
+        use_scale: whether there is a gamma, one per channel.
+        use_bias: whether there is a beta, one per channel.
+        scale_init: initial gamma.
+        bias_init: initial beta.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
+            have not been run on an accelerator yet, and are slow on a CPU.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        ValueError: a number outside its range; x without space, whose output would be beta.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or x has no spatial axes, so that the output
+            would be beta.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

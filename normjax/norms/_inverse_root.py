@@ -1,4 +1,4 @@
-"""Inverse square roots of covariances, by eigenvalues and by Newton's method."""
+"""Computes inverse square roots of covariances, by eigenvalues and by Newton's method."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from normjax.statistics._types import Array
 
 
 def inverse_root(a: Array, floor: float) -> jax.Array:
-    r"""Symmetric inverse square root of Hermitian matrices whose eigenvalues are above `floor`.
+    r"""Return the symmetric inverse square root of Hermitian matrices with eigenvalues >= `floor`.
 
     $$W = A^{-1/2} = U \Lambda^{-1/2} U^*, \qquad
       dW\,W + W\,dW = -W^2\,dA\,W^2$$
 
-    The derivative is the solution of that Sylvester equation, which follows from $W^2 A = I$.
-    In the eigenbasis it divides by sums of positive numbers, where the derivative of
-    eigenvectors would divide by differences of eigenvalues: it is finite at equal ones, and so
+    The derivative solves this Sylvester equation, which follows from $W^2 A = I$. In the
+    eigenbasis the solution divides by sums of positive numbers, while the derivative of
+    eigenvectors divides by differences of eigenvalues. So it is finite at equal eigenvalues, as
     are all higher derivatives.
 
     Args:
         a: `[..., n, n]`.
-        floor: eigenvalues below it are rounding, and taken for it.
+        floor: smaller eigenvalues are rounding errors and are replaced by it.
 
     Returns:
         `[..., n, n]`.
     """
     a = jnp.asarray(a)
     a = (a + _adjoint(a)) / 2
-    # The basis is a constant to differentiation: the rules below account for its motion.
+    # The basis is a constant here: the derivative rule below accounts for its changes.
     values, basis = jnp.linalg.eigh(lax.stop_gradient(a))
     roots = lax.rsqrt(jnp.maximum(values, floor))
     return _inverse_root(a, basis, roots)
@@ -45,6 +45,7 @@ def _inverse_root(a: jax.Array, basis: jax.Array, roots: jax.Array) -> jax.Array
 
 @_inverse_root.defjvp
 def _inverse_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Differentiate: dW solves dW W + W dW = -W^2 dA W^2."""
     a, basis, roots = primals
     w = _inverse_root(a, basis, roots)
     square = _dot(w, w)
@@ -52,11 +53,12 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
 
 
 def _sylvester(w: jax.Array, c: jax.Array, basis: jax.Array, roots: jax.Array) -> jax.Array:
-    """Solve Y W + W Y = C, given the eigenvectors and eigenvalues of W.
+    """Solve Y W + W Y = C, with the eigenvectors and eigenvalues of W.
 
-    A linear solve and not another `custom_jvp`: transposing one of those inlines its body, in
-    which W does not occur, and Hessians would miss its motion without a word.
+    This is a linear solve and not another `custom_jvp`: transposing a `custom_jvp` inlines its
+    body, in which W does not occur, and Hessians would silently miss the derivative in W.
     """
+    # In the eigenbasis of W: (U^* Y U)_ij = (U^* C U)_ij / (roots_i + roots_j).
     sums = (roots[..., :, None] + roots[..., None, :]).astype(c.dtype)
 
     def solve(u: jax.Array, b: jax.Array) -> jax.Array:
@@ -72,9 +74,9 @@ def _sylvester(w: jax.Array, c: jax.Array, basis: jax.Array, roots: jax.Array) -
 
 
 def newton_inverse_root(a: Array, iterations: int) -> jax.Array:
-    """Approximate the inverse square root by Newton's method from the identity.
+    """Approximate the inverse square root by Newton's method, starting from the identity.
 
-    The trace bounds the largest eigenvalue, so division by it makes the iteration converge.
+    The trace bounds the largest eigenvalue, so dividing by it makes the iteration converge.
 
     Args:
         a: `[..., n, n]`, Hermitian and positive.
@@ -93,9 +95,10 @@ def newton_inverse_root(a: Array, iterations: int) -> jax.Array:
 
 
 def _adjoint(a: jax.Array) -> jax.Array:
+    """Return the conjugate transpose of the last two axes."""
     return jnp.swapaxes(a, -1, -2).conj()
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product in full precision."""
+    """Multiply matrices in full precision."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Layer normalization."""
+"""Layer normalization, over the features of each sample."""
 
 from __future__ import annotations
 
@@ -33,35 +33,36 @@ def layer_norm(
     feature_axis_name: AxisName = None,
     impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
-    r"""Layer normalization: all features of one sample, at every position by itself.
+    r"""Layer normalization: over the features of one sample, separately at every position.
 
     $$y = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta, \qquad
       \mu = \tfrac1H \sum_{i=1}^H x_i$$
 
     Nothing depends on the batch, so there is no state and both modes are the same.
 
-    *Adaptive* layer norm, whose gain and bias are computed from a condition, is this norm with
-    other params at the call: `Affine(1 + scale, shift)`, where both carry the axes of the batch
-    before those of the features (`[batch, features]` for x of `[batch, time, features]`).
+    *Adaptive* layer norm, whose gain and bias are computed from a condition, is this norm called
+    with other params: `Affine(1 + scale, shift)`, where both have the batch axes before the
+    feature axes (`[batch, features]` for x of shape `[batch, time, features]`).
 
     Args:
         axes: axes averaged over, those of the features.
-        feature_axes: axes that scale and bias run over; by default the same.
-        eps: added to the variance; 1e-5 is that of the authors' code (Flax: 1e-6).
+        feature_axes: axes of scale and bias; by default the same as `axes`.
+        eps: added to the variance; 1e-5 as in the authors' code (Flax: 1e-6).
         use_scale: whether there is a gain.
         use_bias: whether there is a bias.
-        scale_init: start of the gain; the authors found 1 better than the 0.1 that suits
-            recurrent batch norm.
-        bias_init: start of the bias.
+        scale_init: initial gain; the authors found 1 better than 0.1, which suits recurrent batch
+            norm.
+        bias_init: initial bias.
         feature_axis_name: device axis that the *features* are split over.
-        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet and a CPU interprets, slowly.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
+            have not been run on an accelerator yet, and are slow on a CPU.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

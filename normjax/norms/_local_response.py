@@ -1,4 +1,4 @@
-"""Local response normalization."""
+"""Local response normalization, over neighbouring channels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LocalResponseNorm(Norm):
     over: str = "sum"
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges."""
+        """Check the fields."""
         _checks.positive_int("size", self.size)
         _checks.positive("alpha", self.alpha, zero=True)
         _checks.positive("beta", self.beta, zero=True)
@@ -42,14 +42,14 @@ class LocalResponseNorm(Norm):
         return (), ()
 
     def measure(self, params: PyTree, x: jax.Array, call: Call) -> jax.Array:
-        """Return the sum of squares around each channel, of the shape of x."""
+        """Return the sum of squares in a window around each channel, of the shape of x."""
         del params
         return _core.window_square(x, self.size, call.mask)
 
     def transform(
         self, params: PyTree, state: PyTree, measured: jax.Array, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Divide each response by the power of those around it."""
+        """Divide each value by (k + alpha * sum of squares) to the power beta."""
         del params, state
         alpha = self.alpha / self.size if self.over == "mean" else self.alpha
         power = (self.k + alpha * measured) ** -self.beta
@@ -70,22 +70,22 @@ def local_response_norm(
     $$y_c = x_c \Big/ \Big(k + \alpha \sum_{c' = c - \lfloor n/2 \rfloor}
       ^{c + \lfloor (n-1)/2 \rfloor} x_{c'}^2\Big)^{\beta}$$
 
-    The defaults are the paper's. Nothing is learned and nothing kept.
+    The defaults are the paper's. There are no parameters and there is no state.
 
     Args:
-        size: number n of channels in a window; beyond the edge they count as 0. For even n
+        size: number n of channels in a window; channels beyond the edge count as 0. For even n
             the window reaches one channel further down than up, as PyTorch's does.
         alpha: weight of the squares.
         beta: power of the denominator.
         k: constant of the denominator, positive (PyTorch's and TensorFlow's default is 1).
-        over: what alpha weighs: `"sum"`, the sum over the window (the paper, TensorFlow), or
-            `"mean"`, that sum over n (Caffe, PyTorch).
+        over: what alpha multiplies: `"sum"`, the sum over the window (the paper, TensorFlow), or
+            `"mean"`, the sum divided by n (Caffe, PyTorch).
 
     Returns:
-        A `Norm` without params and state, both `()`.
+        A `Norm` whose params and state are `()`.
 
     Raises:
-        ValueError: a number outside its range, unknown `over`.
+        ValueError: a number is outside its range, or `over` is unknown.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

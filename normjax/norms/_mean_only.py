@@ -1,4 +1,4 @@
-"""Mean-only batch normalization."""
+"""Mean-only batch normalization: subtracts the mean over the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MeanOnlyBatchNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         check_affine(1.0, self.bias_init)
         check_running(self.decay, correction=0)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
@@ -48,7 +48,7 @@ class MeanOnlyBatchNorm(Norm):
         return Affine(None, bias), RunningMean(mean)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Means:
-        """Measure this batch's means, over all devices of `axis_name`."""
+        """Measure this batch's means over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(self.axes, x.ndim)
         groups = self.axis_index_groups if call.axis_name is not None else None
@@ -66,7 +66,7 @@ class MeanOnlyBatchNorm(Norm):
         return _formulas.affine(d, None, bias).astype(x.dtype)
 
     def update(self, state: PyTree, measured: Means | None, call: Call) -> PyTree:
-        """Move the running means; never toward an empty or non-finite batch."""
+        """Update the running means, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(state, measured, stats=call.stats, decay=decay, correction=0)
 
@@ -85,27 +85,28 @@ def mean_only_batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Norm:
-    r"""Mean-only batch normalization: centred over the batch, never scaled by it.
+    r"""Mean-only batch normalization: subtracts the batch's mean and does not scale.
 
     $$y = x - \mu_B + \beta$$
 
-    Meant for the output of a layer with weight normalization, which sets the scale. The noise
-    that the batch adds is then gentler than that of full batch norm.
+    It is meant for the output of a layer with weight normalization, which sets the scale. The
+    batch then adds less noise than in full batch norm.
 
     Args:
         axes: axes averaged over; `None` is all but the last.
         decay: weight of the old running mean, in [0, 1]; 0.9 in the authors' code. May be given
             at each call as `hyper={"decay": d}`.
         use_bias: whether there is a beta.
-        bias_init: start of beta.
-        axis_index_groups: groups of device indices whose means are pooled apart, under
+        bias_init: initial beta.
+        axis_index_groups: groups of device indices whose means are pooled separately, with
             `axis_name`.
 
     Returns:
         A `Norm` with params `Affine(None, bias)` and state `RunningMean`.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
+        TypeError: `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,7 +1,7 @@
-"""What the norms over one sample share: no state, statistics of each sample, an affine.
+"""Base classes of norms over one sample: no state, statistics of each sample, an affine.
 
-A subclass names the axes it averages over and the axes of its affine. The affine may also be
-given per sample, which makes any of these norms an adaptive one; see `broadcast_affine`.
+A subclass defines the axes it averages over and the axes of its affine. Scale and bias may also
+have values for each sample, which makes any of these norms adaptive; see `broadcast_affine`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from normjax.statistics._types import AxisName, Moments, PyTree
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PerSampleNorm(Norm):
-    """A norm of each sample alone; it keeps nothing and both modes are the same."""
+    """A norm that treats each sample separately; it has no state and both modes are the same."""
 
     eps: float = 1e-5
     use_scale: bool = True
@@ -32,15 +32,15 @@ class PerSampleNorm(Norm):
     bias_init: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges."""
+        """Check the fields."""
         check_affine(self.scale_init, self.bias_init, self.eps)
 
     @abc.abstractmethod
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes averaged over, of an x with `ndim` axes."""
+        """Return the axes averaged over for an x with `ndim` axes."""
 
     def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes that scale and bias run over, by default the last."""
+        """Return the axes of scale and bias for an x with `ndim` axes, by default the last."""
         return (ndim - 1,)
 
     def start(
@@ -48,11 +48,11 @@ class PerSampleNorm(Norm):
     ) -> tuple[Any, PyTree]:
         """Return `(Affine, ())`, the affine of the shape of the feature axes."""
         del key
-        self.averaged(len(shape))  # So that a shape that does not fit is refused here already.
+        self.averaged(len(shape))  # raises here already if the shape does not fit
         return initial_affine(self, tuple(shape[a] for a in self.features(len(shape))), dtype), ()
 
     def measure(self, params: Any, x: jax.Array, call: Call) -> Any:
-        """Measure each sample; the batch's device axis does not matter."""
+        """Measure each sample; a device axis of the batch makes no difference."""
         del params
         return _core.moments(x, self.averaged(x.ndim), call.mask)
 
@@ -67,7 +67,7 @@ class PerSampleNorm(Norm):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FeatureNorm(PerSampleNorm):
-    """A norm over the features: layer and RMS norm, which may be split over devices."""
+    """A norm over the features, which may be split over devices: layer and RMS norm."""
 
     centred: ClassVar[bool]
 
@@ -77,32 +77,32 @@ class FeatureNorm(PerSampleNorm):
     impl: _core.Impl = "xla"
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring the axes into canonical form."""
         super().__post_init__()
         _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
         _checks.set_field(self, "feature_axes", _checks.axes(self.feature_axes))
         _checks.one_of("impl", self.impl, get_args(_core.Impl))
 
     def averaged(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the features."""
+        """Return the feature axes."""
         return _checks.resolve_axes(self.axes, ndim)
 
     def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the axes of the affine, by default the same."""
+        """Return the axes of scale and bias, by default the feature axes."""
         if self.feature_axes is None:
             return self.averaged(ndim)
         return _checks.resolve_axes(self.feature_axes, ndim, name="feature_axes")
 
     def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
-        """Measure each sample, over all devices that share the features."""
+        """Measure each sample over all devices that its features are split over."""
         del params
-        take = _core.moments if self.centred else _core.mean_square
-        return take(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
+        measure = _core.moments if self.centred else _core.mean_square
+        return measure(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
 
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize each sample with its own statistics, by a kernel where one serves."""
+        """Normalize each sample with its own statistics, by a kernel where possible."""
         axes = self.averaged(x.ndim)
         features = axes if self.feature_axes is None else self.features(x.ndim)
         scale, bias = broadcast_affine(params, features, x.shape)
@@ -118,27 +118,27 @@ class FeatureNorm(PerSampleNorm):
 def spatial_axes(
     axes: int | Sequence[int] | None, ndim: int, who: str, *, empty: bool = True
 ) -> Any:
-    """Return the axes of space: those named, or all between the first and the last.
+    """Return the spatial axes: `axes`, or all between the first and the last.
 
-    With `empty=False` a norm that would have one value per set refuses, instead of giving 0.
+    With `empty=False` it raises if there are none, because a norm over sets of one value gives 0.
     """
-    found = tuple(range(1, ndim - 1)) if axes is None else _checks.resolve_axes(axes, ndim)
-    if ndim - 1 in found:
+    space = tuple(range(1, ndim - 1)) if axes is None else _checks.resolve_axes(axes, ndim)
+    if ndim - 1 in space:
         raise ValueError(
-            f"{who}(axes={axes}) names the last axis, which is that of the channels: name the axes "
-            "of space alone, for example axes=(1, 2) for [batch, height, width, channels]"
+            f"{who}(axes={axes}) names the last axis, which is that of the channels: name the "
+            "spatial axes alone, for example axes=(1, 2) for [batch, height, width, channels]"
         )
-    if not found and not empty:
+    if not space and not empty:
         raise ValueError(
             f"{who} averages over space, and x with {ndim} axes has none between the batch and "
             "the channels: give x of shape [batch, ..., channels], or write layer_norm(), which "
             "averages over the channels"
         )
-    return found
+    return space
 
 
 def spatial_axes_argument(axes: Any) -> tuple[int, ...] | None:
-    """Return `axes` in canonical form, where `()` means that there is no space."""
+    """Return `axes` in canonical form; `()` is valid and means no spatial axes."""
     if axes is None or (isinstance(axes, list | tuple) and not axes):
         return axes if axes is None else ()
     return _checks.axes(axes)

@@ -1,4 +1,4 @@
-"""Batch renormalization, with the schedule of its limits."""
+"""Batch renormalization, and the schedule of its limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BatchRenorm(BatchNorm):
     d_max: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         super().__post_init__()
         _checks.number("r_max", self.r_max)
         _checks.number("d_max", self.d_max)
@@ -38,11 +38,11 @@ class BatchRenorm(BatchNorm):
     def transform(
         self, params: Affine, state: PyTree, measured: Moments | None, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Normalize with the batch's statistics, corrected toward the running ones."""
+        """Normalize with the batch's statistics, corrected towards the running ones."""
         if jnp.iscomplexobj(x):
             raise TypeError(
                 "batch_renorm clips a difference of means, which complex x has no order for: "
-                "normalize x.real and x.imag apart, or write batch_norm"
+                "normalize x.real and x.imag separately, or write batch_norm"
             )
         if call.stats == "running":
             return super().transform(params, state, measured, x, call)
@@ -54,10 +54,11 @@ class BatchRenorm(BatchNorm):
         limits = [(call.hyper or {}).get(name, getattr(self, name)) for name in ("r_max", "d_max")]
         _check_limits(*limits)
         r_max, d_max = (jnp.asarray(limit).astype(real) for limit in limits)
-        # Constants to the gradient (section 3): else it would undo the correction.
+        # Constants in the gradient (paper, section 3), which would undo the correction otherwise.
         sigma = jnp.sqrt(var + self.eps).astype(real)
         r = lax.stop_gradient(jnp.clip(jnp.sqrt(measured.var + self.eps) / sigma, 1 / r_max, r_max))
         d = lax.stop_gradient(jnp.clip((measured.mean - mean.astype(real)) / sigma, -d_max, d_max))
+        # gamma (x_hat r + d) + beta is one affine of x_hat: scale gamma r, bias gamma d + beta.
         scale, bias = r, d
         if params.scale is not None:
             scale, bias = (v * params.scale.astype(real) for v in (r, d))
@@ -70,7 +71,7 @@ class BatchRenorm(BatchNorm):
 
 
 def _check_limits(r_max: Any, d_max: Any) -> None:
-    """Refuse plain numbers outside their ranges; what is traced cannot be seen."""
+    """Raise if a limit is outside its range; traced values cannot be checked."""
     if isinstance(r_max, int | float | np.number) and not r_max >= 1:
         raise ValueError(f"r_max={r_max!r} must be at least 1: r_max=1, d_max=0 is batch norm")
     if isinstance(d_max, int | float | np.number) and not d_max >= 0:
@@ -92,29 +93,29 @@ def batch_renorm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Norm:
-    r"""Batch renormalization: batch norm whose training output is close to its inference.
+    r"""Batch renormalization: batch norm whose output in training is close to that in inference.
 
     $$y = \gamma\left(\frac{x - \mu_B}{\sigma_B}\,r + d\right) + \beta, \quad
       r = \mathrm{clip}_{[1/r_{max}, r_{max}]}\frac{\sigma_B}{\sigma}, \quad
       d = \mathrm{clip}_{[-d_{max}, d_{max}]}\frac{\mu_B - \mu}{\sigma}$$
 
-    r and d carry no gradient. With `r_max=1, d_max=0` it is batch norm; with both infinite the
-    running statistics normalize, and the gradient is that of batch norm still. The running
-    statistics are those of before this batch.
+    r and d carry no gradient. With `r_max=1, d_max=0` it is batch norm; with both infinite it
+    normalizes with the running statistics and still has the gradient of batch norm. It uses the
+    running statistics from before this batch.
 
     Args:
-        r_max: largest correction of the scale, at least 1. With `d_max` it is meant to grow
-            during training: `hyper=renorm_schedule(step)`.
+        r_max: largest correction of the scale, at least 1. It is meant to grow during training,
+            as is `d_max`: `hyper=renorm_schedule(step)`.
         d_max: largest correction of the shift, in running standard deviations.
         axes: as in `batch_norm`.
         eps: added to both variances.
         decay: weight of the old running value; the paper found faster averages useful.
-        correction: as in `batch_norm`. The paper averages standard deviations; here variances
-            are, as in `batch_norm`, so that states can be exchanged and pooled exactly.
+        correction: as in `batch_norm`. The paper averages standard deviations; this norm averages
+            variances, as `batch_norm` does, so that states can be exchanged and pooled exactly.
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
 
     Returns:
@@ -122,8 +123,8 @@ def batch_renorm(
         `d_max`.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
-        TypeError: complex x.
+        TypeError: x is complex, or an initial value or limit is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -153,7 +154,7 @@ def renorm_schedule(
     r_max: float = 3.0,
     d_max: float = 5.0,
 ) -> dict[str, jax.Array]:
-    r"""Return `hyper` of `batch_renorm` at a training step: batch norm first, then ever freer.
+    r"""Return `hyper` of `batch_renorm` for a training step: batch norm first, then wider limits.
 
     $$r_{max}(t) = 1 + (R - 1)\,\mathrm{clip}_{[0,1]}\frac{t - t_0}{t_r - t_0}, \qquad
       d_{max}(t) = D\,\mathrm{clip}_{[0,1]}\frac{t - t_0}{t_d - t_0}$$
@@ -161,16 +162,16 @@ def renorm_schedule(
     Args:
         step: number of the training step; may be traced.
         start: last step of plain batch norm.
-        r_end: step from which on `r_max` holds.
-        d_end: step from which on `d_max` holds.
-        r_max: last value of r_max.
-        d_max: last value of d_max.
+        r_end: step at which r_max reaches its final value.
+        d_end: step at which d_max reaches its final value.
+        r_max: final value of r_max.
+        d_max: final value of d_max.
 
     Returns:
         `{"r_max": ..., "d_max": ...}`, float32 scalars.
 
     Raises:
-        ValueError: an end that is not after the start.
+        ValueError: `r_end` or `d_end` is not after `start`.
 
     Example:
         >>> import normjax as nj

@@ -1,4 +1,4 @@
-"""Root mean square layer normalization."""
+"""Root mean square (RMS) normalization: layer norm without centring."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RMSNorm(FeatureNorm):
     partial: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges, and a part of features that are split up."""
+        """Check the fields; `partial` needs one feature axis that is not split over devices."""
         super().__post_init__()
         _checks.unit_interval("partial", self.partial)
         _checks.positive("partial", self.partial)
@@ -43,14 +43,14 @@ class RMSNorm(FeatureNorm):
     def start(
         self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
-        """Return `(Affine, ())`; with `unit_offset` the scale is stored less 1."""
+        """Return `(Affine, ())`; with `unit_offset` the scale minus 1 is stored."""
         if not self.unit_offset:
             return super().start(shape, dtype, key)
         stored = dataclasses.replace(self, unit_offset=False, scale_init=self.scale_init - 1)
         return stored.start(shape, dtype, key)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
-        """Take the mean square, of the first features where only a part is asked for."""
+        """Measure the mean square, of the first features only if `partial` is below 1."""
         if self.partial == 1:
             return super().measure(params, x, call)
         (axis,), mask = self.averaged(x.ndim), call.mask
@@ -64,12 +64,12 @@ class RMSNorm(FeatureNorm):
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
     ) -> jax.Array:
-        """Scale each sample by its own root mean square."""
+        """Divide each sample by its own root mean square."""
         if self.unit_offset and params.scale is not None:
-            # Widened first: near 1, a bfloat16 sum would round most of what was learned away.
+            # Widened first: near 1, a bfloat16 sum would lose most of the learned digits.
             scale = jnp.asarray(params.scale)
             params = params._replace(scale=1 + scale.astype(_shapes.stat_dtype(scale.dtype)))
-        if self.partial < 1:  # a kernel measures whole rows
+        if self.partial < 1:  # the kernel measures whole rows
             return PerSampleNorm.transform(self, params, state, measured, x, call)
         return super().transform(params, state, measured, x, call)
 
@@ -95,27 +95,28 @@ def rms_norm(
 
     Args:
         axes: axes averaged over, those of the features.
-        feature_axes: axes that scale and bias run over; by default the same.
+        feature_axes: axes of scale and bias; by default the same as `axes`.
         eps: added to the mean square, inside the root; 1e-5 as in the authors' Theano code
             (their PyTorch code adds 1e-8 to the root).
         use_scale: whether there is a gain.
         use_bias: whether there is a bias; the paper has none.
-        scale_init: start of the gain that is applied.
-        bias_init: start of the bias.
-        unit_offset: store the gain less 1, so that it starts at 0 and weight decay pulls it
-            to 1; what is applied is 1 + stored.
-        partial: fraction of the features, the first ones (rounded up), that the mean square
-            is taken over: pRMSNorm; the paper's is 0.0625. In (0, 1].
+        scale_init: initial gain, as applied.
+        bias_init: initial bias.
+        unit_offset: store the gain minus 1, so that the parameter is initially 0 and weight decay
+            pulls the gain towards 1; the norm multiplies by 1 + the parameter.
+        partial: fraction of the features that the mean square is taken over, in (0, 1]: the first
+            ones, rounded up (pRMSNorm); 0.0625 in the paper.
         feature_axis_name: device axis that the *features* are split over.
-        impl: `"xla"`, or `"kernel"`: kernels of ours where they serve (`normjax.kernels`), which
-            no device has tried yet and a CPU interprets, slowly.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
+            have not been run on an accelerator yet, and are slow on a CPU.
 
     Returns:
         A `Norm` with params `Affine` and no state.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing, `partial` over more
-            than one axis or over split features.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, `axes` are empty or repeat an axis, or `partial`
+            is used with several axes or with features that are split over devices.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Switchable normalization: a learned mixture of instance, layer and batch statistics."""
+"""Switchable normalization: a learned mix of instance, layer and batch statistics."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SwitchableNormParams(NamedTuple):
     """Parameters of `switchable_norm`.
 
     Attributes:
-        scale: gamma, one a channel, or `None`.
-        bias: beta, one a channel, or `None`.
+        scale: gamma, one per channel, or `None`.
+        bias: beta, one per channel, or `None`.
         mean_weight: `[3]`, logits of instance, layer and batch mean, in this order.
         var_weight: `[3]`, logits of their variances.
     """
@@ -45,10 +45,10 @@ class SwitchableNorm(ChannelStatsNorm):
     def start(
         self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[SwitchableNormParams, Running]:
-        """Return `(SwitchableNormParams, Running)`; all three start with equal weight."""
+        """Return `(SwitchableNormParams, Running)`; all three weights are initially equal."""
         del key
         affine, running = self.start_channels(shape, dtype)
-        # Logits are real even where x is complex.
+        # Logits are real even if x is complex.
         ones = jnp.ones((3,), jnp.finfo(dtype).dtype)
         return SwitchableNormParams(affine.scale, affine.bias, ones, ones), running
 
@@ -62,14 +62,15 @@ class SwitchableNorm(ChannelStatsNorm):
     ) -> jax.Array:
         """Blend the statistics of three norms, then normalize once."""
         space = self.space(x.ndim)
-        own = _core.moments(x, space, call.mask)
-        # A sample's layer statistics are its instance statistics pooled: one pass for both.
+        own = _core.moments(x, space, call.mask)  # [batch, channels]
+        # Merging a sample's instance statistics gives its layer statistics: one pass for both.
         layer = _kinds.merge_axis(own, -1)
         batch = _running.select(state, measured, call.stats)
 
         def blend(logits: Array, instance: Array, layer: Array, batch: Array) -> jax.Array:
             instance = jnp.asarray(instance)
             real = jnp.finfo(instance.dtype).dtype
+            # [batch, channels], [batch] and [channels], blended into [batch, channels].
             a, b, c = jax.nn.softmax(jnp.asarray(logits).astype(real)).astype(instance.dtype)
             batch = _shapes.expand(batch, (instance.ndim - 1,), instance.ndim)
             return a * instance + b * layer[..., None] + c * batch.astype(instance.dtype)
@@ -95,31 +96,32 @@ def switchable_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
 ) -> Norm:
-    r"""Switchable normalization: instance, layer and batch norm, their weights learned.
+    r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 
     $$y = \gamma\,\frac{x - \sum_k w_k \mu_k}{\sqrt{\sum_k w'_k \sigma_k^2 + \epsilon}} + \beta,
       \qquad k \in \{\text{IN}, \text{LN}, \text{BN}\}$$
 
-    The weights are softmax of three logits each, all 1 at the start; means and variances have
-    their own. In evaluation the batch's statistics are the running ones. All variances are
-    the biased ones of the paper's equations (the authors' code takes unbiased ones).
+    The weights are a softmax of three logits, all initially 1; means and variances have separate
+    weights. In evaluation the running statistics replace the batch's. All variances are biased,
+    as in the paper's equations (the authors' code uses unbiased ones).
 
     Args:
-        axes: axes of space. `None`: all between the first and the last; channels are last.
+        axes: spatial axes. `None`: all between the first and the last; channels are last.
         eps: added to the blended variance.
         decay: weight of the old running value, in [0, 1]; 0.997 as in the authors' code. May
             be given at each call as `hyper={"decay": d}`.
-        correction: variance that is *stored*: 0 the biased one, 1 times n/(n-1).
+        correction: variance that is *stored*: 0 the biased one, 1 the biased one times n/(n-1).
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
 
     Returns:
-        A `Norm` with params `Switch` and state `Running`.
+        A `Norm` with params `SwitchableNormParams` and state `Running`.
 
     Raises:
-        ValueError: a number outside its range; x without space.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or x has no spatial axes.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Norms that divide by a length: `l2_norm`, `scale_norm`."""
+"""Norms that divide by the Euclidean length: `l2_norm`, `scale_norm`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from normjax.statistics._types import AxisName, Moments, PyTree
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class L2Norm(PerSampleNorm):
-    """Unit length as a value; made by `l2_norm`."""
+    """L2 normalization as a value; made by `l2_norm`."""
 
     factory: ClassVar[str] = "l2_norm"
 
@@ -29,7 +29,7 @@ class L2Norm(PerSampleNorm):
     feature_axis_name: AxisName = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         super().__post_init__()
         _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
 
@@ -38,11 +38,11 @@ class L2Norm(PerSampleNorm):
         return _checks.resolve_axes(self.axes, ndim)
 
     def features(self, ndim: int) -> tuple[int, ...]:
-        """Return the same axes."""
+        """Return the axes of scale, those of one vector."""
         return self.averaged(ndim)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
-        """Take moments whose variance is the squared length: the sum, not the mean."""
+        """Return moments whose variance is the squared length: the sum of squares, not the mean."""
         del params
         m = _core.mean_square(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
         return m._replace(var=m.var * m.count)
@@ -57,23 +57,24 @@ def l2_norm(
     scale_init: float = 1.0,
     feature_axis_name: AxisName = None,
 ) -> Norm:
-    r"""Unit length: each vector divided by its Euclidean norm.
+    r"""L2 normalization: divides each vector by its Euclidean length.
 
     $$y = \gamma \odot \frac{x}{\sqrt{\sum_i x_i^2 + \epsilon}}$$
 
     Args:
         axes: axes of one vector.
-        eps: added to the squared length; the paper has none, and 1e-12 is lost beside any
+        eps: added to the squared length; the paper has none, and 1e-12 makes no difference to a
             vector that is longer than 1e-3.
         use_scale: whether there is a learned gain for each feature.
-        scale_init: start of the gain.
+        scale_init: initial gain.
         feature_axis_name: device axis that the *features* are split over.
 
     Returns:
-        A `Norm` with params `Affine` (its bias `None`) and no state.
+        A `Norm` with params `Affine` (its bias is `None`) and no state.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
+        TypeError: `scale_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -97,23 +98,23 @@ class ScaleNorm(L2Norm):
 
     eps: float = 1e-10
     use_scale: bool = True
-    scale_init: float | None = None  # type: ignore[assignment]  # None: the root of the features
+    scale_init: float | None = None  # type: ignore[assignment]  # None: sqrt(number of features)
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         if self.scale_init is not None:
             return super().__post_init__()
-        dataclasses.replace(self, scale_init=1.0)  # checks all the rest
+        dataclasses.replace(self, scale_init=1.0)  # checks all other fields
         _checks.set_field(self, "axes", _checks.axes(self.axes) or (-1,))
 
     def features(self, ndim: int) -> tuple[int, ...]:
-        """Return no axis: one gain for all features."""
+        """Return no axes: one gain is shared by all features."""
         return ()
 
     def start(
         self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, PyTree]:
-        """Return `(Affine, ())`, the gain a scalar; `key` is not used."""
+        """Return `(Affine, ())` with a scalar gain; `key` is not used."""
         if self.scale_init is not None:
             return super().start(shape, dtype, key)
         size = math.prod(shape[a] for a in self.averaged(len(shape)))
@@ -124,7 +125,7 @@ class ScaleNorm(L2Norm):
 def scale_norm(
     *, axes: int | Sequence[int] = -1, eps: float = 1e-10, scale_init: float | None = None
 ) -> Norm:
-    r"""Scale normalization: unit length times one learned number.
+    r"""Scale normalization: divides each vector by its length and multiplies by one learned gain.
 
     $$y = g\,\frac{x}{\sqrt{\sum_i x_i^2 + \epsilon}}$$
 
@@ -132,13 +133,14 @@ def scale_norm(
         axes: axes of one vector.
         eps: added to the squared length; the authors' code bounds the length below by 1e-5,
             the root of 1e-10.
-        scale_init: start of g; `None` is the root of the number of features, as in the paper.
+        scale_init: initial g; `None` is the root of the number of features, as in the paper.
 
     Returns:
-        A `Norm` with params `Affine` (a scalar scale, its bias `None`) and no state.
+        A `Norm` with params `Affine` (a scalar scale, its bias is `None`) and no state.
 
     Raises:
-        ValueError: a number outside its range, axes that name nothing.
+        TypeError: `scale_init` is not a plain number.
+        ValueError: a number is outside its range, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Whitening fitted on given moments: `zca_whitening`, `pca_whitening`, `whiten`."""
+"""Fits whitening matrices to moments and applies them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Whitening(NamedTuple):
 
 
 def zca_whitening(m: SecondMoments | RunningCov, eps: float) -> Whitening:
-    r"""Whitening by the symmetric inverse root: of all whitenings the one closest to x.
+    r"""Fit the whitening by the symmetric inverse root: the whitening whose output is closest to x.
 
     $$W = (\Sigma + \epsilon I)^{-1/2}$$
 
-    Its gradient is finite also where eigenvalues are equal.
+    Its gradient is finite even at equal eigenvalues.
 
     Args:
         m: mean and covariance, such as `second_moments(x)` returns.
@@ -61,13 +61,13 @@ def zca_whitening(m: SecondMoments | RunningCov, eps: float) -> Whitening:
 
 
 def pca_whitening(m: SecondMoments | RunningCov, eps: float) -> Whitening:
-    r"""Whitening onto the principal axes, the one of largest variance first.
+    r"""Fit the whitening onto the principal axes, the axis of largest variance first.
 
     $$W = (\Lambda + \epsilon I)^{-1/2} U^*, \qquad \Sigma = U \Lambda U^*$$
 
-    The sign of an axis is chosen so that its largest entry is positive. Carries no gradient:
-    where two eigenvalues are equal their axes are not a function of the covariance. For a
-    smooth whitening take `zca_whitening`.
+    The sign of an axis is chosen so that its largest entry is positive. It carries no gradient,
+    because axes of equal eigenvalues are not a function of the covariance. For a smooth whitening
+    use `zca_whitening`.
 
     Args:
         m: mean and covariance, such as `second_moments(x)` returns.
@@ -91,7 +91,7 @@ def pca_whitening(m: SecondMoments | RunningCov, eps: float) -> Whitening:
     """
     _checks.positive("eps", eps)
     values, axes = jnp.linalg.eigh(lax.stop_gradient(jnp.asarray(m.cov)))
-    values, axes = values[..., ::-1], axes[..., ::-1]
+    values, axes = values[..., ::-1], axes[..., ::-1]  # descending; axes are columns
     largest = jnp.argmax(jnp.abs(axes), axis=-2, keepdims=True)
     pivot = jnp.take_along_axis(axes, largest, axis=-2)
     axes = axes * (pivot.conj() / jnp.abs(pivot).astype(pivot.dtype))
@@ -120,7 +120,8 @@ def whiten(
         Output of the dtype of `x`, with `outputs` features.
 
     Raises:
-        ValueError: the shape of `whitening` does not fit.
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
+        ValueError: `whitening`, `axes` or `mask` do not fit `x`.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -134,17 +135,17 @@ def whiten(
     x = _checks.floating(x, "whiten")
     mask = _checks.mask(mask, x.shape)
     axes = _checks.resolve_axes(axes, x.ndim)
-    kept = [a for a in range(x.ndim) if a not in axes]
-    expected = tuple(x.shape[a] for a in kept)
+    remaining = [a for a in range(x.ndim) if a not in axes]
+    expected = tuple(x.shape[a] for a in remaining)
     if jnp.shape(whitening.mean) != expected:
         raise ValueError(
             f"a whitening with a mean of shape {jnp.shape(whitening.mean)} does not fit x of shape "
             f"{x.shape} averaged over axes {axes}, which leaves {expected}"
         )
-    d = _formulas.center(x, _shapes.expand(whitening.mean, kept, x.ndim), mask)
-    vectors, back = _shapes.as_vectors(d, axes)
+    d = _formulas.center(x, _shapes.expand(whitening.mean, remaining, x.ndim), mask)
+    vectors, back = _shapes.as_vectors(d, axes)  # [*sets, vectors, features]
     matrix = jnp.asarray(whitening.matrix).astype(d.dtype)
-    # In full precision: rounded products would leave correlations of their own.
+    # In full precision: rounded products would introduce correlations.
     y = jnp.einsum("...ni,...oi->...no", vectors, matrix, precision=lax.Precision.HIGHEST)
     return back(y).astype(x.dtype)
 

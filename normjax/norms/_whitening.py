@@ -21,7 +21,7 @@ from normjax.statistics._types import Array, PyTree, RunningCov, SecondMoments
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class WhiteningNorm(Norm):
-    """What whitening norms share; a method says how the matrix is made of a covariance."""
+    """Base class of whitening norms; `matrix` computes a whitening matrix from a covariance."""
 
     stateful: ClassVar[bool] = True
     hyper_names: ClassVar[tuple[str, ...]] = ("decay",)
@@ -39,10 +39,10 @@ class WhiteningNorm(Norm):
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
-        """Return the whitening matrices of covariances to which eps was added."""
+        """Return the whitening matrices of covariances that already include eps."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         if self.group_size is not None:
             _checks.positive_int("group_size", self.group_size)
         check_affine(self.scale_init, self.bias_init, self.eps)
@@ -53,17 +53,18 @@ class WhiteningNorm(Norm):
     def start(
         self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
     ) -> tuple[Affine, RunningCov]:
-        """Return `(Affine, RunningCov)`, statistics `[*kept, groups, group_size]`, no `key`."""
+        """Return `(Affine, RunningCov)`; the mean is `[*sets, groups, group_size]`."""
         del key
-        kept = [a for a in range(len(shape)) if a not in self._axes(len(shape))]
-        features = tuple(shape[a] for a in kept)
+        averaged = self._axes(len(shape))
+        features = tuple(size for a, size in enumerate(shape) if a not in averaged)
         groups = (*features[:-1], *self._groups(features[-1]))
         wide = _shapes.stat_dtype(dtype)
+        # The initial covariance of each group is the identity.
         eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
         return initial_affine(self, features, dtype), RunningCov(jnp.zeros(groups, wide), eyes)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> SecondMoments:
-        """Measure means and covariances of each group, over all devices of `axis_name`."""
+        """Measure mean and covariance of each group over all devices of `axis_name`."""
         del params
         groups = self.axis_index_groups if call.axis_name is not None else None
         return _core.second_moments(
@@ -85,26 +86,28 @@ class WhiteningNorm(Norm):
         """Whiten with this batch's covariance or the running one."""
         axes = self._axes(x.ndim)
         m = _running.select(state, measured, call.stats)
+        # Matrices are [*sets, groups, group_size, group_size]: each group is whitened on its own.
         fit = Whitening(self.matrix(_ridge(m.cov, self.eps)), m.mean)
         wide = x.astype(_shapes.stat_dtype(x.dtype))
         y = whiten(self._split(wide), fit, axes, mask=self._split_mask(call.mask, x)).reshape(
             x.shape
         )
-        kept = [a for a in range(x.ndim) if a not in axes]
+        remaining = [a for a in range(x.ndim) if a not in axes]
         scale, bias = (
-            None if v is None else _shapes.expand(v, kept, x.ndim)
+            None if v is None else _shapes.expand(v, remaining, x.ndim)
             for v in (params.scale, params.bias)
         )
         return _formulas.affine(y, scale, bias).astype(x.dtype)
 
     def update(self, state: PyTree, measured: SecondMoments | None, call: Call) -> PyTree:
-        """Move the running statistics; never toward an empty or non-finite batch."""
+        """Update the running statistics, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
             state, measured, stats=call.stats, decay=decay, correction=self.correction
         )
 
     def _axes(self, ndim: int) -> tuple[int, ...]:
+        """Return the averaged axes; raise if the last one is among them."""
         axes = _checks.resolve_axes(self.axes, ndim)
         if ndim - 1 in axes:
             raise ValueError(
@@ -114,22 +117,25 @@ class WhiteningNorm(Norm):
         return axes
 
     def _groups(self, features: int) -> tuple[int, int]:
+        """Return the number of groups and their size."""
         size = self.group_size or features
         if features % size:
-            fits = [d for d in range(1, size) if features % d == 0][-1]
+            divisor = [d for d in range(1, size) if features % d == 0][-1]
             raise ValueError(
                 f"group_size={size} does not divide {features} features: write, for example, "
-                f"group_size={fits}"
+                f"group_size={divisor}"
             )
         return features // size, size
 
     def _split(self, x: jax.Array) -> jax.Array:
+        """Split the last axis: `[..., features]` becomes `[..., groups, group_size]`."""
         return x.reshape(*x.shape[:-1], *self._groups(x.shape[-1]))
 
     def _split_mask(self, mask: Array | None, x: jax.Array) -> jax.Array | None:
         if mask is None:
             return None
         mask = jnp.asarray(mask)
+        # A mask of size 1 on the last axis broadcasts over the features, and does so when split.
         whole = mask.shape[-1] != 1 or x.shape[-1] == 1
         return self._split(mask) if whole else mask[..., None]
 
@@ -156,12 +162,12 @@ class IterativeNorm(WhiteningNorm):
     iterations: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges and axes that name nothing."""
+        """Check the fields and bring axes and groups into canonical form."""
         super().__post_init__()
         _checks.positive_int("iterations", self.iterations)
 
     def matrix(self, cov: jax.Array) -> jax.Array:
-        """Return Newton's approximation of the inverse root."""
+        """Return an approximation of the inverse root by Newton's method."""
         return newton_inverse_root(cov, self.iterations)
 
 
@@ -179,38 +185,39 @@ def decorrelated_batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Norm:
-    r"""Decorrelated batch normalization: the features of a batch whitened, not only scaled.
+    r"""Decorrelated batch normalization: whitens the features over the batch.
 
     $$y = \gamma \odot (\Sigma_B + \epsilon I)^{-1/2}(x - \mu_B) + \beta$$
 
-    The inverse root is the symmetric one (ZCA), which does not shuffle the features from batch
-    to batch. Its gradient is finite also at equal eigenvalues, where that through the
+    The inverse root is the symmetric one (ZCA), which does not permute the features from batch
+    to batch. Its gradient is finite even at equal eigenvalues, where the gradient through
     eigenvectors is not.
 
-    What is kept is the running mean and the running *covariance*, not an average of whitening
-    matrices: covariances of disjoint batches merge exactly, so that devices, microbatches and
-    `population_statistics` give the covariance of all the data, while an average of inverse roots
-    is the inverse root of nothing. Evaluation takes one inverse root a call for it.
+    The state is the running mean and the running *covariance*, not an average of whitening
+    matrices. Covariances of disjoint batches merge exactly, so devices, microbatches and
+    `population_statistics` give the covariance of all the data; an average of inverse roots is
+    not the inverse root of any covariance. Evaluation computes one inverse root per call.
 
     Args:
-        group_size: features whitened together, neighbours; must divide their number. `None`
-            is all of them. A covariance needs more vectors than features, so small groups suit
-            small batches.
+        group_size: number of neighbouring features that are whitened together; must divide their
+            number. `None` is all of them. A covariance needs more vectors than features, so small
+            groups suit small batches.
         axes: axes averaged over, not the last; `None` is all but the last.
         eps: added to the variances.
         decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
-        correction: covariance that is stored: 0 the biased one, 1 times n/(n-1).
+        correction: covariance that is stored: 0 the biased one, 1 the biased one times n/(n-1).
         use_scale: whether there is a gamma for each feature.
         use_bias: whether there is a beta.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
 
     Raises:
-        ValueError: a number outside its range; groups or axes that do not fit x.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or groups or axes do not fit x.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj
@@ -242,36 +249,38 @@ def iterative_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Norm:
-    r"""Iterative normalization: whitening by a few steps of Newton's method, matrix products only.
+    r"""Iterative normalization: whitens over the batch by a few steps of Newton's method.
 
     $$S = \Sigma / \mathrm{tr}\,\Sigma, \quad P_0 = I, \quad
       P_{k+1} = \tfrac12(3 P_k - P_k^3 S), \quad
       y = \frac{P_T}{\sqrt{\mathrm{tr}\,\Sigma}}\,(x - \mu_B), \quad
       \Sigma = \Sigma_B + \epsilon I$$
 
-    Few iterations whiten the directions of large variance and leave the small ones small, which
-    keeps the noise of the batch out of them. What is kept is the running covariance, for the
-    reasons given at `decorrelated_batch_norm`; evaluation runs the same iterations on it.
+    It needs matrix products only. A few iterations whiten the directions of large variance and
+    leave the others small, so the noise of the batch is not amplified there. The state is the
+    running covariance, for the reasons given in `decorrelated_batch_norm`; evaluation runs the
+    same iterations on it.
 
     Args:
-        group_size: features whitened together; must divide their number, `None` is all. The
-            authors' ImageNet runs use 64.
+        group_size: number of neighbouring features that are whitened together; must divide their
+            number. `None` is all of them. The authors' ImageNet runs use 64.
         iterations: T, number of Newton steps.
         axes: axes averaged over, not the last; `None` is all but the last.
         eps: added to the variances.
         decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
-        correction: covariance that is stored: 0 the biased one, 1 times n/(n-1).
+        correction: covariance that is stored: 0 the biased one, 1 the biased one times n/(n-1).
         use_scale: whether there is a gamma; off, as in the authors' code.
         use_bias: whether there is a beta; off, as in the authors' code.
-        scale_init: start of gamma.
-        bias_init: start of beta.
+        scale_init: initial gamma.
+        bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
 
     Raises:
-        ValueError: a number outside its range; groups or axes that do not fit x.
+        TypeError: `scale_init` or `bias_init` is not a plain number.
+        ValueError: a number is outside its range, or groups or axes do not fit x.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""The contract of every recurrent layer, and what `info` returns."""
+"""Defines what every recurrent layer has, `Layer`, and what `info` returns, `Info`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Gates = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Layer(abc.ABC):
-    """What a recurrent layer, a stack of them and a bidirectional pair have in common.
+    """A recurrent layer, a stack of them, a bidirectional pair, or one reparametrized.
 
     Like a `Norm` each is a hashable value with equality, `repr` and pickle.
     """
@@ -68,7 +68,7 @@ class Layer(abc.ABC):
         """Run as `apply` and return `(y, info)`: the outputs, and what `info` returns."""
 
     def info(self, *args: Any, **keywords: Any) -> Any:
-        """Look inside a run: the same computation as `apply`, and what it otherwise drops.
+        """Run as `apply` and return what happened inside: statistics, gates, hidden norms.
 
         Args:
             args: `params`, `state` and `x`, as for `apply`.

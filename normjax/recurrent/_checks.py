@@ -8,19 +8,18 @@ from typing import Any
 import jax
 
 from normjax._internal import _hints
+from normjax.recurrent._base import Layer
 from normjax.statistics._types import PyTree
 
 
 def check_layer(layer: Any, who: str) -> None:
-    """Accept a `Layer`, and what answers like one: a layer whose weights are written otherwise."""
-    if isinstance(layer, type) or not all(
-        hasattr(layer, name) for name in ("init", "apply", "features_out", "time_major")
-    ):
+    """Refuse what is no `Layer`."""
+    if not isinstance(layer, Layer):
         raise TypeError(f"{who} takes layers such as lstm(100) and got {layer!r}")
 
 
 def check_single(layer: Any, who: str) -> None:
-    """Refuse a stack or a bidirectional pair where the inside of one layer is looked at."""
+    """Refuse a stack or a bidirectional pair where one layer's hidden state is needed."""
     check_layer(layer, who)
     if not hasattr(layer, "hidden"):
         raise TypeError(
@@ -34,11 +33,13 @@ def check_made(
 ) -> None:
     """Refuse what `init` of another layer returned: `both` are the entries of params and state."""
     _hints.refuse_flax_variables(params, who)
-    of, kept = (set(tree) if isinstance(tree, Mapping) else set() for tree in (params, state))
-    norms = {name for name in of if name.startswith("norm_")}
-    if not {*both, *weights} <= of or not norms <= {*both} or kept != {*both}:
+    in_params, in_state = (
+        set(tree) if isinstance(tree, Mapping) else set() for tree in (params, state)
+    )
+    norms = {name for name in in_params if name.startswith("norm_")}
+    if not {*both, *weights} <= in_params or not norms <= {*both} or in_state != {*both}:
         raise ValueError(
-            f"params have {sorted(of)}, the state has {sorted(kept)}, and {who} needs "
+            f"params have {sorted(in_params)}, the state has {sorted(in_state)}, and {who} needs "
             f"{sorted([*both, *weights])} in params and {sorted(both)} in the state: pass the "
             "(params, state) that init of this layer returned"
         )
@@ -50,7 +51,8 @@ def check_call(layer: Any, params: PyTree, state: PyTree, x: jax.Array) -> None:
     if x.ndim != 3:
         raise ValueError(f"{layer.factory} takes x as {order} and got shape {x.shape}")
     norms = layer.norms()
-    check_made(layer.factory, params, state, norms, ("w_x", "w_h"))
+    if not isinstance(params, Mapping) or not {"w_x", "w_h"} <= set(params):
+        check_made(layer.factory, params, state, norms, ("w_x", "w_h"))
     for name in ("w_x", "w_h"):
         if not hasattr(params[name], "shape"):
             raise ValueError(
@@ -66,9 +68,10 @@ def check_call(layer: Any, params: PyTree, state: PyTree, x: jax.Array) -> None:
         )
     if shape[1:] != (width,):
         # Without norms two cells' params may have the same names.
-        of = {1: "an rnn", 3: "a gru", 4: "an lstm"}.get(shape[-1] / shape[0], "another cell")
+        cells = {1: "an rnn", 3: "a gru", 4: "an lstm"}
+        cell = cells.get(shape[-1] / shape[0], "another cell")
         raise ValueError(
-            f"params look like those of {of}, with w_h of shape {shape}, and that of this "
+            f"params look like those of {cell}, with w_h of shape {shape}, and that of this "
             f"{layer.factory} is {(layer.hidden, width)}: pass the (params, state) that init of "
             "this layer returned"
         )

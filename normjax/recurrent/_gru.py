@@ -10,36 +10,37 @@ import jax.numpy as jnp
 
 from normjax._internal import _hints
 from normjax.base import Norm
+from normjax.recurrent._activations import sigmoid, tanh
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._initializers import Initializer
-from normjax.recurrent._recurrent import Recurrent, build_layer
+from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GRU(Recurrent):
-    """The value behind `gru`; see there."""
+    """GRU as a value; made by `gru`."""
 
     factory: ClassVar[str] = "gru"
     gates: ClassVar[int] = 3
     places: ClassVar[dict[str, int]] = {"norm_x": 2, "norm_h": 2, "norm_xn": 1, "norm_hn": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 2), "norm_xn": (2, 3)}
 
-    norm_xn: SeqNorm | None = None
-    norm_hn: SeqNorm | None = None
+    norm_xn: Norm | SeqNorm | None = None
+    norm_hn: Norm | SeqNorm | None = None
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: jax.Array
     ) -> tuple[jax.Array, Gates]:
         """One step; the reset gate multiplies after the recurrent weights, so one matmul serves."""
         two = 2 * self.hidden
-        zh = h @ params["w_h"]
+        zh = h @ params["w_h"]  # [batch, 3 * hidden]: both gates, then the candidate
         bias = params["bias"][None]
         gates = zx[:, :two] + norm("norm_h", zh[:, :two]) + bias[:, :two]
-        r, z = jnp.split(jax.nn.sigmoid(gates), 2, axis=-1)
+        r, z = jnp.split(sigmoid(gates), 2, axis=-1)
         recurrent = norm("norm_hn", zh[:, two:]) + params["bias_hn"][None]
-        n = jnp.tanh(zx[:, two:] + bias[:, two:] + r * recurrent)
+        n = tanh(zx[:, two:] + bias[:, two:] + r * recurrent)
         return (1 - z) * n + z * carry, {"reset": r, "update": z}
 
     def start_carry(self, batch: int, dtype: Any) -> jax.Array:
@@ -89,9 +90,9 @@ def gru(
         h0_noise: standard deviation of noise on the first hidden state, in both modes.
         zoneout_h: probability that a hidden unit keeps its old value, as in `lstm`.
         dropout_h: probability that one is hidden from the recurrent weights, as in `lstm`.
-        remat_steps: backward, run so many steps at a time again from what they began with, and
-            keep of the others the carry alone: less memory for one more pass forward; about the
-            root of the length is least. `None`: keep all steps.
+        remat_steps: backward, run so many steps at a time again from the carry they began with,
+            and keep only that carry of the others: less memory for one more pass forward, least
+            at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
 
     Returns:
@@ -115,19 +116,4 @@ def gru(
         Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014; Ba,
         Kiros, Hinton, "Layer Normalization", 2016, supplement.
     """
-    return build_layer(
-        GRU,
-        hidden=hidden,
-        norm_x=norm_x,
-        norm_h=norm_h,
-        norm_xn=norm_xn,
-        norm_hn=norm_hn,
-        kernel_init=kernel_init,
-        recurrent_init=recurrent_init,
-        learn_carry=learn_carry,
-        h0_noise=h0_noise,
-        zoneout_h=zoneout_h,
-        dropout_h=dropout_h,
-        remat_steps=remat_steps,
-        time_major=time_major,
-    )
+    return GRU(**locals())

@@ -41,9 +41,9 @@ def _identity(key: jax.Array, shape: tuple[int, int, int], dtype: Any) -> jax.Ar
     eye = jnp.eye(rows, hidden, dtype=dtype)[:, None]
     if gates == 1:
         return eye
-    at = _LSTM_CANDIDATE if gates == 4 else gates - 1
+    candidate = _LSTM_CANDIDATE if gates == 4 else gates - 1
     rest = _jointly(initializers.orthogonal(), key, (rows, gates - 1, hidden), dtype)
-    return jnp.concatenate([rest[:, :at], eye, rest[:, at:]], axis=1)
+    return jnp.concatenate([rest[:, :candidate], eye, rest[:, candidate:]], axis=1)
 
 
 _NAMED: dict[str, Callable[..., jax.Array]] = {

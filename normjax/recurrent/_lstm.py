@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Norm
+from normjax.base import Call, Norm
 from normjax.recurrent import _lstm_kernel
+from normjax.recurrent._activations import sigmoid, tanh
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._carry import zoneout
 from normjax.recurrent._initializers import Initializer
-from normjax.recurrent._recurrent import Recurrent, build_layer
+from normjax.recurrent._recurrent import Recurrent, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
+
+Impl = Literal["xla", "kernel"]
 
 
 class LSTMCarry(NamedTuple):
@@ -28,44 +32,61 @@ class LSTMCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LSTM(Recurrent):
-    """The value behind `lstm`; see there."""
+    """LSTM as a value; made by `lstm`."""
 
     factory: ClassVar[str] = "lstm"
     gates: ClassVar[int] = 4
     places: ClassVar[dict[str, int]] = {"norm_x": 4, "norm_h": 4, "norm_sum": 4, "norm_c": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 4)}
 
-    norm_sum: SeqNorm | None = None
-    norm_c: SeqNorm | None = None
+    norm_sum: Norm | SeqNorm | None = None
+    norm_c: Norm | SeqNorm | None = None
     forget_bias: float = 0.0
     zoneout_c: float = 0.0
     carry_normalized: bool = False
-    impl: Literal["xla", "kernel"] = "xla"
+    impl: Impl = "xla"
+
+    def __post_init__(self) -> None:
+        """Refuse as `Recurrent`, and with `impl="kernel"` what the kernel does not compute."""
+        super().__post_init__()
+        _checks.number("forget_bias", self.forget_bias)
+        _checks.dropout_rate("zoneout_c", self.zoneout_c)
+        _checks.one_of("impl", self.impl, get_args(Impl))
+        if self.impl == "kernel":
+            _lstm_kernel.check(self)
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: LSTMCarry
     ) -> tuple[LSTMCarry, Gates]:
         """One step; the cell update itself is not normalized, so gradients flow along c."""
+        # [batch, 4 * hidden]
         zh = norm("norm_h", h @ params["w_h"])
         z = norm("norm_sum", zx + zh) + params["bias"][None]
         i, f, g, o = jnp.split(z, 4, axis=-1)
-        i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
-        c = f * carry.c + i * jnp.tanh(g)
-        shown = norm("norm_c", c)
-        h = o * jnp.tanh(shown)
-        following = LSTMCarry(shown if self.carry_normalized else c, h)
+        i, f, o = sigmoid(i), sigmoid(f), sigmoid(o)
+        c = f * carry.c + i * tanh(g)
+        c_normalized = norm("norm_c", c)
+        h = o * tanh(c_normalized)
+        following = LSTMCarry(c_normalized if self.carry_normalized else c, h)
         return following, {"input": i, "forget": f, "output": o}
 
-    def by_kernel(
-        self, params: PyTree, state: PyTree, x: jax.Array, carry: LSTMCarry, how: dict[str, Any]
-    ) -> Any:
+    def run_by_kernel(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: jax.Array,
+        carry: LSTMCarry,
+        calls: Mapping[str, Call],
+    ) -> Run | None:
         """Run the BN-LSTM's recurrence as one program."""
         if self.impl == "xla" or not _lstm_kernel.supports(x, self.hidden):
             return None
-        return _lstm_kernel.run(self, params, state, x, carry, how)
+        return Run(*_lstm_kernel.run(self, params, state, x, carry, calls))
 
     def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
         """Hold units of c and h, each with its own probability."""
+        if not (self.zoneout_c or self.zoneout_h):
+            return new
         key_c, key_h = (None, None) if key is None else jax.random.split(key)
         return LSTMCarry(
             zoneout(key_c, self.zoneout_c, old.c, new.c),
@@ -102,7 +123,7 @@ def lstm(
     dropout_h: float = 0.0,
     remat_steps: int | None = None,
     time_major: bool = False,
-    impl: Literal["xla", "kernel"] = "xla",
+    impl: Impl = "xla",
 ) -> Recurrent:
     r"""LSTM with a norm in any place.
 
@@ -132,9 +153,9 @@ def lstm(
         dropout_h: probability that a hidden unit is hidden from the recurrent weights, one draw
             a sequence (Gal and Ghahramani 2016). Zoneout and dropout act in mode `"batch"`
             where `apply` is given a `key`.
-        remat_steps: backward, run so many steps at a time again from what they began with, and
-            keep of the others the carry alone: less memory for one more pass forward; about the
-            root of the length is least. `None`: keep all steps.
+        remat_steps: backward, run so many steps at a time again from the carry they began with,
+            and keep only that carry of the others: less memory for one more pass forward, least
+            at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
             program over all steps on a TPU (`normjax.kernels`), which no device has tried yet and
@@ -162,27 +183,4 @@ def lstm(
         Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997; Cooijmans et al., "Recurrent
         Batch Normalization", 2017, equations 6 to 8.
     """
-    _checks.number("forget_bias", forget_bias)
-    layer = build_layer(
-        LSTM,
-        hidden=hidden,
-        norm_x=norm_x,
-        norm_h=norm_h,
-        norm_sum=norm_sum,
-        norm_c=norm_c,
-        kernel_init=kernel_init,
-        recurrent_init=recurrent_init,
-        forget_bias=forget_bias,
-        carry_normalized=carry_normalized,
-        learn_carry=learn_carry,
-        h0_noise=h0_noise,
-        zoneout_h=zoneout_h,
-        zoneout_c=zoneout_c,
-        dropout_h=dropout_h,
-        remat_steps=remat_steps,
-        time_major=time_major,
-        impl=impl,
-    )
-    if impl == "kernel":
-        _lstm_kernel.check(layer)
-    return layer
+    return LSTM(**locals())

@@ -1,17 +1,18 @@
-"""The BN-LSTM with `impl="kernel"`: the recurrence is one program, all else is as in `_layer`.
+"""The BN-LSTM with `impl="kernel"`: the recurrence is one program, all else is as in `Recurrent`.
 
-Not served, and gone the plain way: evaluation with running statistics, padding, a
-hidden_perturbation, `look`, statistics over devices, other dtypes than float32, and sizes that a
-chip does not hold.
+Falls back to the scan for evaluation with running statistics, padding, a `hidden_perturbation`,
+`info`, statistics over devices, other dtypes than float32, and sizes that a chip does not hold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from normjax.base import Call
 from normjax.norms._batch import BatchNorm
 from normjax.recurrent._per_step import PerStep
 from normjax.recurrent._seq_norm import SeqNorm
@@ -55,54 +56,58 @@ def supports(x: jax.Array, hidden: int) -> bool:
 
 
 def run(
-    layer: Any, params: PyTree, state: PyTree, x: jax.Array, carry: Any, how: dict[str, Any]
-) -> tuple[jax.Array, Any, PyTree, tuple[dict[str, Any], dict[str, Any]]]:
-    """Run over x `[time, batch, features]`; returns what `Recurrent._run` does."""
+    layer: Any,
+    params: PyTree,
+    state: PyTree,
+    x: jax.Array,
+    carry: Any,
+    calls: Mapping[str, Call],
+) -> tuple[jax.Array, Any, PyTree, dict[str, Any], dict[str, Any]]:
+    """Run over x `[time, batch, features]`; return the fields of `Run`, without gates."""
     from normjax.kernels import _bn_lstm
 
     norms, measured = layer.norms(), {}
     term = x @ params["w_x"]
     if "norm_x" in norms:
-        term, measured["norm_x"] = _input(
-            norms["norm_x"], params["norm_x"], state["norm_x"], term, how["norm_x"]
+        term, measured["norm_x"] = _input_term(
+            norms["norm_x"], params["norm_x"], state["norm_x"], term, calls["norm_x"]
         )
     _, batch, width = term.shape
-    at_h, at_c = params["norm_h"], params["norm_c"]
+    affine_h, affine_c = params["norm_h"], params["norm_c"]
     hidden = layer.hidden
-    for bias in (params["bias"], at_h.bias):
+    for bias in (params["bias"], affine_h.bias):
         term = term if bias is None else term + bias[None, None]
     ones, zeros = jnp.ones((width,)), jnp.zeros((hidden,))
-    h, c, of_h, of_c = _bn_lstm.run(
+    h, c, stats_h, stats_c = _bn_lstm.run(
         term,
         params["w_h"],
-        ones if at_h.scale is None else at_h.scale.astype(term.dtype),
-        ones[:hidden] if at_c.scale is None else at_c.scale.astype(term.dtype),
-        zeros if at_c.bias is None else at_c.bias.astype(term.dtype),
+        ones if affine_h.scale is None else affine_h.scale.astype(term.dtype),
+        ones[:hidden] if affine_c.scale is None else affine_c.scale.astype(term.dtype),
+        zeros if affine_c.bias is None else affine_c.bias.astype(term.dtype),
         carry.c,
         carry.h,
         (norms["norm_h"].norm.eps, norms["norm_c"].norm.eps),
     )
-    for place, (mean, var) in zip(PLACES, (of_h, of_c), strict=True):
+    for place, (mean, var) in zip(PLACES, (stats_h, stats_c), strict=True):
         measured[place] = Moments(mean, var, jnp.full(mean.shape, batch, mean.dtype))
     state = {
-        place: norm.update_state(
-            state[place], measured[place], stats="batch", hyper=how[place]["hyper"]
-        )
+        place: norm.update_state(state[place], measured[place], calls[place])
         for place, norm in norms.items()
     }
-    return h, type(carry)(c=c[-1], h=h[-1]), state, (measured, {})
+    return h, type(carry)(c=c[-1], h=h[-1]), state, measured, {}
 
 
-def _input(
-    norm: SeqNorm, params: PyTree, state: PyTree, term: jax.Array, how: dict[str, Any]
+def _input_term(
+    norm: SeqNorm, params: PyTree, state: PyTree, term: jax.Array, call: Call
 ) -> tuple[jax.Array, PyTree]:
-    """The input term of all steps normalized, and what its norm saw."""
+    """Normalize the input term of all steps; return it and what its norm measured."""
     if not norm.stepwise:
-        return norm.sequence(params, state, term, **how)
-    measured = norm.measure(params, state, term, **how)
+        return norm.sequence(params, state, term, call)
+    measured = norm.measure(params, state, term, call)
 
-    def one(at: PyTree, moments_t: PyTree, value: jax.Array) -> jax.Array:
-        return norm.transform_step(params, state, at, moments_t, value, **how)
+    def transform(step_inputs: PyTree, measured_t: PyTree, term_t: jax.Array) -> jax.Array:
+        return norm.transform_step(params, state, step_inputs, measured_t, term_t, call)
 
-    y = jax.vmap(one)(norm.per_step_inputs(params, state, term.shape[0]), measured, term)
+    inputs = norm.per_step_inputs(params, state, term.shape[0])
+    y = jax.vmap(transform)(inputs, measured, term)
     return y, measured if norm.norm.stateful else None

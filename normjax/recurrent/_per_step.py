@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.base import Call, Hyper, Norm, Stats
-from normjax.recurrent._seq_norm import Beyond, SeqNorm, unlifted
+from normjax.base import Call, Norm
+from normjax.recurrent._seq_norm import Beyond, SeqNorm
 from normjax.statistics import _kinds
 from normjax.statistics._types import Array, PyTree
 
 
 def resize(tree: PyTree, steps: int) -> PyTree:
-    """The first `steps` along axis 0 of each leaf, the last one repeated where there are fewer."""
+    """Cut each leaf to `steps` along axis 0, or repeat its last entry up to there."""
 
-    def one(leaf: Array) -> jax.Array:
+    def cut_or_repeat(leaf: Array) -> jax.Array:
         leaf = jnp.asarray(leaf)[:steps]
         missing = steps - leaf.shape[0]
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(cut_or_repeat, tree)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PerStep(SeqNorm):
-    """The value behind `per_step`; see there."""
+    """Statistics of each time step, as a value; made by `per_step`."""
 
     factory: ClassVar[str] = "per_step"
+    state_axes: ClassVar[int] = 1
 
     max_steps: int = dataclasses.field(kw_only=True)
     share_params: bool = True
     beyond: Beyond = "last"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no norm, no number of steps, or an unknown `beyond`."""
+        _checks.positive_int("max_steps", self.max_steps)
+        _checks.one_of("beyond", self.beyond, get_args(Beyond))
+        super().__post_init__()
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -50,43 +57,45 @@ class PerStep(SeqNorm):
 
     def per_step_inputs(self, params: PyTree, state: PyTree, steps: int) -> PyTree:
         """Slice out the first `steps` states, the last one repeated past `max_steps`."""
-        _checks.max_steps(steps, self.max_steps, self.beyond)
+        if steps > self.max_steps:
+            _checks.max_steps(steps, self.max_steps, self.beyond)
         for leaf in jax.tree.leaves(state):
             if jnp.shape(leaf)[0] != self.max_steps:
                 raise ValueError(
                     f"the state has statistics of {jnp.shape(leaf)[0]} steps and this lift keeps "
                     f"{self.max_steps}: write max_steps={jnp.shape(leaf)[0]}"
                 )
+        params_of_steps = None if self.share_params else params
+        if steps == self.max_steps:
+            return params_of_steps, state
+        return resize(params_of_steps, steps), resize(state, steps)
 
-        own = None if self.share_params else resize(params, steps)
-        return own, resize(state, steps)
+    def slice_for_step(
+        self, params: PyTree, state: PyTree, step_inputs: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Return the state of this step, and its parameters if each step has its own."""
+        params_t, state_t = step_inputs
+        return params if self.share_params else params_t, state_t
 
-    def slice_for_step(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
-        """The state of this step, and its parameters if it has its own."""
-        own, kept = at
-        return params if self.share_params else own, kept
-
-    def update_state(
-        self, state: PyTree, measured: PyTree, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
+    def update_state(self, state: PyTree, measured: PyTree, call: Call) -> PyTree:
         """Move the statistics of the steps that were measured; the others stay."""
         if measured is None:
             return state
         steps = jax.tree.leaves(measured)[0].shape[0]
         n = min(steps, self.max_steps)
         if self.beyond == "merge" and steps > n:
-            last = _kinds.merge_axis(jax.tree.map(lambda s: s[n - 1 :], measured))
-            measured = jax.tree.map(lambda s, e: s[:n].at[n - 1].set(e), measured, last)
+            last = _kinds.merge_axis(jax.tree.map(lambda m: m[n - 1 :], measured))
+            measured = jax.tree.map(lambda m, end: m[:n].at[n - 1].set(end), measured, last)
         else:
-            measured = jax.tree.map(lambda s: s[:n], measured)
+            measured = jax.tree.map(lambda m: m[:n], measured)
 
-        def move(state_t: PyTree, measured_t: PyTree) -> PyTree:
-            return self.norm.update(state_t, measured_t, Call(stats, hyper=hyper))
+        def update(state_t: PyTree, measured_t: PyTree) -> PyTree:
+            return self.norm.update(state_t, measured_t, call)
 
-        moved = jax.vmap(move)(jax.tree.map(lambda s: jnp.asarray(s)[:n], state), measured)
+        updated = jax.vmap(update)(jax.tree.map(lambda s: jnp.asarray(s)[:n], state), measured)
         if n == self.max_steps:
-            return moved
-        return jax.tree.map(lambda s, m: jnp.asarray(s).at[:n].set(m), state, moved)
+            return updated
+        return jax.tree.map(lambda s, new: jnp.asarray(s).at[:n].set(new), state, updated)
 
 
 @_hints.with_hints()
@@ -134,8 +143,4 @@ def per_step(
     Reference:
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017.
     """
-    _checks.positive_int("max_steps", max_steps)
-    _checks.one_of("beyond", beyond, ("last", "merge", "error"))
-    return PerStep(
-        unlifted(norm, "per_step"), max_steps=max_steps, share_params=share_params, beyond=beyond
-    )
+    return PerStep(**locals())

@@ -9,15 +9,16 @@ from normjax.base import Norm
 from normjax.norms._batch import batch_norm
 from normjax.norms._layer import layer_norm
 from normjax.norms._rms import rms_norm
+from normjax.recurrent._base import Layer
 from normjax.recurrent._gru import gru
 from normjax.recurrent._lstm import lstm
 from normjax.recurrent._per_step import per_step
 from normjax.recurrent._recurrent import Recurrent
+from normjax.recurrent._reparam import ReparamRecurrent
 from normjax.recurrent._rnn import rnn
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.recurrent._sequence_wise import sequence_wise
 from normjax.recurrent._shared import shared
-from normjax.weights._reparametrize import reparam
 from normjax.weights._weight_norm import weight_norm
 
 
@@ -344,7 +345,7 @@ def rms_lstm(hidden: int, *, eps: float = 1e-5, **options: Any) -> Recurrent:
 
 
 @_hints.with_hints(lstm)
-def wn_lstm(hidden: int, **options: Any) -> Any:
+def wn_lstm(hidden: int, **options: Any) -> Layer:
     r"""LSTM with weight norm on both weights, each made once a call and outside the scan.
 
     $$w = g \, \frac{v}{\|v\|}$$
@@ -354,7 +355,7 @@ def wn_lstm(hidden: int, **options: Any) -> Any:
         options: arguments of `lstm`.
 
     Returns:
-        A layer with the same `init` and `apply`.
+        A `Layer`.
 
     Raises:
         ValueError: as `lstm`.
@@ -369,7 +370,8 @@ def wn_lstm(hidden: int, **options: Any) -> Any:
     Reference:
         Salimans, Kingma, "Weight Normalization", 2016.
     """
-    return reparam(lstm(hidden, **options), {"w_x": weight_norm(), "w_h": weight_norm()})
+    rules = (("w_x", weight_norm()), ("w_h", weight_norm()))
+    return ReparamRecurrent(lstm(hidden, **options), rules)
 
 
 def _bn(scale_init: float, eps: float, decay: float, *, use_bias: bool = True) -> Norm:

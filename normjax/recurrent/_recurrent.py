@@ -1,32 +1,52 @@
 """`Recurrent`: a cell's equations, lifted norms by place, one scan.
 
 A cell says which places its norms have and how one step follows from the last. All else is
-here and the same for every cell: the input projection and its statistics (for all steps at once,
-but for what a single CPU does better step by step), the scan, padding, noise, the carry, and the
-state's move after the scan.
+here and the same for every cell: the input projection and its statistics, the scan (`_scan`),
+padding, noise, the carry, and the update of the state after the scan.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact, Integer
 
 from normjax._internal import _checks, _hints
-from normjax.base import Hyper, Stats
+from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent import _initializers, _scan, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, zoneout
 from normjax.recurrent._checks import check_call
 from normjax.recurrent._initializers import Initializer
+from normjax.recurrent._input_terms import input_terms
+from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state._population import accumulate_statistics
-from normjax.statistics import _measure
+from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
+
+
+class Run(NamedTuple):
+    """What a layer makes of one sequence.
+
+    Attributes:
+        y: `[time, batch, hidden]`.
+        carry: the carry after each sequence's last step.
+        state: the next state.
+        measured: by place, what each norm that keeps statistics measured.
+        gates: by name, `[time, batch, hidden]`, where they are asked for.
+    """
+
+    y: jax.Array
+    carry: PyTree
+    state: dict[str, PyTree]
+    measured: dict[str, Any]
+    gates: Gates
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,7 +58,7 @@ class Recurrent(Layer):
 
     Class attributes:
         gates: number of blocks of `hidden` columns in the weights.
-        places: where norms may stand, and how many blocks wide each is.
+        places: where there may be norms, and how many blocks wide each is.
         inputs: the places on the input term, and which of its blocks each normalizes.
     """
 
@@ -48,8 +68,8 @@ class Recurrent(Layer):
     inputs: ClassVar[dict[str, tuple[int, int]]] = {}
 
     hidden: int
-    norm_x: SeqNorm | None = None
-    norm_h: SeqNorm | None = None
+    norm_x: Norm | SeqNorm | None = None
+    norm_h: Norm | SeqNorm | None = None
     kernel_init: Initializer = "lecun_normal"
     recurrent_init: Initializer = "orthogonal"
     learn_carry: bool = False
@@ -58,6 +78,20 @@ class Recurrent(Layer):
     dropout_h: float = 0.0
     remat_steps: int | None = None
     time_major: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges, lift norms that need no other lift."""
+        _checks.positive_int("hidden", self.hidden)
+        _initializers.check("kernel_init", self.kernel_init)
+        _initializers.check("recurrent_init", self.recurrent_init)
+        _checks.positive("h0_noise", self.h0_noise, zero=True)
+        if self.remat_steps is not None:
+            _checks.positive_int("remat_steps", self.remat_steps)
+        _checks.dropout_rate("zoneout_h", self.zoneout_h)
+        _checks.dropout_rate("dropout_h", self.dropout_h)
+        for place in self.places:
+            norm = _shared.lift(getattr(self, place), place, stepwise=place not in self.inputs)
+            _checks.set_field(self, place, norm)
 
     # What a cell defines.
 
@@ -69,7 +103,7 @@ class Recurrent(Layer):
 
         Args:
             params: the weights, in the dtype of the computation.
-            norm: `norm(place, value)` normalizes a value where a norm stands, and is the
+            norm: `norm(place, value)` normalizes a value where there is a norm, and is the
                 identity elsewhere.
             zx: `[batch, gates * hidden]`, the input term, already normalized.
             h: `[batch, hidden]`, what the recurrent weights see: the hidden state, less what
@@ -85,16 +119,20 @@ class Recurrent(Layer):
         """Return the biases before training, by name."""
         return {"bias": jnp.zeros((self.gates * self.hidden,), dtype)}
 
-    def by_kernel(
-        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, how: dict[str, Any]
-    ) -> Any:
-        """Run over x `[time, batch, features]` as one program, or `None` where that is not served.
+    def run_by_kernel(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, calls: Mapping[str, Call]
+    ) -> Run | None:
+        """Run over x `[time, batch, features]` as one program, or return `None`.
 
-        It is asked where each batch has its own statistics, on one device, and nothing is padded,
-        nudged or looked at. `how` and what is returned are as in `_run`.
+        It is called where each batch has its own statistics, on one device, and nothing is
+        padded, perturbed or reported. `calls` are those of the norms, by place.
         """
-        del params, state, x, carry, how
+        del params, state, x, carry, calls
         return None
+
+    def zoneout(self, key: jax.Array | None, old: PyTree, new: PyTree) -> PyTree:
+        """Hold each hidden unit with probability `zoneout_h`; its expectation without a key."""
+        return with_hidden(new, zoneout(key, self.zoneout_h, hidden_of(old), hidden_of(new)))
 
     # What a user calls.
 
@@ -135,7 +173,6 @@ class Recurrent(Layer):
             params["carry"] = jax.tree.map(lambda z: z[0], self.start_carry(1, dtype))
         return params, state
 
-    @_hints.with_hints()
     def apply(
         self,
         params: PyTree,
@@ -179,23 +216,10 @@ class Recurrent(Layer):
                 `params` the variables of a Flax module.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
-        params, x, carry, mask, hidden_perturbation = self._ready(
-            params, state, x, stats, lengths, carry, key, hyper, hidden_perturbation
-        )
-        y, carry, state, _ = self._run(
-            params,
-            state,
-            x,
-            carry,
-            mask,
-            hidden_perturbation,
-            key,
-            stats,
-            axis_name,
-            hyper,
-            look=False,
-        )
-        return (y if self.time_major else jnp.swapaxes(y, 0, 1), carry), state
+        call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key)
+        params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
+        run = self._run(params, state, x, carry, call)
+        return (run.y if self.time_major else jnp.swapaxes(run.y, 0, 1), run.carry), run.state
 
     def apply_with_info(
         self,
@@ -211,61 +235,25 @@ class Recurrent(Layer):
         hyper: Hyper = None,
     ) -> tuple[jax.Array, Info]:
         """Run as `apply` and return the outputs and `Info`."""
-        params, x, carry, mask, _ = self._ready(
-            params, state, x, stats, lengths, carry, key, hyper, None
-        )
-        gathering = accumulate_statistics(state)
-        y, _, _, (measured, gates) = self._run(
-            params, gathering, x, carry, mask, None, key, stats, axis_name, hyper, look=True
-        )
-        live = jnp.ones((*y.shape[:2], 1), bool) if mask is None else mask
+        call = LayerCall(stats, None, axis_name, hyper, None, key, with_info=True)
+        params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
+        run = self._run(params, accumulate_statistics(state), x, carry, call)
+        y = run.y
+        counts = jnp.ones((*y.shape[:2], 1), bool) if call.mask is None else call.mask
 
-        def mean(values: jax.Array) -> Any:
-            whole = jnp.broadcast_to(live, values.shape)
-            return _measure.means(values, (1, 2), mask=whole, axis_name=axis_name).mean
+        def mean(values: jax.Array) -> jax.Array:
+            """Mean of each step, `[time]`, over what is not padding."""
+            mask = jnp.broadcast_to(counts, values.shape)
+            return jnp.asarray(_core.means(values, (1, 2), mask, axis_name).mean)
 
-        ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in gates.items()}
-        found = Info(
-            moments={place: m for place, m in measured.items() if m is not None},
-            gates={name: mean(g) for name, g in gates.items()},
+        ends = {name: (g < SATURATED) | (g > 1 - SATURATED) for name, g in run.gates.items()}
+        info = Info(
+            moments={place: m for place, m in run.measured.items() if m is not None},
+            gates={name: mean(g) for name, g in run.gates.items()},
             saturated={name: mean(e.astype(jnp.float32)) for name, e in ends.items()},
             hidden_norm=mean(jnp.linalg.norm(y, axis=-1, keepdims=True)),
         )
-        return (y if self.time_major else jnp.swapaxes(y, 0, 1)), found
-
-    def _ready(
-        self,
-        params: PyTree,
-        state: PyTree,
-        x: Array,
-        stats: Any,
-        lengths: Array | None,
-        carry: PyTree | None,
-        key: jax.Array | None,
-        hyper: Hyper,
-        hidden_perturbation: Array | None,
-    ) -> tuple[PyTree, jax.Array, PyTree, jax.Array | None, jax.Array | None]:
-        """Check a call and return its arguments time-major, in the dtype of the computation."""
-        _checks.stats(stats)
-        _checks.hyper(hyper, sorted(self.hyper_names), self.factory)
-        x = _checks.floating(x, self.factory)
-        check_call(self, params, state, x)
-        hidden_perturbation = (
-            None
-            if hidden_perturbation is None
-            else jnp.asarray(hidden_perturbation).astype(x.dtype)
-        )
-        if not self.time_major:
-            x = jnp.swapaxes(x, 0, 1)
-            hidden_perturbation = (
-                None if hidden_perturbation is None else jnp.swapaxes(hidden_perturbation, 0, 1)
-            )
-        mask = _sequences.padding(lengths, x.shape[0], x.shape[1])
-        if mask is not None:
-            # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
-            x = jnp.where(mask, x, 0)
-        params = _cast(params, x.dtype)
-        return params, x, self._first_carry(params, x, carry, key), mask, hidden_perturbation
+        return (y if self.time_major else jnp.swapaxes(y, 0, 1)), info
 
     @property
     def features_out(self) -> int:
@@ -294,140 +282,111 @@ class Recurrent(Layer):
 
     def norms(self) -> dict[str, SeqNorm]:
         """Return the lifted norm of each place that has one."""
-        found = {place: getattr(self, place) for place in self.places}
-        return {place: norm for place, norm in found.items() if norm is not None}
+        norms = [(place, getattr(self, place)) for place in self.places]
+        return {place: norm for place, norm in norms if isinstance(norm, SeqNorm)}
 
-    def _run(
+    # One call, in steps.
+
+    def _checked(
         self,
         params: PyTree,
         state: PyTree,
-        x: jax.Array,
-        carry: PyTree,
-        mask: jax.Array | None,
-        hidden_perturbation: jax.Array | None,
-        key: jax.Array | None,
-        stats: Stats,
-        axis_name: AxisName,
-        hyper: Hyper,
-        look: bool,
-    ) -> tuple[jax.Array, PyTree, PyTree, tuple[dict[str, Any], Gates]]:
-        """Return outputs, carry, state, and the statistics by place with the gates by name."""
-        norms, how = self.norms(), self._how(stats, axis_name, hyper)
-        plain = mask is None and hidden_perturbation is None and axis_name is None and not look
-        if plain and stats == "batch":
-            found = self.by_kernel(params, state, x, carry, how)
-            if found is not None:
-                return found
-        # The input term never needs the recurrence: one matmul for all steps, and one set of
-        # statistics, in one exchange between devices. It is normalized in the scan all the same:
-        # there it is in cache, and the normalized sequence need not be kept beside the plain one.
-        measured: dict[str, Any] = {}
-        terms: list[jax.Array | None] = []
-        ahead = _scan.makes_ahead()
-        late = not ahead and _scan.makes_late(x.shape)
-        weights = {
-            place: params["w_x"][:, first * self.hidden : last * self.hidden]
-            for place, (first, last) in self.inputs.items()
+        x: Array,
+        lengths: Array | None,
+        carry: PyTree | None,
+        call: LayerCall,
+    ) -> tuple[PyTree, jax.Array, PyTree, LayerCall]:
+        """Check a call; return params, x, the first carry and the call as `_run` takes them.
+
+        Sequences are then time-major, and weights in the dtype of the computation.
+        """
+        _checks.stats(call.stats)
+        if call.hyper:
+            _checks.hyper(call.hyper, sorted(self.hyper_names), self.factory)
+        x = _checks.floating(x, self.factory)
+        check_call(self, params, state, x)
+        perturbation = call.hidden_perturbation
+        if perturbation is not None:
+            perturbation = jnp.asarray(perturbation).astype(x.dtype)
+        if not self.time_major:
+            x = jnp.swapaxes(x, 0, 1)
+            perturbation = None if perturbation is None else jnp.swapaxes(perturbation, 0, 1)
+        mask = _sequences.padding(lengths, x.shape[0], x.shape[1])
+        if mask is not None:
+            # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
+            x = jnp.where(mask, x, 0)
+        params = _cast(params, x.dtype)
+        carry = self._first_carry(params, x, carry, call.key)
+        call = dataclasses.replace(call, mask=mask, hidden_perturbation=perturbation)
+        return params, x, carry, call
+
+    def _run(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, call: LayerCall
+    ) -> Run:
+        """Run over x `[time, batch, features]`: input terms, scan, update of the state."""
+        norms = self.norms()
+        calls = call.of_norms(norms)
+        if call.stats == "batch" and not call.needs_scan:
+            run = self.run_by_kernel(params, state, x, carry, calls)
+            if run is not None:
+                return run
+
+        # Before the loop.
+        steps = x.shape[0]
+        inputs = input_terms(self, params, state, x, norms, calls)
+        dropout, keys = self._noise(call.key if call.stats == "batch" else None, x)
+
+        # The loop. Input terms are normalized there even if they were measured before: a step is
+        # in cache, and the normalized sequence need not be kept beside the plain one.
+        in_loop = {place: norm for place, norm in norms.items() if norm.stepwise}
+        step = _scan.Step(
+            layer=self,
+            params=params,
+            state=state,
+            norms=in_loop,
+            calls=calls,
+            weights=inputs.weights,
+            dropout=dropout,
+            with_info=call.with_info,
+        )
+        xs = _scan.StepInputs(
+            x=x if any(term is None for term in inputs.terms.values()) else None,
+            terms=inputs.terms,
+            mask=call.mask,
+            hidden_perturbation=call.hidden_perturbation,
+            key=keys,
+            norms={
+                place: norm.per_step_inputs(params[place], state[place], steps)
+                for place, norm in in_loop.items()
+            },
+            measured={place: m for place, m in inputs.measured.items() if place in in_loop},
+        )
+        start = step.start(carry, call, inputs.measured)
+        carry, outputs = step.over(start, xs, steps, self.remat_steps)
+
+        # After the loop: statistics of all steps, [time, features], move the state.
+        measured = {
+            place: m if norms[place].norm.stateful else None
+            for place, m in (inputs.measured | outputs.measured).items()
         }
-        for place, weight in weights.items():
-            stepwise = place not in norms or norms[place].stepwise
-            term = None if late and stepwise else x @ weight
-            if place in norms and term is not None:
-                given = (params[place], state[place], term)
-                if not stepwise:
-                    term, measured[place] = norms[place].sequence(*given, mask=mask, **how[place])
-                elif ahead:
-                    measured[place] = norms[place].measure(*given, mask=mask, **how[place])
-            terms.append(term)
-
-        at = {
-            place: (
-                norm.per_step_inputs(params[place], state[place], x.shape[0]),
-                measured.get(place),
-            )
-            for place, norm in norms.items()
-            if norm.stepwise
-        }
-        kept, keys = self._noise(key if stats == "batch" else None, x)
-        still: dict[str, Any] = {}
-
-        def body(carry: PyTree, xs: Any) -> tuple[PyTree, Any]:
-            x_t, terms_t, mask_t, nudge_t, key_t, at_t = xs
-            measured_t: dict[str, Any] = {}
-
-            def norm(place: str, value: jax.Array) -> jax.Array:
-                if place not in at:
-                    return value
-                own, moments_t = at_t[place]
-                there: dict[str, Any] = {"mask": mask_t, **how[place]}
-                if place in measured:
-                    return norms[place].transform_step(
-                        params[place], state[place], own, moments_t, value, **there
-                    )
-                value, measured_t[place] = norms[place].normalize_step(
-                    params[place], state[place], own, value, **there
-                )
-                return value
-
-            zx = [
-                norm(place, _scan.product(x_t, weights[place]) if term is None else term)
-                for place, term in zip(self.inputs, terms_t, strict=True)
-            ]
-            h = hidden_of(carry)
-            h = h if kept is None else h * kept
-            following, gates_t = self.cell(params, norm, jnp.concatenate(zx, axis=-1), h, carry)
-            following = self.zoneout(key_t, carry, following)
-            if nudge_t is not None:
-                following = with_hidden(following, hidden_of(following) + nudge_t)
-            y = hidden_of(following)
-            if mask_t is not None:
-                following = jax.tree.map(lambda n, c: jnp.where(mask_t, n, c), following, carry)
-                y = jnp.where(mask_t, y, 0)
-            still["measured"], moving = _scan.apart(measured_t)
-            return following, (y, moving, gates_t if look else {})
-
-        step = jax.checkpoint(body, prevent_cse=False, policy=_scan.worth_keeping)
-        xs = (x if late else None, terms, mask, hidden_perturbation, keys, at)
-        carry, out = _scan.walk(step, carry, xs, x.shape[0], self.remat_steps)
-        y, seen_inner, gates = out
-        measured = {p: found if norms[p].norm.stateful else None for p, found in measured.items()}
-        measured.update(_scan.together(still["measured"], seen_inner, x.shape[0]))
         state = {
-            place: norm.update_state(
-                state[place], measured[place], stats=stats, hyper=how[place]["hyper"]
-            )
+            place: norm.update_state(state[place], measured[place], calls[place])
             for place, norm in norms.items()
         }
-        return y, carry, state, (measured, gates)
-
-    def _how(self, stats: Stats, axis_name: AxisName, hyper: Hyper) -> dict[str, dict[str, Any]]:
-        """How each norm is called, by place: a number of `hyper` goes to the norms that take it."""
-        given = hyper or {}
-        return {
-            place: {
-                "stats": stats,
-                "axis_name": axis_name,
-                "hyper": {k: v for k, v in given.items() if k in norm.norm.hyper_names},
-            }
-            for place, norm in self.norms().items()
-        }
-
-    def zoneout(self, key: jax.Array | None, old: PyTree, new: PyTree) -> PyTree:
-        """Hold each hidden unit with probability `zoneout_h`; its expectation without a key."""
-        return with_hidden(new, zoneout(key, self.zoneout_h, hidden_of(old), hidden_of(new)))
+        return Run(outputs.y, carry, state, measured, outputs.gates)
 
     def _noise(self, key: jax.Array | None, x: jax.Array) -> tuple[jax.Array | None, Any]:
-        """Return the dropout factor of the hidden state, one a sequence, and a key a step."""
+        """Return the dropout factor `[batch, hidden]`, one a sequence, and a zoneout key a step."""
         if key is None:
             return None, None
         key_drop, key_zone = jax.random.split(jax.random.fold_in(key, 1))
-        kept = None
+        factor = None
         if self.dropout_h:
             rate = 1 - self.dropout_h
-            shape = (x.shape[1], self.hidden)
-            kept = jax.random.bernoulli(key_drop, rate, shape).astype(x.dtype) / _as(rate, x.dtype)
+            stays = jax.random.bernoulli(key_drop, rate, (x.shape[1], self.hidden))
+            factor = stays.astype(x.dtype) / _as(rate, x.dtype)
         zones = self.zoneout_h or getattr(self, "zoneout_c", 0.0)
-        return kept, jax.random.split(key_zone, x.shape[0]) if zones else None
+        return factor, jax.random.split(key_zone, x.shape[0]) if zones else None
 
     def _first_carry(
         self, params: PyTree, x: jax.Array, carry: PyTree | None, key: jax.Array | None
@@ -440,7 +399,7 @@ class Recurrent(Layer):
                 start = jax.tree.map(lambda c, z: jnp.broadcast_to(c, z.shape), learned, start)
         else:
             zero = self.start_carry(batch, x.dtype)
-            start = _sequences.given_carry(carry, zero)
+            start = _sequences.checked_carry(carry, zero)
         if self.h0_noise:
             if key is None:
                 raise ValueError(
@@ -453,27 +412,11 @@ class Recurrent(Layer):
         return _sequences.vary_like(start, x)
 
 
-def build_layer(kind: type[Recurrent], **fields: Any) -> Any:
-    """Check what a layer is made of, lift the norms that need no lift of their own, make it."""
-    _checks.positive_int("hidden", fields["hidden"])
-    _initializers.check("kernel_init", fields["kernel_init"])
-    _initializers.check("recurrent_init", fields["recurrent_init"])
-    _checks.positive("h0_noise", fields["h0_noise"], zero=True)
-    if fields["remat_steps"] is not None:
-        _checks.positive_int("remat_steps", fields["remat_steps"])
-    for name in ("zoneout_h", "zoneout_c", "dropout_h"):
-        _checks.dropout_rate(name, fields.get(name, 0.0))
-    for place in kind.places:
-        fields[place] = _shared.lift(fields[place], place, stepwise=place not in kind.inputs)
-    return kind(**fields)
-
-
 def _cast(params: PyTree, dtype: Any) -> PyTree:
     """Cast weights to the dtype of the computation; norms cast their own, at least float32."""
-    return {
-        name: value if name.startswith("norm") else jax.tree.map(lambda v: _as(v, dtype), value)
-        for name, value in params.items()
-    }
+    norms = {name: value for name, value in params.items() if name.startswith("norm")}
+    weights = {name: value for name, value in params.items() if name not in norms}
+    return norms | jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), weights)
 
 
 def _as(v: Any, dtype: Any) -> jax.Array:

@@ -10,31 +10,30 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
 from normjax.base import Norm
+from normjax.recurrent._activations import ACTIVATION_BY_NAME
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._initializers import Initializer
-from normjax.recurrent._recurrent import Recurrent, build_layer
+from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
-
-ACTIVATIONS = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    # Deep Speech 2: min(max(x, 0), 20).
-    "clipped_relu": lambda x: jnp.clip(x, 0, 20),
-}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RNN(Recurrent):
-    """The value behind `rnn`; see there."""
+    """Plain recurrent layer as a value; made by `rnn`."""
 
     factory: ClassVar[str] = "rnn"
     gates: ClassVar[int] = 1
     places: ClassVar[dict[str, int]] = {"norm_x": 1, "norm_h": 1, "norm_sum": 1}
     inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 1)}
 
-    norm_sum: SeqNorm | None = None
+    norm_sum: Norm | SeqNorm | None = None
     activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        """Refuse as `Recurrent`, and an unknown activation."""
+        super().__post_init__()
+        _checks.one_of("activation", self.activation, tuple(ACTIVATION_BY_NAME))
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: jax.Array
@@ -42,7 +41,7 @@ class RNN(Recurrent):
         """One step."""
         zh = norm("norm_h", h @ params["w_h"])
         z = norm("norm_sum", zx + zh) + params["bias"][None]
-        return ACTIVATIONS[self.activation](z), {}
+        return ACTIVATION_BY_NAME[self.activation](z), {}
 
     def start_carry(self, batch: int, dtype: Any) -> jax.Array:
         """Return zeros."""
@@ -82,9 +81,9 @@ def rnn(
         h0_noise: standard deviation of noise on the first hidden state, in both modes.
         zoneout_h: probability that a hidden unit keeps its old value, as in `lstm`.
         dropout_h: probability that one is hidden from the recurrent weights, as in `lstm`.
-        remat_steps: backward, run so many steps at a time again from what they began with, and
-            keep of the others the carry alone: less memory for one more pass forward; about the
-            root of the length is least. `None`: keep all steps.
+        remat_steps: backward, run so many steps at a time again from the carry they began with,
+            and keep only that carry of the others: less memory for one more pass forward, least
+            at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
 
     Returns:
@@ -107,20 +106,4 @@ def rnn(
         Elman, "Finding Structure in Time", 1990; Laurent et al., "Batch Normalized Recurrent
         Neural Networks", 2016, equations 6 to 9.
     """
-    _checks.one_of("activation", activation, tuple(ACTIVATIONS))
-    return build_layer(
-        RNN,
-        hidden=hidden,
-        activation=activation,
-        norm_x=norm_x,
-        norm_h=norm_h,
-        norm_sum=norm_sum,
-        kernel_init=kernel_init,
-        recurrent_init=recurrent_init,
-        learn_carry=learn_carry,
-        h0_noise=h0_noise,
-        zoneout_h=zoneout_h,
-        dropout_h=dropout_h,
-        remat_steps=remat_steps,
-        time_major=time_major,
-    )
+    return RNN(**locals())

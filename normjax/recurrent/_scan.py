@@ -1,111 +1,240 @@
-"""What a layer makes before its scan, what the scan keeps of a step, and what it need not write."""
+"""The scan of a recurrent layer: one step, what the loop reads and writes, what backward keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from normjax.statistics._types import PyTree
+from normjax._internal._saved import ACTIVATIONS, POOLED, STATISTICS
+from normjax.base import Call
+from normjax.recurrent._base import Gates
+from normjax.recurrent._carry import hidden_of, with_hidden
+from normjax.recurrent._input_terms import input_term
+from normjax.recurrent._seq_norm import SeqNorm
+from normjax.statistics._kinds import kind_of
+from normjax.statistics._types import Array, PyTree
 
-
-def makes_ahead() -> bool:
-    """Whether input terms are made and measured before the scan, all steps at once.
-
-    What several devices, or an accelerator, do at once for all steps, one CPU does better step by
-    step: a step fits into its cache, and a sequence does not.
-    """
-    return jax.default_backend() != "cpu" or jax.device_count() > 1
-
-
-def makes_late(shape: tuple[int, ...]) -> bool:
-    """Whether one CPU makes the input term of x `[time, batch, features]` in the scan as well.
-
-    Made ahead, it is written and read, and its gradient too: `batch` rows a step. Made in the
-    step, it costs the gradient of the weights, `features` rows a step, to be added to.
-    """
-    return shape[2] < shape[1]
-
-
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x @ weight`, of a single feature as one multiplication: no product that is worth keeping."""
-    return x * weight if x.shape[-1] == 1 else x @ weight
-
-
-# Products and sums, what devices exchanged, and the values of exp's kin: dear to make again.
-KEPT = (
-    "dot_general",
-    "reduce_sum",
-    "psum",
-    "psum_invariant",
-    "logistic",
-    "tanh",
-    "custom_jvp_call",
+# Backward, a step's products, statistics and values of exp's kin are read back. Masks, differences
+# and products of single values are computed again: as many numbers, and hardly any work. That
+# halves the memory of a long sequence.
+saved_in_step = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable,
+    jax.checkpoint_policies.save_only_these_names(ACTIVATIONS, POOLED, STATISTICS),
 )
+saved_in_chunk = jax.checkpoint_policies.save_only_these_names(POOLED)
 
 
-def worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether the backward pass keeps a step's value, or makes it again from what is kept.
+@dataclasses.dataclass(frozen=True)
+class LayerCall(Call):
+    """How a layer runs over one sequence: what `apply` was given, checked and time-major.
 
-    What is left to be made again are masks, differences and products of single values: as many
-    numbers, and hardly any work. It halves the memory of a long sequence.
+    `mask` is `[time, batch, 1]`, True on the steps of each sequence.
+
+    Attributes:
+        hidden_perturbation: `[time, batch, hidden]`, added to the hidden state of every step.
+        key: PRNG key of zoneout and dropout.
+        with_info: whether the gates' values of every step are returned.
     """
-    return primitive.name in KEPT
+
+    hidden_perturbation: Array | None = None
+    key: jax.Array | None = None
+    with_info: bool = False
+
+    @property
+    def needs_scan(self) -> bool:
+        """Whether something is padded, perturbed, reported or split over devices."""
+        options = (self.mask, self.hidden_perturbation, self.axis_name)
+        return self.with_info or any(option is not None for option in options)
+
+    def of_norms(self, norms: Mapping[str, SeqNorm]) -> dict[str, Call]:
+        """Calls of the norms, by place: a number of `hyper` goes to the norms that take it."""
+        hyper = self.hyper or {}
+        return {
+            place: Call(
+                self.stats,
+                self.mask,
+                self.axis_name,
+                {name: v for name, v in hyper.items() if name in norm.norm.hyper_names},
+            )
+            for place, norm in norms.items()
+        }
 
 
-def exchanged(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a value came from other devices: too dear to ask for twice."""
-    return primitive.name in ("psum", "psum_invariant")
+class StepInputs(NamedTuple):
+    """What the loop reads; in the loop of one step, outside of it with a leading axis of time.
+
+    Attributes:
+        x: `[batch, features]`, where the step projects it.
+        terms: input terms `[batch, blocks * hidden]` by place; `None` where the step makes it.
+        mask: `[batch, 1]`.
+        hidden_perturbation: `[batch, hidden]`.
+        key: PRNG key of zoneout.
+        norms: by place, the norm's `per_step_inputs`.
+        measured: by place, what was measured before the loop.
+    """
+
+    x: Any
+    terms: dict[str, jax.Array | None]
+    mask: Any
+    hidden_perturbation: Any
+    key: jax.Array | None
+    norms: dict[str, PyTree]
+    measured: dict[str, PyTree]
 
 
-def walk(
+class StepOutputs(NamedTuple):
+    """What the loop writes.
+
+    Attributes:
+        y: `[batch, hidden]`.
+        measured: by place, what was measured in the loop; without counts that are `StepCarry`'s.
+        gates: by name, `[batch, hidden]`, where they are asked for.
+    """
+
+    y: jax.Array
+    measured: dict[str, PyTree]
+    gates: Gates
+
+
+class StepCarry(NamedTuple):
+    """What one step hands to the next.
+
+    Attributes:
+        cell: the cell's carry.
+        counts: by place, the counts of the last step's statistics, where those of every step are
+            the same. The loop then need not write them once a step.
+    """
+
+    cell: PyTree
+    counts: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """The body of the loop.
+
+    Attributes:
+        layer: the `Recurrent` whose cell this is.
+        params: its parameters, weights in the dtype of the computation.
+        state: its state.
+        norms: by place, the norms that act in the loop.
+        calls: by place, how they are called; the mask of a step comes with its inputs.
+        weights: by place on the input, the columns of `w_x`.
+        dropout: `[batch, hidden]`, factor of the hidden state on its way to the weights.
+        with_info: whether the gates' values are returned.
+    """
+
+    layer: Any
+    params: PyTree
+    state: PyTree
+    norms: dict[str, SeqNorm]
+    calls: dict[str, Call]
+    weights: dict[str, jax.Array]
+    dropout: jax.Array | None
+    with_info: bool
+
+    def start(self, cell: PyTree, call: Call, measured: Mapping[str, PyTree]) -> StepCarry:
+        """Return the carry before the first step; `measured` are the places that are done."""
+        counts: dict[str, jax.Array] = {}
+        # Without a mask all steps count the same values; which, only the norms know.
+        if call.stats == "batch" and call.mask is None and call.axis_name is None:
+            for place, norm in self.norms.items():
+                zeros = None if place in measured else norm.zero_counts(self.state[place])
+                if zeros is not None:
+                    counts[place] = zeros
+        return StepCarry(cell, counts)
+
+    def __call__(self, carry: StepCarry, inputs: StepInputs) -> tuple[StepCarry, StepOutputs]:
+        """Go one step."""
+        measured: dict[str, PyTree] = {}
+
+        def norm(place: str, value: jax.Array) -> jax.Array:
+            if place not in self.norms:
+                return value
+            norm, call = self.norms[place], self.calls[place]
+            if inputs.mask is not None:
+                call = dataclasses.replace(call, mask=inputs.mask)
+            args = self.params[place], self.state[place], inputs.norms[place]
+            if place in inputs.measured:
+                return norm.transform_step(*args, inputs.measured[place], value, call)
+            value, measured[place] = norm.normalize_step(*args, value, call)
+            return value
+
+        # The input term, each norm over its own blocks. [batch, gates * hidden]
+        terms = [
+            norm(place, input_term(inputs.x, self.weights[place]) if term is None else term)
+            for place, term in inputs.terms.items()
+        ]
+        term = terms[0] if len(terms) == 1 else jnp.concatenate(terms, axis=-1)
+
+        # The recurrence. [batch, hidden]
+        h = hidden_of(carry.cell)
+        h = h if self.dropout is None else h * self.dropout
+        cell, gates = self.layer.cell(self.params, norm, term, h, carry.cell)
+        cell = self.layer.zoneout(inputs.key, carry.cell, cell)
+        if inputs.hidden_perturbation is not None:
+            cell = with_hidden(cell, hidden_of(cell) + inputs.hidden_perturbation)
+
+        # Past the end of a sequence the carry holds and the output is 0.
+        y = hidden_of(cell)
+        if inputs.mask is not None:
+            cell = jax.tree.map(lambda new, old: jnp.where(inputs.mask, new, old), cell, carry.cell)
+            y = jnp.where(inputs.mask, y, 0)
+
+        # Counts that every step shares go through the carry.
+        counts = dict(carry.counts)
+        for place, before in carry.counts.items():
+            m = measured[place]
+            if kind_of(m) is None or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
+                continue  # a bundle of statistics, or of other sets than the state's
+            counts[place], measured[place] = m.count, m._replace(count=None)
+        return StepCarry(cell, counts), StepOutputs(y, measured, gates if self.with_info else {})
+
+    def over(
+        self, start: StepCarry, inputs: StepInputs, steps: int, chunk: int | None
+    ) -> tuple[PyTree, StepOutputs]:
+        """Go all steps; return the cell's carry and the outputs of every step."""
+        body = jax.checkpoint(self.__call__, prevent_cse=False, policy=saved_in_step)
+        end, outputs = chunked_scan(body, start, inputs, steps, chunk)
+        measured = dict(outputs.measured)
+        for place, count in end.counts.items():
+            m = measured[place]
+            if m is not None and m.count is None:
+                # [*sets] to [time, *sets]
+                measured[place] = m._replace(count=jnp.broadcast_to(count, (steps, *count.shape)))
+        return end.cell, outputs._replace(measured=measured)
+
+
+def chunked_scan(
     step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     carry: PyTree,
     xs: PyTree,
     steps: int,
     chunk: int | None,
 ) -> tuple[PyTree, PyTree]:
-    """Scan; with `chunk`, what a step keeps is kept for that many steps at a time.
+    """Scan; with `chunk`, what backward needs of a step is kept for that many steps at a time.
 
-    Backward, each chunk is then run again from the carry that it began with. Memory goes as
-    `steps / chunk + chunk` and no longer as `steps`, for one more pass forward.
+    Backward, each chunk is run again from the carry that it began with. Memory goes as
+    `steps / chunk + chunk` instead of `steps`, for one more pass forward.
     """
     if chunk is None or chunk >= steps:
         return lax.scan(step, carry, xs)
 
-    def some(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+    def scan_chunk(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         return lax.scan(step, carry, xs)
 
-    some = jax.checkpoint(some, prevent_cse=False, policy=exchanged)
+    scan_chunk = jax.checkpoint(scan_chunk, prevent_cse=False, policy=saved_in_chunk)
     whole = steps - steps % chunk
-    cut = jax.tree.map(lambda v: v[:whole].reshape(-1, chunk, *v.shape[1:]), xs)
-    carry, ys = lax.scan(some, carry, cut)
+    # [time, ...] to [chunks, chunk, ...]; the steps that are left make a shorter chunk.
+    chunks = jax.tree.map(lambda v: v[:whole].reshape(-1, chunk, *v.shape[1:]), xs)
+    carry, ys = lax.scan(scan_chunk, carry, chunks)
     ys = jax.tree.map(lambda v: v.reshape(whole, *v.shape[2:]), ys)
     if whole < steps:
-        carry, rest = some(carry, jax.tree.map(lambda v: v[whole:], xs))
+        carry, rest = scan_chunk(carry, jax.tree.map(lambda v: v[whole:], xs))
         ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
     return carry, ys
-
-
-def apart(measured: PyTree) -> tuple[PyTree, list[jax.Array]]:
-    """What is the same in every step, and what is not; a step is traced once, so NumPy's is.
-
-    The first need not be written down once a step.
-    """
-    leaves, tree = jax.tree.flatten(measured)
-    fixed = [leaf if isinstance(leaf, np.ndarray) else None for leaf in leaves]
-    return (tree, fixed), [leaf for leaf in leaves if not isinstance(leaf, np.ndarray)]
-
-
-def together(still: PyTree, moving: list[jax.Array], steps: int) -> PyTree:
-    """The tree that `apart` took apart, with a leading axis of steps everywhere."""
-    tree, fixed = still
-    rest = iter(moving)
-    return tree.unflatten(
-        next(rest) if leaf is None else jnp.broadcast_to(leaf, (steps, *leaf.shape))
-        for leaf in fixed
-    )

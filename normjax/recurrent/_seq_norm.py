@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks
 from normjax.base import Call, Hyper, Norm, Stats
-from normjax.statistics._types import Array, AxisName, PyTree, is_accumulator
+from normjax.statistics import _kinds, _running
+from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 Beyond = Literal["last", "merge", "error"]
 
@@ -20,16 +21,28 @@ Beyond = Literal["last", "merge", "error"]
 class SeqNorm(abc.ABC):
     """A norm over time: hashable value, pure functions; sequences are time-major `[T, B, F]`.
 
+    As in `Norm`, users call `init` and `apply`, which check; the other methods are what a layer
+    composes, and trust what they are given.
+
     Class attributes:
         factory: name of the lift.
         stepwise: whether a single step can be normalized without the rest of the sequence, or,
-            where the whole is at hand, measured with it and normalized alone.
+            where there is the whole of it, measured with it and normalized alone.
+        state_axes: axes that a leaf of the state has before those of one step's statistics.
     """
 
     factory: ClassVar[str] = "lift"
     stepwise: ClassVar[bool] = True
+    state_axes: ClassVar[int] = 0
 
     norm: Norm
+
+    def __post_init__(self) -> None:
+        """Refuse what is no norm."""
+        if not isinstance(self.norm, Norm):
+            raise TypeError(
+                f"{self.factory} lifts a norm such as batch_norm() and got {self.norm!r}"
+            )
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -65,143 +78,113 @@ class SeqNorm(abc.ABC):
         _checks.stats(stats)
         _checks.hyper(hyper, self.norm.hyper_names, self.norm.factory)
         x = _checks.floating(x, self.factory)
-        mask = _checks.mask(mask, x.shape)
-        how: dict[str, Any] = {"stats": stats, "axis_name": axis_name, "hyper": hyper}
-        y, measured = self.sequence(params, state, x, mask=mask, **how)
-        return y, self.update_state(state, measured, stats=stats, hyper=hyper)
+        call = Call(stats, _checks.mask(mask, x.shape), axis_name, hyper)
+        y, measured = self.sequence(params, state, x, call)
+        return y, self.update_state(state, measured, call)
+
+    # All steps at once; the mask of the call is `[time, batch, 1]`.
 
     def sequence(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, mask: Array | None = None, **how: Any
+        self, params: PyTree, state: PyTree, x: jax.Array, call: Call
     ) -> tuple[jax.Array, PyTree]:
-        """Normalize all steps at once; return `(y, measured)`, `measured` for `update_state`."""
+        """Normalize all steps; return `(y, measured)`, `measured` for `update_state`."""
 
-        def one(at: PyTree, x_t: jax.Array, mask_t: Array | None) -> tuple[jax.Array, PyTree]:
-            return self.normalize_step(params, state, at, x_t, mask=mask_t, **how)
+        def normalize(
+            step_inputs: PyTree, x_t: jax.Array, mask_t: Array | None
+        ) -> tuple[jax.Array, PyTree]:
+            call_t = dataclasses.replace(call, mask=mask_t)
+            return self.normalize_step(params, state, step_inputs, x_t, call_t)
 
-        return jax.vmap(one)(
-            self.per_step_inputs(params, state, x.shape[0]), x, _per_step_mask(mask, x)
-        )
+        inputs = self.per_step_inputs(params, state, x.shape[0])
+        return jax.vmap(normalize)(inputs, x, _mask_of_every_step(call.mask, x))
 
-    def measure(
-        self,
-        params: PyTree,
-        state: PyTree,
-        x: jax.Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        axis_name: AxisName = None,
-        hyper: Hyper = None,
-    ) -> PyTree:
-        """Measure all steps at once, for `transform_step`; `None` where nothing needs measuring."""
-        del hyper
-        if not needs_measuring(self.norm, state, stats):
+    def measure(self, params: PyTree, state: PyTree, x: jax.Array, call: Call) -> PyTree:
+        """Measure all steps, for `transform_step`; `None` where nothing needs measuring."""
+        if not needs_measuring(self.norm, state, call):
             return None
 
-        def one(at: PyTree, x_t: jax.Array, mask_t: Array | None) -> PyTree:
-            own, _ = self.slice_for_step(params, state, at)
-            return self.norm.measure(own, x_t, Call(stats, mask_t, axis_name))
+        def measure(step_inputs: PyTree, x_t: jax.Array, mask_t: Array | None) -> PyTree:
+            params_t, _ = self.slice_for_step(params, state, step_inputs)
+            return self.norm.measure(params_t, x_t, dataclasses.replace(call, mask=mask_t))
 
-        return jax.vmap(one)(
-            self.per_step_inputs(params, state, x.shape[0]), x, _per_step_mask(mask, x)
-        )
-
-    def transform_step(
-        self,
-        params: PyTree,
-        state: PyTree,
-        at: PyTree,
-        measured: PyTree,
-        x: jax.Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        axis_name: AxisName = None,
-        hyper: Hyper = None,
-    ) -> jax.Array:
-        """Normalize one step with what `measure` found for it."""
-        del axis_name
-        own, kept = self.slice_for_step(params, state, at)
-        return self.norm.transform(own, kept, measured, x, Call(stats, mask, hyper=hyper))
-
-    def slice_for_step(self, params: PyTree, state: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
-        """Parameters and state of one step, `at` being its slice of `per_step_inputs`."""
-        del at
-        return params, state
+        inputs = self.per_step_inputs(params, state, x.shape[0])
+        return jax.vmap(measure)(inputs, x, _mask_of_every_step(call.mask, x))
 
     def per_step_inputs(self, params: PyTree, state: PyTree, steps: int) -> PyTree:
         """Return what depends on the step, with a leading axis of `steps`, for a scan's `xs`."""
         del params, state, steps
         return None
 
+    @abc.abstractmethod
+    def update_state(self, state: PyTree, measured: PyTree, call: Call) -> PyTree:
+        """Return the next state from what all steps measured, with a leading axis of steps."""
+
+    # One step `[batch, features]`, in the body of a scan; the mask of the call is `[batch, 1]`.
+
     def normalize_step(
-        self,
-        params: PyTree,
-        state: PyTree,
-        at: PyTree,
-        x: jax.Array,
-        *,
-        stats: Stats,
-        mask: Array | None = None,
-        axis_name: AxisName = None,
-        hyper: Hyper = None,
+        self, params: PyTree, state: PyTree, step_inputs: PyTree, x: jax.Array, call: Call
     ) -> tuple[jax.Array, PyTree]:
-        """Normalize one step `[batch, features]`: what a scan body calls.
+        """Measure and normalize one step.
 
         Args:
             params: parameters of the whole sequence.
             state: state of the whole sequence.
-            at: this step's slice of `per_step_inputs`.
+            step_inputs: this step's slice of `per_step_inputs`.
             x: the values of this step.
-            stats: `"batch"` or `"running"`.
-            mask: `[batch, 1]`, True where the step is not padding.
-            axis_name: device axis that the batch is split over.
-            hyper: numbers that may vary during training.
+            call: mode, mask of this step, device axis and hyper.
 
         Returns:
             `(y, measured)`; `measured`, stacked over steps, goes to `update_state`.
         """
-        own, kept = self.slice_for_step(params, state, at)
-        return normalize_now(self.norm, own, kept, x, stats, mask, axis_name, hyper)
+        params, state = self.slice_for_step(params, state, step_inputs)
+        return normalize_without_update(self.norm, params, state, x, call)
 
-    @abc.abstractmethod
-    def update_state(
-        self, state: PyTree, measured: PyTree, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
-        """Return the next state from what all steps measured."""
+    def transform_step(
+        self,
+        params: PyTree,
+        state: PyTree,
+        step_inputs: PyTree,
+        measured: PyTree,
+        x: jax.Array,
+        call: Call,
+    ) -> jax.Array:
+        """Normalize one step with what `measure` returned for it."""
+        params, state = self.slice_for_step(params, state, step_inputs)
+        return self.norm.transform(params, state, measured, x, call)
+
+    def slice_for_step(
+        self, params: PyTree, state: PyTree, step_inputs: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """Return parameters and state of one step, from its slice of `per_step_inputs`."""
+        del step_inputs
+        return params, state
+
+    def zero_counts(self, state: PyTree) -> jax.Array | None:
+        """Return 0 in the shape of one step's counts; `None` where the state does not say it."""
+        running = state.running if isinstance(state, Accumulator) else state
+        if _kinds.kind_of(running) is None:
+            return None
+        shape = _running.count_shape(running)[self.state_axes :]
+        return jnp.zeros(shape, jnp.finfo(running.mean.dtype).dtype)
 
     __repr__ = Norm.__repr__
 
 
-def normalize_now(
-    norm: Norm,
-    params: PyTree,
-    state: PyTree,
-    x: jax.Array,
-    stats: Stats,
-    mask: Array | None,
-    axis_name: AxisName,
-    hyper: Hyper,
+def normalize_without_update(
+    norm: Norm, params: PyTree, state: PyTree, x: jax.Array, call: Call
 ) -> tuple[jax.Array, PyTree]:
-    """`Norm.apply` with the state's move left for later: return `(y, measured)`."""
-    call = Call(stats, mask, axis_name, hyper)
+    """Do as `Norm.apply` but for the state's update; return `(y, measured)`."""
     measured = None
-    if needs_measuring(norm, state, stats):
+    if call.stats == "batch" or needs_measuring(norm, state, call):
         measured = norm.measure(params, x, call)
     y = norm.transform(params, state, measured, x, call)
     return y, (measured if norm.stateful else None)
 
 
-def needs_measuring(norm: Norm, state: PyTree, stats: Stats) -> bool:
-    return stats == "batch" or not norm.stateful or is_accumulator(state)
+def needs_measuring(norm: Norm, state: PyTree, call: Call) -> bool:
+    return call.stats == "batch" or not norm.stateful or isinstance(state, Accumulator)
 
 
-def _per_step_mask(mask: Array | None, x: jax.Array) -> Array | None:
-    """The mask of every step of x, where it is one for all."""
+def _mask_of_every_step(mask: Array | None, x: jax.Array) -> Array | None:
+    """Repeat a mask that is one for all steps."""
     return None if mask is None else jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
-
-
-def unlifted(norm: Any, who: str) -> Norm:
-    if not isinstance(norm, Norm):
-        raise TypeError(f"{who} lifts a norm such as batch_norm() and got {norm!r}")
-    return norm

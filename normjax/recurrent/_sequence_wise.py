@@ -9,28 +9,26 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _hints
-from normjax.base import Call, Hyper, Norm, Stats
-from normjax.recurrent._seq_norm import SeqNorm, normalize_now, unlifted
-from normjax.statistics._types import Array, PyTree
+from normjax.base import Call, Norm
+from normjax.recurrent._seq_norm import SeqNorm, normalize_without_update
+from normjax.statistics._types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SequenceWise(SeqNorm):
-    """The value behind `sequence_wise`; see there."""
+    """Statistics over time and batch together, as a value; made by `sequence_wise`."""
 
     factory: ClassVar[str] = "sequence_wise"
     stepwise: ClassVar[bool] = False
 
-    def sequence(
-        self, params: PyTree, state: PyTree, x: jax.Array, *, mask: Array | None = None, **how: Any
-    ) -> tuple[jax.Array, PyTree]:
-        """Normalize over time and batch together."""
-        stats, axis_name, hyper = how["stats"], how.get("axis_name"), how.get("hyper")
-        # Batch first: norms of one sample, or of parts of the batch, go by the first axis.
-        x = x.swapaxes(0, 1)
-        mask = None if mask is None else mask.swapaxes(0, 1)
-        y, measured = normalize_now(self.norm, params, state, x, stats, mask, axis_name, hyper)
-        return y.swapaxes(0, 1), measured
+    def __post_init__(self) -> None:
+        """Refuse what is no norm, and a norm that averages over other axes."""
+        super().__post_init__()
+        if self.norm.stateful and getattr(self.norm, "axes", None) is not None:
+            raise ValueError(
+                f"sequence_wise averages over time and batch, and {self.norm!r} names axes: "
+                "leave axes=None"
+            )
 
     def init(
         self, shape: tuple[int, ...], dtype: Any = jnp.float32, *, key: jax.Array | None = None
@@ -38,22 +36,28 @@ class SequenceWise(SeqNorm):
         """Make `(params, state)` for sequences of steps of `shape`."""
         return self.norm.init((shape[0], 1, *shape[1:]), dtype, key=key)
 
-    def normalize_step(self, *args: Any, **how: Any) -> Any:
+    def sequence(
+        self, params: PyTree, state: PyTree, x: jax.Array, call: Call
+    ) -> tuple[jax.Array, PyTree]:
+        """Normalize over time and batch together."""
+        # [time, batch, features] to [batch, time, features]: norms of one sample, or of parts of
+        # the batch, go by the first axis.
+        x = x.swapaxes(0, 1)
+        if call.mask is not None:
+            call = dataclasses.replace(call, mask=call.mask.swapaxes(0, 1))
+        y, measured = normalize_without_update(self.norm, params, state, x, call)
+        return y.swapaxes(0, 1), measured
+
+    def normalize_step(self, *args: Any, **keywords: Any) -> Any:
         """Refuse: one step does not have the whole sequence."""
         raise ValueError(
             "sequence_wise needs the whole sequence, which a recurrent term never has: use it as "
             "norm_x, and per_step(norm, max_steps) in the other places"
         )
 
-    def update_state(
-        self, state: PyTree, measured: PyTree, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
+    def update_state(self, state: PyTree, measured: PyTree, call: Call) -> PyTree:
         """Move the statistics as the norm itself does."""
-        return (
-            state
-            if measured is None
-            else self.norm.update(state, measured, Call(stats, hyper=hyper))
-        )
+        return state if measured is None else self.norm.update(state, measured, call)
 
 
 @_hints.with_hints()
@@ -62,7 +66,7 @@ def sequence_wise(norm: Norm) -> SeqNorm:
 
     $$\mu = \frac1n \sum_{i=1}^{B} \sum_{t=1}^{T_i} x_{i,t}, \qquad n = \sum_i T_i$$
 
-    Only where the whole sequence is at hand: the input projection, `norm_x`.
+    Works only where the whole sequence is known: the input projection, `norm_x`.
 
     Args:
         norm: a norm over all axes but the last.
@@ -88,9 +92,4 @@ def sequence_wise(norm: Norm) -> SeqNorm:
         Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
         2016; Amodei et al., "Deep Speech 2", 2016.
     """
-    norm = unlifted(norm, "sequence_wise")
-    if norm.stateful and getattr(norm, "axes", None) is not None:
-        raise ValueError(
-            f"sequence_wise averages over time and batch, and {norm!r} names axes: leave axes=None"
-        )
     return SequenceWise(norm)

@@ -29,8 +29,8 @@ def reverse(x: jax.Array, lengths: Array | None) -> jax.Array:
     return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=0)
 
 
-def given_carry(carry: PyTree, zero: PyTree) -> PyTree:
-    """Return a user's carry in the structure and dtype of ours."""
+def checked_carry(carry: PyTree, zero: PyTree) -> PyTree:
+    """Return a user's carry in the structure and dtype of `zero`."""
     if hasattr(zero, "_fields") and type(carry) in (tuple, list):
         # Flax's order is (c, h) and torch's (h, c), and their shapes are the same.
         name, fields = type(zero).__name__, ", ".join(f"{f}=…" for f in zero._fields)
@@ -51,4 +51,6 @@ def given_carry(carry: PyTree, zero: PyTree) -> PyTree:
 def vary_like(tree: PyTree, x: jax.Array) -> PyTree:
     """Mark a carry as varying over the device axes of `x`, which a scan in `shard_map` needs."""
     axes = varying(x)
+    if not axes:
+        return tree
     return jax.tree.map(lambda leaf: vary(leaf, axes), tree)

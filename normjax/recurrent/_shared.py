@@ -6,25 +6,23 @@ import dataclasses
 from typing import Any, ClassVar
 
 from normjax._internal import _hints
-from normjax.base import Call, Hyper, Norm, Stats
-from normjax.recurrent._seq_norm import SeqNorm, unlifted
+from normjax.base import Call, Norm
+from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics import _kinds
 from normjax.statistics._types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Shared(SeqNorm):
-    """The value behind `shared`; see there."""
+    """One set of statistics for all steps, as a value; made by `shared`."""
 
     factory: ClassVar[str] = "shared"
 
-    def update_state(
-        self, state: PyTree, measured: PyTree, *, stats: Stats, hyper: Hyper = None
-    ) -> PyTree:
+    def update_state(self, state: PyTree, measured: PyTree, call: Call) -> PyTree:
         """Move the one set of statistics by the moments of all steps together."""
         if measured is None:
             return state
-        return self.norm.update(state, _kinds.merge_axis(measured), Call(stats, hyper=hyper))
+        return self.norm.update(state, _kinds.merge_axis(measured), call)
 
 
 @_hints.with_hints()
@@ -56,7 +54,7 @@ def shared(norm: Norm) -> SeqNorm:
     Reference:
         Cooijmans et al., "Recurrent Batch Normalization", 2017, section 3 (against it).
     """
-    return Shared(unlifted(norm, "shared"))
+    return Shared(norm)
 
 
 def lift(norm: Any, place: str, *, stepwise: bool) -> SeqNorm | None:

@@ -1,1 +1,1 @@
-"""A whole model's statistics after and around training: population, folding, names, PyTorch."""
+"""Handles the statistics of a whole model: population statistics, folding, reset, PyTorch."""

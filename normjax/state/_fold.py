@@ -1,4 +1,4 @@
-"""Folding: the inference of a norm as two constants, and those into the layer before it."""
+"""Folds a norm, as used in inference, into a scale and bias and into the layer before it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from normjax.norms._renorm import BatchRenorm
 from normjax.statistics import _shapes
 from normjax.statistics._types import Accumulator, Array, PyTree
 
-# By exact type: a relative that inherits from batch norm may do more in inference.
+# Compared by exact type: a subclass of batch norm may do something else in inference.
 _FOLDED = (BatchNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm)
 
 
 def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
-    r"""Inference of a norm of the batch family as one multiplication and one addition.
+    r"""Return the scale and bias that equal a norm of the batch family in inference.
 
     $$y = \text{scale} \cdot x + \text{bias}, \qquad
       \text{scale} = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}, \quad
@@ -32,15 +32,15 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
 
     Args:
         norm: `batch_norm`, `batch_renorm`, `ghost_batch_norm`, `mean_only_batch_norm` or
-            `identity`; the others depend on the sample, or mix features.
+            `identity`; other norms depend on the sample, or mix features.
         params: its parameters.
-        state: its state, with the statistics of inference.
+        state: its state, with the running statistics that inference uses.
 
     Returns:
         `Affine(scale, bias)` of the shape of the features, in at least float32.
 
     Raises:
-        TypeError: the inference of `norm` is not an affine of each feature.
+        TypeError: in inference `norm` is not an affine function of each feature.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -54,12 +54,12 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
         Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2, line 11.
     """
     if isinstance(norm, Identity):
-        kept = params.scale if params.scale is not None else params.bias
-        if kept is None:
+        present = params.scale if params.scale is not None else params.bias
+        if present is None:
             raise TypeError("identity() without scale and bias has nothing to fold: leave it out")
-        wide = _shapes.stat_dtype(jnp.asarray(kept).dtype)
-        scale = jnp.ones(jnp.shape(kept), wide)
-        mean = jnp.zeros(jnp.shape(kept), wide)
+        wide = _shapes.stat_dtype(jnp.asarray(present).dtype)
+        scale = jnp.ones(jnp.shape(present), wide)
+        mean = jnp.zeros(jnp.shape(present), wide)
     elif type(norm) in _FOLDED:
         m = state.running if isinstance(state, Accumulator) else state
         mean = jnp.asarray(m.mean)
@@ -72,6 +72,7 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
             f"the inference of {norm.factory} is not an affine of each feature, so it cannot be "
             "folded: call norm.apply(params, state, x, stats='running')"
         )
+    # gamma * (x - mean) * scale + beta = (gamma * scale) * x + (beta - gamma * scale * mean).
     scale = scale.astype(mean.dtype)
     if params.scale is not None:
         scale = scale * params.scale.astype(scale.dtype)
@@ -99,7 +100,8 @@ def fold_dense(
         `(kernel, bias)` of the dtype of `kernel`; the layer then needs a bias.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: `kernel` is not floating or complex.
+        ValueError: `folded` does not fit the outputs of `kernel`, or lacks scale or bias.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -120,19 +122,22 @@ def fold_conv(
     bias: Inexact[Array, " outputs"] | None,
     folded: Affine,
 ) -> tuple[jax.Array, jax.Array]:
-    """Fold an affine into the convolution before it; as `fold_dense`, whatever its padding.
+    r"""Fold an affine into the convolution before it, exactly, with any padding.
+
+    $$s(W * x + b) + t = (sW) * x + (sb + t)$$
 
     Args:
-        kernel: `[*window, inputs, outputs]`, Flax's layout. A kernel with the outputs first is
-            turned with `jnp.moveaxis(kernel, 0, -1)`.
+        kernel: `[*window, inputs, outputs]`, Flax's layout. For a kernel with the outputs first,
+            write `jnp.moveaxis(kernel, 0, -1)`.
         bias: `[outputs]`, or `None`.
         folded: what `fold` returned, `[outputs]`: the statistics are shared over positions.
 
     Returns:
-        `(kernel, bias)` of the dtype of `kernel`.
+        `(kernel, bias)` of the dtype of `kernel`; the layer then needs a bias.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: `kernel` is not floating or complex.
+        ValueError: `folded` does not fit the outputs of `kernel`, or lacks scale or bias.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -141,12 +146,14 @@ def fold_conv(
         [3.0]
 
     Reference:
-        As `fold_dense`.
+        Jacob et al., "Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference", 2018, section 3.2.
     """
     return _fold(kernel, bias, folded)
 
 
 def _fold(kernel: Any, bias: Any, folded: Affine) -> tuple[jax.Array, jax.Array]:
+    """Fold an affine of the outputs into a kernel whose last axis is the outputs."""
     kernel = _checks.floating(kernel, "fold")
     if folded.scale is None or folded.bias is None:
         raise ValueError("folded lacks scale or bias: pass what fold(norm, params, state) returned")
@@ -158,6 +165,7 @@ def _fold(kernel: Any, bias: Any, folded: Affine) -> tuple[jax.Array, jax.Array]
         )
     if bias is not None:
         shift = shift + scale * jnp.asarray(bias).astype(scale.dtype)
+    # scale [outputs] broadcasts over all other axes of the kernel.
     wide = kernel.astype(_shapes.stat_dtype(kernel.dtype))
     folded_kernel = wide * _shapes.expand(scale.astype(wide.dtype), (kernel.ndim - 1,), kernel.ndim)
     return folded_kernel.astype(kernel.dtype), shift.astype(kernel.dtype)

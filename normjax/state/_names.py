@@ -1,7 +1,7 @@
-"""Our pytrees as nested dictionaries and back, for frameworks that store variables by name.
+"""Converts pytrees to nested dictionaries and back, for frameworks that store variables by name.
 
 `Affine(scale, None)` becomes `{"scale": scale}`, `Running` becomes `{"mean": …, "var": …}`:
-the names and shapes of Flax's own layers. What is absent or empty has no entry.
+the names and shapes of Flax's own layers. Missing or empty parts have no entry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 
 def to_dict(tree: PyTree) -> dict[str, Any]:
-    """Return a tree of named tuples and dictionaries as nested dictionaries."""
+    """Convert a tree of named tuples and dictionaries to nested dictionaries."""
     out = {}
     for name, value in _fields(tree).items():
         if jax.tree.leaves(value):
@@ -25,15 +25,22 @@ def to_dict(tree: PyTree) -> dict[str, Any]:
 
 
 def from_dict(template: PyTree, values: Any) -> PyTree:
-    """Return `values` in the structure of `template`, a tree (or shapes) that `init` made.
+    """Convert nested dictionaries to the structure of `template`, what `init` returned or shapes.
+
+    Args:
+        template: tree of named tuples and dictionaries, of arrays or of their shapes.
+        values: nested dictionaries with the same names.
+
+    Returns:
+        The values, in the structure of `template`.
 
     Raises:
         ValueError: names are missing or unknown.
     """
     if not _is_node(template):
         return values
-    if _running.is_stats(template) and isinstance(found := read_statistics(values), Accumulator):
-        return found  # statistics that gather for now; see `population_update`
+    if _running.is_stats(template) and isinstance(stats := read_statistics(values), Accumulator):
+        return stats  # accumulates for the time being; see `population_update`
     fields = {}
     expected = _fields(template)
     for name, value in expected.items():
@@ -49,7 +56,13 @@ def from_dict(template: PyTree, values: Any) -> PyTree:
 
 
 def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
-    """Return one norm's statistics from a dictionary of their names; `None` if it is none.
+    """Convert a dictionary of names to one norm's statistics; return `None` for any other.
+
+    Args:
+        values: dictionary, such as the entry of one layer in `batch_stats`.
+
+    Returns:
+        Running statistics, an `Accumulator`, or `None`.
 
     Example:
         >>> read_statistics({"mean": 0.0, "var": 1.0})
@@ -80,14 +93,17 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
 
 
 def _rebuild(template: Any, fields: dict[str, Any]) -> Any:
+    """Make a named tuple of the type of `template`; an empty tuple stays as it is."""
     return type(template)(**fields) if hasattr(template, "_fields") else template
 
 
 def _is_node(tree: PyTree) -> bool:
+    """Whether `tree` has parts with names, or is an empty tuple."""
     return isinstance(tree, Mapping) or hasattr(tree, "_fields") or isinstance(tree, tuple)
 
 
 def _fields(tree: PyTree) -> dict[str, Any]:
+    """Return the parts of a dictionary or named tuple by name."""
     if isinstance(tree, Mapping):
         return dict(tree)
     return tree._asdict() if hasattr(tree, "_fields") else {}

@@ -1,9 +1,9 @@
-"""Population statistics: a pass over data in place of an exponential average.
+"""Computes population statistics in a pass over data, instead of an exponential average.
 
-The mechanism is one: `accumulate_statistics` puts a `Accumulator` in the place of every `Running`
-of a state, whatever pytree it is, `apply` then adds each batch to it, and `finalize_statistics`
-turns the result back into the state that evaluation reads. Around the microbatches of one step,
-with `finalize_statistics(state, decay=...)`, the same two calls make gradient accumulation exact.
+`accumulate_statistics` replaces every `Running` of a state pytree by an `Accumulator`, `apply`
+then adds each batch to it, and `finalize_statistics` turns the result back into running
+statistics. Used around the microbatches of one step, with `finalize_statistics(state, decay=...)`,
+the same two calls make gradient accumulation exact.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ How = Literal["pooled", "unbiased", "mean"]
 
 
 def accumulate_statistics(state: PyTree, how: How = "pooled") -> PyTree:
-    """Make every running average of `state` gather batches exactly, starting empty.
+    """Return a state that accumulates statistics of batches exactly, initially of none.
 
     Args:
         state: any pytree with `Running` nodes, such as `init` of a norm or a layer returns.
-        how: as in `population_statistics`; `"pooled"` merges counts, the others average per batch.
+        how: as in `population_statistics`; `"pooled"` merges by counts, the others average the
+            statistics of the batches.
 
     Returns:
-        The same tree with a `Accumulator` in the place of each `Running`.
+        The same tree with an `Accumulator` instead of each `Running`.
 
     Raises:
-        ValueError: unknown `how`.
+        ValueError: `how` is unknown.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -67,23 +68,23 @@ def accumulate_statistics(state: PyTree, how: How = "pooled") -> PyTree:
 def finalize_statistics(
     state: PyTree, how: How = "pooled", *, correction: int = 0, decay: float | None = None
 ) -> PyTree:
-    """Turn what `accumulate_statistics` gathered into running statistics.
+    """Turn accumulated statistics into running statistics.
 
     Args:
-        state: a tree with `Accumulator` nodes.
-        how: as in `population_statistics`, and as given to `accumulate_statistics`.
+        state: what `accumulate_statistics` returned, after some calls of `apply`.
+        how: as in `population_statistics`; the same as in `accumulate_statistics`.
         correction: with `"pooled"`, 1 stores the variance times n / (n - 1); a norm's own
-            `correction` is not looked at, so write the same here.
-        decay: with `"pooled"`, move the running averages by what was gathered, as by one large
-            batch, and keep this much of the old; `None` replaces them.
+            `correction` is not used, so write the same here.
+        decay: with `"pooled"`, update the running averages once, as with one large batch, with
+            this weight of the old value; `None` replaces them.
 
     Returns:
-        The tree with a `Running` for each `Accumulator`; statistics that saw no value keep what
-        they were before.
+        The tree with a `Running` for each `Accumulator`. Statistics without any value are those
+        from before the accumulation.
 
     Raises:
-        ValueError: unknown `how` or `correction`; a tree that did not gather, or that was gathered
-            the other way.
+        ValueError: `how` or `correction` is unknown or not that of `accumulate_statistics`, or
+            the state does not accumulate.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -96,13 +97,13 @@ def finalize_statistics(
     _checks.one_of("correction", correction, (0, 1))
     if decay is not None and how != "pooled":
         raise ValueError(
-            f'settle(decay={decay}) takes how="pooled", the moments of one large batch'
+            f'finalize_statistics(decay={decay}) takes how="pooled", the moments of one large batch'
         )
 
     if not any(map(is_accumulator, jax.tree.leaves(state, is_leaf=_running.is_stats))):
         raise ValueError(
-            "settle() found nothing gathered in state: write state = collecting(state) before the "
-            "batches are run"
+            "finalize_statistics() found no accumulated statistics in state: write state = "
+            "accumulate_statistics(state) before the batches are run"
         )
 
     def swap(leaf: PyTree) -> PyTree:
@@ -111,21 +112,22 @@ def finalize_statistics(
         measured = leaf.measured
         if isinstance(measured, BatchMeans) != (how != "pooled"):
             raise ValueError(
-                f"settle(how={how!r}) on a state that was gathered another way: write the same "
-                "how in collecting() and settle()"
+                f"finalize_statistics(how={how!r}) got a state that was accumulated in another "
+                "way: write the same how in accumulate_statistics() and finalize_statistics()"
             )
         if decay is not None and how == "pooled":
             return _running.ema(leaf.running, measured, decay=decay, correction=correction)
+        # `weights` tell, for mean and spread, where there is anything to replace the old value by.
         if isinstance(measured, BatchMeans):
             new = measured.unbiased if how == "unbiased" else measured.biased
             weights = [measured.batches, measured.pairs if how == "unbiased" else measured.batches]
         else:
             new = _running.to_running(measured, correction)
+            # A single value has a mean but no unbiased spread.
             pairs = (measured.count > 1).astype(measured.count.dtype)
-            some = pairs if correction else measured.count
-            weights = [measured.count, some]
-        kept = zip(weights, new, leaf.running, strict=False)
-        return type(leaf.running)(*(_running.where_measured(w, n, old) for w, n, old in kept))
+            weights = [measured.count, pairs if correction else measured.count]
+        fields = zip(weights, new, leaf.running, strict=False)
+        return type(leaf.running)(*(_running.where_measured(w, n, old) for w, n, old in fields))
 
     return jax.tree.map(swap, state, is_leaf=_running.is_stats)
 
@@ -142,7 +144,7 @@ def population_statistics(
 ) -> PyTree:
     r"""Estimate the statistics for inference in one pass over a data set.
 
-    Three ways of the literature, for batches $B_1 \dots B_k$ of sizes $m_j$:
+    Three estimates from the literature, for batches $B_1 \dots B_k$ of sizes $m_j$:
 
     $$\text{pooled:}\;\; \mu = \frac{\sum m_j \mu_j}{\sum m_j},\;\;
       \sigma^2 = \frac{\sum m_j(\sigma_j^2 + (\mu_j - \mu)^2)}{\sum m_j}$$
@@ -150,30 +152,31 @@ def population_statistics(
       \sigma^2 = \tfrac1k \sum \tfrac{m_j}{m_j - 1}\sigma_j^2 \qquad
       \text{mean:}\;\; \mu = \tfrac1k \sum \mu_j,\;\; \sigma^2 = \tfrac1k \sum \sigma_j^2$$
 
-    `"pooled"` is exact: the moments of the whole set. `"unbiased"` is the batch norm paper's
-    (and the tutorials') estimate, `"mean"` the recurrent paper's; both leave out the spread
-    of the means between batches.
+    `"pooled"` is exact: the moments of the whole data set. `"unbiased"` is the estimate of the
+    batch norm paper (and of tutorials), `"mean"` that of the recurrent batch norm paper; both
+    leave out the spread of the means between batches.
 
     Args:
         layer: a `Norm`, a recurrent layer, or any function
             `apply(params, state, batch, *, stats) -> (output, state)` of a whole model.
         params: its parameters.
-        state: its state; where no batch has a value, it is kept.
-        batches: what `apply` takes as its input, one batch at a time; for norms and layers
-            arrays, or dictionaries of the keywords of `apply`, such as `{"x": x, "lengths": n}`.
+        state: its state; statistics for which no batch has a value stay as they are.
+        batches: inputs of `apply`, one batch at a time; for norms and layers these are arrays, or
+            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
-        upstream: what norms before a norm do meanwhile: normalize with each batch's own
-            statistics, as in training, or with the running ones, as in evaluation.
+        upstream: how norms normalize during the pass, which decides the inputs of the norms after
+            them: with `"batch"` by each batch's own statistics, as in training, with `"running"`
+            by the running ones, as in evaluation.
         correction: with `"pooled"`, 1 stores the unbiased variance; a norm's own `correction`
-            is not looked at, so write the same here.
+            is not used, so write the same here.
 
     Returns:
         The state with new statistics, to be used with `stats="running"`.
 
     Raises:
-        TypeError: one array for the list of batches; for norms and layers, batches that are
-            tuples or lists.
-        ValueError: unknown `how` or `upstream`, no batch, a state without statistics.
+        TypeError: `batches` is one array; or, for norms and layers, a batch is a tuple or list.
+        ValueError: `how` or `upstream` is unknown, there is no batch, or the state has no
+            statistics.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -196,15 +199,16 @@ def population_statistics(
     collected = accumulate_statistics(state, how)
     if not any(map(_running.is_stats, jax.tree.leaves(state, is_leaf=_running.is_stats))):
         raise ValueError(
-            "population() found no running statistics in state: pass the state that init returned "
-            "for this layer (a layer of stateless norms needs no population statistics)"
+            "population_statistics() found no running statistics in state: pass the state that "
+            "init returned for this layer (a layer of stateless norms needs no population "
+            "statistics)"
         )
-    for batch in validated_batches(batches, "population"):
+    for batch in validated_batches(batches, "population_statistics"):
         if hasattr(layer, "apply") and isinstance(batch, tuple | list):
             raise TypeError(
-                f"population() takes arrays, or dictionaries of the keywords of apply, and got a "
-                f'{type(batch).__name__} for a batch: write ({{"x": x}} for x, y in batches), and '
-                'with padding ({"x": x, "lengths": n} for x, n in batches)'
+                "population_statistics() takes arrays, or dictionaries of the keywords of apply, "
+                f'and got a {type(batch).__name__} for a batch: write ({{"x": x}} for x, y in '
+                'batches), and with padding ({"x": x, "lengths": n} for x, n in batches)'
             )
         collected = _accumulate_batch(
             layer, params, block_on_cpu_devices(collected), batch, upstream
@@ -213,11 +217,11 @@ def population_statistics(
 
 
 def validated_batches(batches: Iterable[Any], who: str) -> Iterator[Any]:
-    """Go through the batches; refuse none, and one that stands for the list of them."""
+    """Yield the batches; raise if there is none, or if `batches` is itself an array."""
     if isinstance(batches, jax.Array | np.ndarray):
         raise TypeError(
             f"{who}() takes a list of batches and got an array of shape {batches.shape}, whose "
-            "rows would each be a batch: write [x] for one batch, list(x) for one a row"
+            "rows would each be a batch: write [x] for one batch, list(x) for one per row"
         )
     batch = nothing = object()
     for batch in batches:
@@ -230,10 +234,10 @@ def validated_batches(batches: Iterable[Any], who: str) -> Iterator[Any]:
 
 
 def block_on_cpu_devices(tree: PyTree) -> PyTree:
-    """The same tree; what lies on several CPU devices, not before it is computed.
+    """Return the tree after waiting for arrays that are split over several CPU devices.
 
-    CPU devices share one pool of threads, and an all-reduce holds one until the last device joins:
-    with batches in flight that are split over devices, XLA runs out of threads and aborts.
+    CPU devices share one pool of threads, and an all-reduce blocks a thread until the last device
+    joins. With several batches in flight XLA runs out of threads and aborts.
     """
 
     def wait(x: Any) -> Any:
@@ -244,10 +248,12 @@ def block_on_cpu_devices(tree: PyTree) -> PyTree:
     return jax.tree.map(wait, tree)
 
 
+# Layers and norms are hashable values, so equal ones share the compiled function.
 @functools.partial(jax.jit, static_argnames=("layer", "stats"))
 def _accumulate_batch(
     layer: Callable | Any, params: PyTree, state: PyTree, batch: Any, stats: str
 ) -> PyTree:
+    """Run a layer, or the `apply` function of a model, on one batch; return the next state."""
     apply = getattr(layer, "apply", None)
     if apply is None:
         return layer(params, state, batch, stats=stats)[1]

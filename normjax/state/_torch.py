@@ -1,4 +1,4 @@
-"""Running statistics between conventions: ours and Flax's, and PyTorch's."""
+"""Converts running statistics and decays between this library (and Flax) and PyTorch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ def running_from_torch(
     *,
     correction: int = 0,
 ) -> Running:
-    r"""Return the state for statistics that PyTorch kept, which stores the unbiased variance.
+    r"""Convert PyTorch's running statistics, which have the unbiased variance, to a state.
 
     $$\sigma^2_{\text{biased}} = \tfrac{n - 1}{n}\,\sigma^2_{\text{unbiased}}$$
 
-    PyTorch's start of 1 counts as a variance like any other, so the conversion is exact once
-    that start has decayed.
+    The factor also multiplies what is left of PyTorch's initial variance of 1, so the conversion
+    is exact once the initial value has decayed.
 
     Args:
-        running_mean: the buffer, as an array (`tensor.numpy()`).
-        running_var: the buffer.
-        count: values that each statistic of a training batch was taken over: the batch size,
-            for images times height and width, over all devices if they were synchronized.
-        correction: of the norm that takes the state: 0 stores biased variance, 1 unbiased.
+        running_mean: the buffer of this name, as an array (`tensor.numpy()`).
+        running_var: the buffer of this name.
+        count: number of values behind each statistic of a training batch: the batch size, for
+            images times height and width, over all devices if they were synchronized.
+        correction: that of the norm the state is for: 0 stores biased variance, 1 unbiased.
 
     Returns:
         `Running`.
 
     Raises:
-        ValueError: a count below 2, whose unbiased variance does not exist.
+        TypeError: a buffer is not floating.
+        ValueError: `count` is below 2, so that there is no unbiased variance, or `correction` is
+            not 0 or 1.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -54,20 +56,23 @@ def running_from_torch(
 def running_to_torch(
     running: Running, count: int, *, correction: int = 0
 ) -> tuple[Inexact[jax.Array, "*features"], Inexact[jax.Array, "*features"]]:
-    r"""Return `(running_mean, running_var)` for PyTorch; the inverse of `from_torch`.
+    r"""Convert a state to PyTorch's `(running_mean, running_var)`; inverts `running_from_torch`.
 
     $$\sigma^2_{\text{unbiased}} = \tfrac{n}{n - 1}\,\sigma^2_{\text{biased}}$$
 
     Args:
         running: the state; Flax's `batch_stats` are `Running(**batch_stats["layer"])`.
-        count: values that each statistic of a training batch was taken over.
-        correction: of the norm that kept it.
+        count: number of values behind each statistic of a training batch: the batch size, for
+            images times height and width.
+        correction: that of the norm the state is from: 0 stored biased variance, 1 unbiased.
 
     Returns:
         The two buffers, in at least float32.
 
     Raises:
-        ValueError: a count below 2.
+        TypeError: a statistic is not floating.
+        ValueError: `count` is below 2, so that there is no unbiased variance, or `correction` is
+            not 0 or 1.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -76,7 +81,7 @@ def running_to_torch(
         [2.0]
 
     Reference:
-        As `from_torch`.
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2 (the unbiased estimate).
     """
     _checks.one_of("correction", correction, (0, 1))
     mean, var = (_wide(v) for v in (running.mean, running.var))
@@ -85,17 +90,17 @@ def running_to_torch(
 
 
 def decay_from_torch(momentum: float) -> float:
-    """Return the decay for PyTorch's `momentum`, which is the weight of the *new* value.
+    """Convert PyTorch's `momentum`, the weight of the *new* value, to a decay.
 
     Args:
-        momentum: in [0, 1]; 0.1 by default there. `None` there is a plain average over batches:
-            see `population(how="unbiased")`.
+        momentum: in [0, 1]; PyTorch's default is 0.1. PyTorch's `None` is a plain average over
+            batches: see `population_statistics(how="unbiased")`.
 
     Returns:
         1 - momentum.
 
     Raises:
-        ValueError: not a number in [0, 1].
+        ValueError: `momentum` is not a number in [0, 1].
 
     Example:
         >>> import normjax as nj
@@ -103,14 +108,14 @@ def decay_from_torch(momentum: float) -> float:
         0.75
 
     Reference:
-        As `from_torch`.
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2 (the unbiased estimate).
     """
     _checks.unit_interval("momentum", momentum, hint=": it is the weight of the new value")
     return 1 - momentum
 
 
 def decay_to_torch(decay: float) -> float:
-    """Return PyTorch's `momentum` for a decay; the inverse of `decay_from_torch`.
+    """Convert a decay to PyTorch's `momentum`; inverts `decay_from_torch`.
 
     Args:
         decay: weight of the old value, in [0, 1].
@@ -119,7 +124,7 @@ def decay_to_torch(decay: float) -> float:
         1 - decay.
 
     Raises:
-        ValueError: not a number in [0, 1].
+        ValueError: `decay` is not a number in [0, 1].
 
     Example:
         >>> import normjax as nj
@@ -127,18 +132,20 @@ def decay_to_torch(decay: float) -> float:
         0.25
 
     Reference:
-        As `from_torch`.
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2 (the unbiased estimate).
     """
     _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     return 1 - decay
 
 
 def _wide(v: Array) -> jax.Array:
+    """Convert to at least float32."""
     v = _checks.floating(v, "running statistics")
     return v.astype(_shapes.stat_dtype(v.dtype))
 
 
 def _count(count: int) -> int:
+    """Return the count; raise unless it is an integer of at least 2."""
     _checks.positive_int("count", count)
     if count < 2:
         raise ValueError("count=1: one value has no unbiased variance")

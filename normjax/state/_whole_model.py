@@ -1,4 +1,4 @@
-"""A whole model's statistics: reset, restore, and which parameters are a norm's."""
+"""Resets and restores the statistics of a whole model, and finds the parameters of norms."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from normjax.statistics import _running
 from normjax.statistics._types import Accumulator, PyTree
 
 Path = tuple[Any, ...]
-# Of our norms and of Flax's, of single norms, of weight normalization, of a GRU.
+# Parameters of this library's norms and of Flax's; g of weight norm and bias_hn of a GRU.
 NORM_PARAMS = {"scale", "bias", "alpha", "slope", "threshold", "eps", "mean_weight", "var_weight"}
 NORM_PARAMS |= {"g", "bias_hn"}
-# A learned start of a recurrent layer: an array of that name, or an LSTM's two under it.
+# A learned initial carry of a recurrent layer: one array, or the two of an LSTM.
 CARRIES = (("carry",), ("carry", "c"), ("carry", "h"))
 
 
 def reset_statistics(state: PyTree, where: Callable[[Path], bool] | None = None) -> PyTree:
-    """Return statistics to their start: mean 0, variance 1, covariance the identity.
+    """Reset statistics to their initial values: mean 0, variance 1, covariance the identity.
 
     Args:
         state: any pytree of states, or `batch_stats`.
-        where: of the key path of a norm's statistics, whether to; `None` is all.
+        where: function of the key path of a norm's statistics that is True if they are reset;
+            `None` resets all.
 
     Returns:
-        The same tree, reset. Anything that is not statistics stays as it is.
+        The same tree with reset statistics. Everything else stays as it is.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -39,15 +40,15 @@ def reset_statistics(state: PyTree, where: Callable[[Path], bool] | None = None)
     """
 
     def swap(path: Path, node: PyTree) -> PyTree:
-        found = _statistics(node)
-        if found is None or (where is not None and not where(path)):
+        stats = _statistics(node)
+        if stats is None or (where is not None and not where(path)):
             return node
-        if isinstance(found, Accumulator):
-            running = _running.reset_running(found.running)
-            made: PyTree = Accumulator(running, jax.tree.map(jnp.zeros_like, found.measured))
+        if isinstance(stats, Accumulator):
+            running = _running.reset_running(stats.running)
+            initial: PyTree = Accumulator(running, jax.tree.map(jnp.zeros_like, stats.measured))
         else:
-            made = _running.reset_running(found)
-        return _like(node, made)
+            initial = _running.reset_running(stats)
+        return _like(node, initial)
 
     return jax.tree_util.tree_map_with_path(
         swap, state, is_leaf=lambda node: _statistics(node) is not None
@@ -57,16 +58,16 @@ def reset_statistics(state: PyTree, where: Callable[[Path], bool] | None = None)
 def restore_statistics(
     before: PyTree, after: PyTree, where: Callable[[Path], bool] | None = None
 ) -> PyTree:
-    """Keep the statistics of `before`, where asked, and take those of `after` elsewhere.
+    """Undo the update of frozen statistics: take them from `before`, all others from `after`.
 
-    Statistics never move by themselves: frozen ones are those whose move is dropped. For a
-    whole model that is to ignore the returned state; for a part of one, this function. Layers
-    normalize with frozen statistics where they are called with `stats="running"`.
+    To freeze the statistics of a whole model, ignore the state that `apply` returns. To freeze
+    part of a model, use this function after each step. Layers normalize with frozen statistics
+    when they are called with `stats="running"`.
 
     Args:
         before: state or `batch_stats` before the step.
         after: the one that the step returned, of the same structure.
-        where: of the key path of a leaf, whether it is frozen; `None` is all.
+        where: function of the key path of a leaf that is True if it is frozen; `None` freezes all.
 
     Returns:
         A tree of the same structure.
@@ -88,10 +89,10 @@ def restore_statistics(
 def is_norm_param(path: Path) -> bool:
     """Whether a key path ends in a norm's parameter, the g of weight normalization, or a bias.
 
-    For the mask of weight decay, which should leave them out: under a norm, decaying the gain
-    only changes the effective learning rate. The last name of the path decides, in our trees
-    and in Flax's, so the bias of a dense layer is among them, which is commonly not decayed
-    either, and so is the learned first carry of a recurrent layer.
+    Use it for the mask of weight decay, which should leave these parameters out: under a norm,
+    decaying the gain only changes the effective learning rate. The last name of the path decides,
+    in the trees of this library and of Flax. So it is also True for the bias of a dense layer,
+    which is usually not decayed either, and for the learned initial carry of a recurrent layer.
 
     Args:
         path: key path of `jax.tree_util.tree_map_with_path`, or a tuple of names.
@@ -110,7 +111,7 @@ def is_norm_param(path: Path) -> bool:
         van Laarhoven, "L2 Regularization versus Batch and Weight Normalization", 2017.
     """
     names = [_name(key) for key in path]
-    while names and names[-1] in ("value", "raw_value"):  # the box around an NNX parameter
+    while names and names[-1] in ("value", "raw_value"):  # the wrapper of an NNX parameter
         names.pop()
     # Flax's WeightNorm writes a whole path into one name: "Dense_0/kernel/scale".
     last = tuple("/".join(names).split("/")[-2:])
@@ -118,6 +119,7 @@ def is_norm_param(path: Path) -> bool:
 
 
 def _name(key: Any) -> str:
+    """Return the name of one entry of a key path: of a dictionary, an attribute or a sequence."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -125,21 +127,24 @@ def _name(key: Any) -> str:
 
 
 def _statistics(node: PyTree) -> PyTree | None:
-    """One norm's statistics, of a node that is them or a dictionary of their names."""
+    """Return one norm's statistics, from their type or a dictionary of their names, or `None`."""
     if _running.is_stats(node):
         return node
     return _names.read_statistics(node) if isinstance(node, Mapping) else None
 
 
 def running_of(node: PyTree) -> PyTree:
+    """Return the running statistics of a node, also if it accumulates."""
     return node.running if isinstance(node, Accumulator) else node
 
 
-def _like(node: PyTree, made: PyTree) -> PyTree:
-    return _names.to_dict(made) if isinstance(node, Mapping) else made
+def _like(node: PyTree, stats: PyTree) -> PyTree:
+    """Return `stats` as a dictionary if `node` is one."""
+    return _names.to_dict(stats) if isinstance(node, Mapping) else stats
 
 
 def _nodes(tree: PyTree) -> list[PyTree]:
+    """Return the leaves of a tree, with each norm's statistics as one leaf."""
     return jax.tree.leaves(tree, is_leaf=lambda node: _statistics(node) is not None)
 
 
@@ -147,7 +152,7 @@ def _map(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
     """Change every norm's statistics; dictionaries stay dictionaries."""
 
     def swap(node: PyTree) -> PyTree:
-        found = _statistics(node)
-        return node if found is None else _like(node, change(found))
+        stats = _statistics(node)
+        return node if stats is None else _like(node, change(stats))
 
     return jax.tree.map(swap, tree, is_leaf=lambda node: _statistics(node) is not None)

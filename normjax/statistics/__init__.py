@@ -1,4 +1,4 @@
-"""Statistics as values with a weight: measured, merged, kept and used here and nowhere else.
+"""Measures, merges, stores and applies statistics, each of which carries its weight.
 
-Beside the kernels this is the only folder that averages anything.
+Apart from the kernels this is the only folder that averages anything.
 """

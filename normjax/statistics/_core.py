@@ -1,9 +1,9 @@
-"""The unchecked core: measures and normalizes, with the program that serves the array.
+"""Measures and normalizes without checking arguments, and chooses the program that does it.
 
-Arguments are checked once, in the public verbs (`_measure.py`, `_normalize.py`) and in
-`Norm.apply`; the functions here take floating arrays, resolved axes and a boolean mask of the
-rank of x, and trust them. They are also the one place that chooses which program computes a
-norm: the plain formulas, the CPU's formulas for large arrays, or a kernel.
+Arguments are checked once, in the public functions (`_measure.py`, `_normalize.py`) and in
+`Norm.apply`. The functions here take floating arrays, resolved axes and a boolean mask of the
+rank of x, and trust them. This is also the one place that chooses which program computes a norm:
+the plain formulas, the formulas for large arrays on a CPU, or a kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from normjax._internal._saved import POOLED, STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large_cpu
 from normjax.statistics._shapes import (
     abs2,
@@ -50,12 +51,12 @@ def moments(
     plain_mean: bool = False,
     impl: Impl = "xla",
 ) -> Moments:
-    """Mean, variance and count over `axes`; arguments as `normjax.moments`."""
-    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
-    given, x = x, x.astype(stat_dtype(x.dtype))
+    """Return mean, variance and count over `axes`; arguments as for `normjax.moments`."""
+    kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
+    original, x = x, x.astype(stat_dtype(x.dtype))
     count = value_counts(mask, x, axes)
     if kernel is not None:
-        mean, var = kernel.moments(given, axes)
+        mean, var = kernel.moments(original, axes)
     elif mask is not None:
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
@@ -76,13 +77,13 @@ def means(
     axis_name: AxisName = None,
     axis_index_groups: Any = None,
 ) -> Means:
-    """Mean and count over `axes`."""
+    """Return mean and count over `axes`."""
     x = x.astype(stat_dtype(x.dtype))
     count = value_counts(mask, x, axes)
     mean, _ = _centred(x, axes, mask, jnp.maximum(count, 1))
     if axis_name is not None:
-        count, total = lax.psum(
-            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups=axis_index_groups
+        count, total = _sum_over_devices(
+            (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
         )
         mean = total / jnp.maximum(count, 1).astype(total.dtype)
     return Means(mean, count)
@@ -95,14 +96,14 @@ def mean_square(
     axis_name: AxisName = None,
     axis_index_groups: Any = None,
 ) -> Moments:
-    """Mean square over `axes`, as moments around 0."""
+    """Return the mean square over `axes`, as moments around 0."""
     x = x.astype(stat_dtype(x.dtype))
     count = value_counts(mask, x, axes)
     if mask is not None:
         x = jnp.where(mask, x, 0)
-    total = jnp.sum(abs2(x), axes)
+    total = checkpoint_name(jnp.sum(abs2(x), axes), STATISTICS)
     if axis_name is not None:
-        count, total = lax.psum((count, total), axis_name, axis_index_groups=axis_index_groups)
+        count, total = _sum_over_devices((count, total), axis_name, axis_index_groups)
     return Moments(jnp.zeros(count.shape, x.dtype), total / jnp.maximum(count, 1), count)
 
 
@@ -113,10 +114,10 @@ def second_moments(
     axis_name: AxisName = None,
     axis_index_groups: Any = None,
 ) -> SecondMoments:
-    """Mean, covariance and count of the vectors on the last axis."""
+    """Return mean, covariance and count of the vectors on the last axis."""
     x = x.astype(stat_dtype(x.dtype))
     if mask is not None:
-        mask = jnp.all(mask, -1, keepdims=True)  # a vector counts where all of its values do
+        mask = jnp.all(mask, -1, keepdims=True)  # a vector counts if all of its values do
     count = value_counts(mask, x, axes)[..., 0]
     n = jnp.maximum(count, 1)
     mean, d = _centred(x, axes, mask, n[..., None])
@@ -124,22 +125,23 @@ def second_moments(
     cov = _gram(vectors) / append_axes(n, mean.ndim + 1).astype(x.dtype)
     if axis_name is None:
         return SecondMoments(mean, cov, count)
-
-    def total(tree: PyTree) -> PyTree:
-        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
-
-    whole, weighted = total((count, scale_by_weight(count, mean)))
+    # Over devices i: C = sum n_i (C_i + d_i d_i^*) / n, where d_i = mean_i - pooled mean.
+    whole, weighted = _sum_over_devices(
+        (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
+    )
     n = jnp.maximum(whole, 1)
     pooled = weighted / append_axes(n, mean.ndim).astype(x.dtype)
-    spread = total(scale_by_weight(count, cov + outer(mean - pooled)))
+    spread = _sum_over_devices(
+        scale_by_weight(count, cov + outer(mean - pooled)), axis_name, axis_index_groups
+    )
     return SecondMoments(pooled, spread / append_axes(n, cov.ndim).astype(x.dtype), whole)
 
 
 def window_square(x: jax.Array, size: int, mask: Array | None = None) -> jax.Array:
-    """Sum of |x|^2 over the `size` neighbours on the last axis, itself among them.
+    """Return the sum of |x|^2 over a window of `size` values on the last axis.
 
-    Position i sums from i - size // 2 to i + (size - 1) // 2; what is beyond the edge or
-    masked counts as 0. A running sum minus a running sum would lose the small values.
+    Position i sums from i - size // 2 to i + (size - 1) // 2. Values beyond the edge and masked
+    values count as 0. A difference of two cumulative sums would lose the small values.
     """
     x = x.astype(stat_dtype(x.dtype))
     if mask is not None:
@@ -162,13 +164,14 @@ def normalize(
     *,
     impl: Impl = "xla",
 ) -> jax.Array:
-    """Centre and scale with given statistics, then the affine, of the rank of x."""
-    kernel = _column_kernel(x, axes, mask) if impl == "kernel" else None
-    if kernel is not None and _one_affine(x, axes, scale, bias):
+    """Centre and scale with the statistics `m`, then apply an affine of the rank of x."""
+    kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
+    if kernel is not None and is_one_affine(x, axes, scale, bias):
         inverse = lax.rsqrt(jnp.asarray(m.var) + eps)
         affine = (None if v is None else v.ravel().astype(jnp.float32) for v in (scale, bias))
         return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine)
     wide = x.astype(stat_dtype(x.dtype))
+    # Statistics of the remaining axes broadcast against x: size 1 on the averaged ones.
     shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
     real = jnp.finfo(wide.dtype).dtype
     mean = jnp.reshape(m.mean, shape).astype(wide.dtype)
@@ -192,9 +195,9 @@ def normalize_rows(
     *,
     centred: bool,
 ) -> jax.Array | None:
-    """Layer norm (`centred`) or RMS norm of rows by a kernel; `None` where none serves.
+    """Run layer norm (`centred`) or RMS norm by a kernel; `None` if the kernel cannot be used.
 
-    The kernel measures and normalizes a row at once, on the chip.
+    The kernel measures and normalizes a row at once, in on-chip memory.
     """
     # Pallas takes longer to import than all of normjax.
     from normjax.kernels import _layer_norm
@@ -211,44 +214,45 @@ def normalize_rows(
 
 
 def pool(m: Moments, axis_name: AxisName, axis_index_groups: Any = None) -> Moments:
-    """Pool moments over devices, by their counts."""
+    """Pool moments over devices, weighted by their counts."""
     if axis_name is None:
         return m
     mean, var, count = m
-
-    def total(tree: PyTree) -> PyTree:
-        return lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
-
-    n, weighted = total((count, scale_by_weight(count, mean)))
+    # Two all-reduces, so that the spread is taken around the pooled mean and loses no digits.
+    n, weighted = _sum_over_devices(
+        (count, scale_by_weight(count, mean)), axis_name, axis_index_groups
+    )
     pooled = weighted / jnp.maximum(n, 1).astype(mean.dtype)
-    spread = total(count * (var + abs2(mean - pooled)))
+    spread = _sum_over_devices(count * (var + abs2(mean - pooled)), axis_name, axis_index_groups)
     return Moments(pooled, spread / jnp.maximum(n, 1), n)
 
 
-def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
-    """Values in each set; the mask is summed in its own small shape, in integers.
+def _sum_over_devices(tree: PyTree, axis_name: AxisName, axis_index_groups: Any) -> PyTree:
+    total = lax.psum(tree, axis_name, axis_index_groups=axis_index_groups)
+    return checkpoint_name(total, POOLED)
 
-    In a program that is being traced, what no mask decides is known already: a NumPy array says so.
-    """
-    kept_shape = tuple(s for a, s in enumerate(x.shape) if a not in axes)
+
+def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> jax.Array:
+    """Count the values in each set; the mask is summed in integers, before it is broadcast."""
+    shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        count = np.full(kept_shape, math.prod(x.shape[a] for a in axes), dtype)
-        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
+        return jnp.full(shape, math.prod(x.shape[a] for a in axes), dtype)
+    # One masked position of size 1 on an averaged axis counts for all of x along that axis.
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
     real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
-    return jnp.broadcast_to(real, kept_shape)
+    return jnp.broadcast_to(real, shape)
 
 
-def _column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
-    """The kernels of batch, group and instance norm, or `None` where they do not serve."""
+def column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
+    """Return the kernels of batch, group and instance norm, or `None` if they cannot be used."""
     from normjax.kernels import _batch_norm
 
     return _batch_norm if _batch_norm.supports(x, axes, mask) else None
 
 
-def _one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:
-    """Whether scale and bias, of the rank of x, are those of the features behind `axes`."""
+def is_one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:
+    """Whether scale and bias, of the rank of x, span exactly the axes after `axes`."""
     end = max(axes) + 1
     shape = (1,) * end + x.shape[end:]
     return all(v is None or v.shape == shape for v in (scale, bias))
@@ -257,21 +261,21 @@ def _one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | Non
 def _centred(
     x: jax.Array, axes: Axes, mask: Array | None, n: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean of `x` over `axes`, from `n` values each, and the centred values, 0 under the mask."""
-    kept = [a for a in range(x.ndim) if a not in axes]
+    """Return the mean of `x` over `axes` (`n` values per set) and the centred x, 0 if masked."""
+    remaining = [a for a in range(x.ndim) if a not in axes]
     n = n.astype(x.dtype)
     if mask is not None:
         x = jnp.where(mask, x, 0)
     # The shift carries no gradient: neither mean nor spread depends on it.
-    shift = lax.stop_gradient(jnp.sum(x, axes) / n)
-    d = x - expand(shift, kept, x.ndim)
+    shift = checkpoint_name(lax.stop_gradient(jnp.sum(x, axes) / n), STATISTICS)
+    d = x - expand(shift, remaining, x.ndim)
     if mask is not None:
         d = jnp.where(mask, d, 0)
-    rest = jnp.sum(d, axes) / n
-    d = d - expand(rest, kept, x.ndim)
+    rest = checkpoint_name(jnp.sum(d, axes) / n, STATISTICS)
+    d = d - expand(rest, remaining, x.ndim)
     return shift + rest, d if mask is None else jnp.where(mask, d, 0)
 
 
 def _gram(d: jax.Array) -> jax.Array:
-    """Sum of d d^* over rows, in full precision: accelerators round products by default."""
+    """Return the sum of d d^* over rows, in full precision: accelerators round by default."""
     return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)

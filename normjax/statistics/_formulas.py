@@ -1,8 +1,8 @@
-"""Centring, scaling and the spread around a shift, with derivative rules of their own.
+"""Mean, variance and standardization as formulas with custom derivative rules.
 
-The rules are what differentiation would find, written so that of x's size little is kept (x
-itself) and little is summed (as many sums as the textbook's formulas have). They are plain JAX,
-so every further transformation goes through them.
+The rules give the derivatives that JAX would compute, written to save memory and passes: the only
+array of the size of x that a backward pass stores is x itself, and it takes no more sums than the
+textbook's formulas. The rules are plain JAX, so all further transformations apply to them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact, Num
 
+from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 
 
 def center(x: jax.Array, mean: Array, mask: Array | None = None) -> jax.Array:
-    """Return `x - mean`, the mean of the rank of x, in at least float32; 0 under the mask."""
+    """Return `x - mean` in at least float32, 0 under the mask; `mean` has the rank of x."""
     dtype = stat_dtype(x.dtype)
     d = x.astype(dtype)
     if mask is not None:
-        # Before and after, so that neither value nor gradient ever meets what is under the mask.
+        # Before and after, so that masked values reach neither the result nor a gradient.
         d = jnp.where(mask, d, 0)
     d = d - jnp.asarray(mean).astype(dtype)
     return d if mask is None else jnp.where(mask, d, 0)
@@ -37,7 +38,7 @@ def affine(
     *,
     mul: Array | None = None,
 ) -> Inexact[jax.Array, "*shape"]:
-    """Return `d * mul * scale + bias`, the small factors first, in the dtype of `d`."""
+    """Return `d * mul * scale + bias` in the dtype of `d`; small factors are multiplied first."""
     if mul is not None:
         mul = jnp.asarray(mul).astype(jnp.finfo(d.dtype).dtype)
     if scale is not None:
@@ -55,8 +56,8 @@ def mean_and_var(
     axes: tuple[int, ...],
     plain_mean: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over `n` values each; `None`: over all. 0 must stand under the mask."""
-    # A first estimate of the mean, and what a second pass finds missing.
+    """Return mean and variance of sets of `n` values; `None` is all. Masked x must be 0."""
+    # A first estimate of the mean, then its error from a second pass.
     shift = mean_over(x, axes, n)
     rest, var = moments_about(x, shift, mask, n, axes)
     mean = shift + rest
@@ -65,9 +66,10 @@ def mean_and_var(
 
 @mean_and_var.defjvp
 def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
+    """Differentiate: dmean = E[dx], dvar = 2 E[Re(conj(x - mean) dx)]."""
     x, mask, n = primals
-    # Mean and variance are all that it needs of the first pass: what a scan must keep of a step.
-    mean, var = mean_and_var(x, mask, n, axes, plain_mean)
+    # The rule uses the outputs mean and var and no intermediate, so a scan stores little per step.
+    mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
     d, dx = centred_about(x, mean, mask, axes), tangents[0]
     if mask is not None:
         dx = jnp.where(mask, dx, 0)
@@ -78,9 +80,10 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
 def moments_about(
     x: jax.Array, shift: jax.Array, mask: Array | None, n: jax.Array | None, axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean less the shift, and variance: the second of two passes."""
+    """Return the mean minus the shift, and the variance: the second of two passes."""
     d = centred_about(x, shift, mask, axes)
     rest = mean_over(d, axes, n)
+    # E|x - shift|^2 = var + |rest|^2; rounding can take the difference below 0.
     var = mean_over(abs2(d), axes, n) - abs2(rest)
     return rest, jnp.where(var < 0, 0, var)
 
@@ -94,11 +97,11 @@ def standardize(
     bias: jax.Array | None,
     mask: Array | None,
 ) -> jax.Array:
-    """`(x - mean) * inverse * scale + bias`, all of the rank of x and at least float32."""
+    """Return `(x - mean) * inverse * scale + bias`, all of the rank of x and at least float32."""
     d = x if mask is None else jnp.where(mask, x, 0)
     d = d - mean
     if mask is not None:
-        # Before and after, so that neither value nor gradient ever meets what is under the mask.
+        # Before and after, so that masked values reach neither the result nor a gradient.
         d = jnp.where(mask, d, 0)
     factor = inverse if scale is None else inverse.astype(scale.dtype) * scale
     y = d * factor.astype(d.dtype)
@@ -107,37 +110,40 @@ def standardize(
 
 @standardize.defjvp
 def standardize_jvp(primals: Any, tangents: Any) -> Any:
+    """Differentiate: dy = (dx - dmean) f + d df + dbias, with d = x - mean, f = inverse * scale."""
     x, mean, inverse, scale, bias, mask = primals
     dx, dmean, dinverse, dscale, dbias, _ = tangents
     d = center(x, mean, mask)
 
-    def move(factor: jax.Array, dfactor: jax.Array) -> jax.Array:
-        """`d * factor`, the small products first: each is one sum in the backward pass."""
+    def tangent(factor: jax.Array, dfactor: jax.Array) -> jax.Array:
+        """Differentiate `d * factor`; small products first, so each is one sum backward."""
         factor, dfactor = factor.astype(x.dtype), dfactor.astype(x.dtype)
-        moved = dx * factor - dmean * factor
+        centred = dx * factor - dmean * factor
         if mask is not None:
-            moved = jnp.where(mask, moved, 0)
-        return moved + d * dfactor
+            centred = jnp.where(mask, centred, 0)
+        return centred + d * dfactor
 
     if scale is None:
-        dy = move(inverse, dinverse)
+        dy = tangent(inverse, dinverse)
     elif scale.shape == inverse.shape:
-        both = dinverse.astype(scale.dtype) * scale + inverse.astype(scale.dtype) * dscale
-        dy = move(inverse.astype(scale.dtype) * scale, both)
+        # Both factors are small: multiply them first and treat them as one.
+        dfactor = dinverse.astype(scale.dtype) * scale + inverse.astype(scale.dtype) * dscale
+        dy = tangent(inverse.astype(scale.dtype) * scale, dfactor)
     else:
-        dy = move(inverse, dinverse) * scale.astype(x.dtype)
+        # Their product may have the size of x, as in layer norm: apply them one after the other.
+        dy = tangent(inverse, dinverse) * scale.astype(x.dtype)
         dy += d * inverse.astype(x.dtype) * dscale.astype(x.dtype)
     return standardize(*primals), dy if bias is None else dy + dbias
 
 
 def centred_about(x: jax.Array, shift: jax.Array, mask: Array | None, axes: Any) -> jax.Array:
-    """`x - shift`, 0 under the mask."""
+    """Return `x - shift`, 0 under the mask; `shift` has the axes of x without `axes`."""
     d = x - expand(shift, [a for a in range(x.ndim) if a not in axes], x.ndim)
     return d if mask is None else jnp.where(mask, d, 0)
 
 
 def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> jax.Array:
-    """Sum over `axes` by `n`, or by the number of values."""
+    """Return the sum over `axes` divided by `n`, or by the number of values if `n` is None."""
     total = jnp.sum(values, axes)
     if n is None:
         return total / float(max(math.prod(values.shape[a] for a in axes), 1))
@@ -145,7 +151,7 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
 
 
 def is_roundoff(shift: jax.Array, rest: jax.Array, var: jax.Array) -> jax.Array:
-    """Where `rest` is only rounding of the mean: two roundings, and far below the spread."""
+    """Whether `rest` is only rounding error: within two roundings and far below the spread."""
     rounding = jnp.abs(rest) <= 2 * jnp.finfo(rest.dtype).eps * jnp.abs(shift)
-    # Of a constant, whose spread is 0, never.
+    # Never true for a constant set: its spread is 0.
     return rounding & (abs2(rest) <= 2**-16 * var)

@@ -1,4 +1,4 @@
-"""The kinds of statistics that merge, and how: `register`, `merge`, `merge_axis`."""
+"""Merges statistics, for every registered kind: `register`, `merge`, `merge_axis`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ State = TypeVar("State", bound=tuple)
 
 
 class Kind(NamedTuple):
-    """One kind of statistics, and all that merging and keeping it needs to know.
+    """Describe one kind of statistics, so that it can be merged and averaged over time.
 
-    A measurement is `measured(mean[, spread], count)`, what a state keeps of it is
-    `running(mean[, spread])`, with the same names. The axes that a leaf has beyond those of
-    `count` belong to one statistic together: the features of a covariance.
+    A measurement is `measured(mean[, spread], count)`. A state stores it as
+    `running(mean[, spread])`, with the same field names. If a field has more axes than `count`,
+    its extra axes belong to one statistic, as the two feature axes of a covariance do.
 
     Attributes:
         measured: type of a measurement.
-        running: type of what is kept.
-        square: what a distance between two means adds to the spread; `None` without spread.
-        identity: start of the spread, from the shape and dtype of a mean.
+        running: type of the running statistics in a state.
+        square: what a distance between two means adds to the spread; `None` without a spread.
+        identity: initial spread, from the shape and dtype of a mean.
     """
 
     measured: type
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of what is kept."""
+        """Return the field names of the running statistics."""
         return self.running._fields  # type: ignore[attr-defined]
 
 
@@ -53,39 +53,40 @@ _KINDS: dict[type, Kind] = {}
 
 
 def register(kind: Kind) -> None:
-    """Teach `merge`, `ema`, `Accumulator` and all that builds on them a kind of statistics."""
+    """Add a kind of statistics to those that `merge`, `ema` and `Accumulator` accept."""
     _KINDS[kind.measured] = _KINDS[kind.running] = kind
 
 
 def kind_of(node: PyTree) -> Kind | None:
-    """Kind of a measurement or of kept statistics; `None` of anything else."""
+    """Return the kind of a measurement or of running statistics; `None` for anything else."""
     return _KINDS.get(type(node))
 
 
 def kinds() -> list[Kind]:
-    """Every registered kind."""
+    """Return every registered kind."""
     return list(dict.fromkeys(_KINDS.values()))
 
 
 def merge(a: Measured, b: Measured) -> Measured:
-    r"""Statistics of the union of two disjoint sets, from theirs.
+    r"""Merge the statistics of two disjoint sets into those of their union.
 
     $$n = n_a + n_b, \quad \mu = \mu_a + \tfrac{n_b}{n}\delta, \quad
       \sigma^2 = \tfrac{n_a}{n}\sigma_a^2 + \tfrac{n_b}{n}\sigma_b^2
       + \tfrac{n_a n_b}{n^2}\,|\delta|^2, \quad \delta = \mu_b - \mu_a$$
 
-    and for covariances $\delta\delta^*$ in the place of $|\delta|^2$.
+    For covariances, $\delta\delta^*$ replaces $|\delta|^2$.
 
     Args:
         a: `Moments`, `SecondMoments` or `Means` of one set.
-        b: those of the other, same type and shape.
+        b: those of the other set, of the same type and shape.
 
     Returns:
-        The same of both; exact up to rounding, and equal to the other where one is empty.
+        The statistics of the union, of the same type. They are exact up to rounding; if one set
+        is empty, they are those of the other.
 
     Raises:
-        TypeError: statistics of two kinds, or without counts.
-        ValueError: statistics of two shapes.
+        TypeError: the statistics are of different kinds or have no counts.
+        ValueError: their shapes differ.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -103,13 +104,15 @@ def merge(a: Measured, b: Measured) -> Measured:
     if kind is None or {type(a), type(b)} != {kind.measured}:
         raise TypeError(
             f"merge takes two measurements of one kind, such as moments() returns, and got "
-            f"{type(x).__name__} and {type(y).__name__}: kept statistics have no count to weigh by"
+            f"{type(x).__name__} and {type(y).__name__}: running statistics have no count"
         )
     if (shapes := [jnp.shape(v) for v in x]) != (others := [jnp.shape(v) for v in y]):
         raise ValueError(
             f"merge takes statistics of the same features and got shapes {shapes} and {others}: "
             "measure both over the same axes"
         )
+    # In terms of share = n_b / n: mu = mu_a + share delta, and the spread is the weighted mean of
+    # both spreads plus share (1 - share) |delta|^2.
     count = x.count + y.count
     share = y.count / jnp.maximum(count, 1)
     delta = y.mean - x.mean
@@ -125,9 +128,9 @@ def merge(a: Measured, b: Measured) -> Measured:
 
 
 def merge_axis(m: PyTree, axis: int = 0) -> Any:
-    """Pool statistics that are stacked along `axis` (time steps, groups, devices) into one."""
+    """Merge statistics that are stacked along `axis` (time steps, groups, devices) into one."""
     kind = kind_of(m)
-    if kind is None:  # a norm's own bundle of statistics
+    if kind is None:  # a tuple of several statistics, such as a switchable norm's
         return jax.tree.map(
             lambda part: merge_axis(part, axis), m, is_leaf=lambda part: kind_of(part) is not None
         )
@@ -136,8 +139,9 @@ def merge_axis(m: PyTree, axis: int = 0) -> Any:
     mean = jnp.sum(scale_by_weight(share, m.mean), axis)
     if kind.square is None:
         return kind.measured(mean, count)
-    apart = kind.square(m.mean - jnp.expand_dims(mean, axis))
-    return kind.measured(mean, jnp.sum(scale_by_weight(share, m[1] + apart), axis), count)
+    # The merged spread is the mean spread plus the spread of the means around the merged mean.
+    between = kind.square(m.mean - jnp.expand_dims(mean, axis))
+    return kind.measured(mean, jnp.sum(scale_by_weight(share, m[1] + between), axis), count)
 
 
 def _ones(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -1,10 +1,9 @@
-"""Large arrays on a CPU: the same numbers in fewer passes over memory.
+"""Computes the same numbers as `_formulas` for large arrays on a CPU, in fewer passes over memory.
 
-XLA makes a reduction over a CPU's memory fast where its operand is an array that exists, and
-writes out, at full size, what would have to be broadcast or computed into it. So here sums are
-taken of `x`, of `x * x` and of one product of the size of x, and what multiplies a row or a
-column of it is a matrix product. The rules are those of `_formulas`, their plain twins, which serve
-small arrays, masks and other devices.
+On a CPU, XLA reduces an array that already exists quickly, but first writes out, at full size, an
+operand that has to be broadcast or computed. So the sums here are taken of `x`, of `x * x` and of
+one product of the size of x, and row-by-column factors are written as a matrix product. The
+derivatives are those of `_formulas`, which also handles small arrays, masks and other devices.
 """
 
 from __future__ import annotations
@@ -18,21 +17,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from normjax._internal._paired import with_fast_vjp
+from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._formulas import is_roundoff, moments_about
 from normjax.statistics._shapes import expand
 
-# From half a megabyte on; below, a call of these costs more than the passes that it saves.
+# Half a megabyte of float32. Below it these formulas cost more than the passes they save.
 MIN_SIZE = 2**17
 
-# E[x^2] - E[x]^2 loses as many digits as the mean is far from 0, in spreads: at 2 spreads, a
-# factor of 5 in a rounding error. Beyond, the variance is taken in two passes.
+# E[x^2] - E[x]^2 multiplies the rounding error by 1 + (mean / spread)^2: at 2 spreads by 5. Beyond
+# this limit the variance is taken in two passes.
 ONE_PASS_LIMIT = 2.0
 
+# XLA does not fuse across a barrier: its operands are computed and written once.
 _barrier = lax.optimization_barrier
 
 
 def applies(x: jax.Array, mask: Any = None) -> bool:
-    """Whether these formulas serve `x`: large, real, without a mask, on a CPU."""
+    """Whether to use these formulas for `x`: large, real, without a mask, on a CPU."""
     return (
         mask is None
         and x.size >= MIN_SIZE
@@ -45,28 +46,31 @@ def applies(x: jax.Array, mask: Any = None) -> bool:
 def mean_and_var(
     x: jax.Array, axes: tuple[int, ...], plain_mean: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over `axes`: one pass where the mean is near 0, two where it is not."""
+    """Return mean and variance over `axes`: in one pass if every mean is near 0, else in two."""
     n = float(math.prod(x.shape[a] for a in axes))
     mean = _sum(x, axes) / n
     var = _sum(x * x, axes) / n - mean * mean
     near = mean * mean <= ONE_PASS_LIMIT**2 * var
 
     def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rest, again = moments_about(x, mean, None, None, axes)
+        rest, exact_var = moments_about(x, mean, None, None, axes)
         # Set by set, so that no sample's statistics depend on its neighbours'.
-        stays = near | is_roundoff(mean, rest, again) if plain_mean else near
-        return jnp.where(stays, mean, mean + rest), jnp.where(near, var, again)
+        final = near | is_roundoff(mean, rest, exact_var) if plain_mean else near
+        return jnp.where(final, mean, mean + rest), jnp.where(near, var, exact_var)
 
+    # A `cond`, so that the second pass over x runs only where a set needs it.
     return lax.cond(jnp.all(near), lambda x: (mean, var), two_passes, x)
 
 
 @mean_and_var.defjvp
 def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
+    """Differentiate: dmean = E[dx], dvar = 2 E[(x - mean) dx]."""
     (x,), (dx,) = primals, tangents
     n = float(math.prod(x.shape[a] for a in axes))
-    mean, var = mean_and_var(x, axes, plain_mean)
+    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
     d = x - expand(mean, [a for a in range(x.ndim) if a not in axes], x.ndim)
     dmean, dvar = _sum(dx, axes) / n, _sum(d * dx, axes) * (2 / n)
+    # Transposed, the barrier has both small cotangents computed before they are broadcast to x.
     return (mean, var), _barrier((dmean, dvar))
 
 
@@ -77,22 +81,24 @@ def standardize(
     scale: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """`(x - mean) * inverse * scale + bias`, all of the rank of x."""
-    given = [v for v in (mean, inverse, scale, bias) if v is not None]
+    """Return `(x - mean) * inverse * scale + bias`, all of the rank of x."""
+    small = [v for v in (mean, inverse, scale, bias) if v is not None]
     cut = next((a for a, size in enumerate(mean.shape) if size > 1), x.ndim)
-    if all(v.shape == (1,) * cut + x.shape[cut:] for v in given):
+    if all(v.shape == (1,) * cut + x.shape[cut:] for v in small):
+        # Batch norm: every factor has one value per column of x as `[rows, columns]`.
         columns = _per_column(scale is not None, bias is not None)
         rows = x.reshape(-1, math.prod(x.shape[cut:]))
-        return columns(rows, *(v.reshape(1, -1) for v in given))[0].reshape(x.shape)
+        return columns(rows, *(v.reshape(1, -1) for v in small))[0].reshape(x.shape)
     return _standardize(x, mean, inverse, scale, bias)
 
 
 @functools.cache
 def _per_column(scaled: bool, biased: bool) -> Any:
-    """Rows whose statistics and affine are one a column: two sums over dy and x, read as they are.
+    """Build the function for `[rows, columns]` with one mean, inverse, scale and bias per column.
 
-    `sum(dy * (x - mean))` is `sum(dy * x) - mean * sum(dy)` where the mean is near 0, and x - mean
-    need not be written out. Differentiation would not find it: under a `cond` it keeps copies.
+    Backward it takes two sums, over dy and over dy * x: `sum(dy * (x - mean))` is
+    `sum(dy * x) - mean * sum(dy)` where the mean is near 0, and x - mean is never written out.
+    Automatic differentiation would not do this: it stores copies of x for the `cond`.
     """
 
     def plain(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
@@ -102,8 +108,8 @@ def _per_column(scaled: bool, biased: bool) -> Any:
     def forward(*args: jax.Array) -> Any:
         return plain(*args), ()
 
-    def backward(args: Any, kept: Any, cotangents: Any) -> Any:
-        del kept
+    def backward(args: Any, residuals: Any, cotangents: Any) -> Any:
+        del residuals
         (x, mean, inverse, *affine), (dy,) = args, cotangents
         total = jnp.sum(dy, 0, keepdims=True)
         product = lax.cond(
@@ -112,9 +118,10 @@ def _per_column(scaled: bool, biased: bool) -> Any:
             lambda: jnp.sum(dy * (x - mean), 0, keepdims=True),
         )
         factor = inverse * affine[0] if scaled else inverse
-        found = [dy * factor, -factor * total, product * affine[0] if scaled else product]
-        found += [product * inverse] if scaled else []
-        return (*found, total) if biased else tuple(found)
+        # In the order of the arguments: x, mean, inverse, then scale and bias if there are.
+        gradients = [dy * factor, -factor * total, product * affine[0] if scaled else product]
+        gradients += [product * inverse] if scaled else []
+        return (*gradients, total) if biased else tuple(gradients)
 
     return with_fast_vjp(plain, forward, backward)
 
@@ -127,11 +134,13 @@ def _standardize(
     scale: jax.Array | None,
     bias: jax.Array | None,
 ) -> jax.Array:
+    # Behind a barrier the small factors are computed once, not again for every value of x.
     if scale is None or not is_row_times_column(x.shape, inverse.shape, scale.shape):
         factor = inverse if scale is None else inverse * scale
         mean, factor = _barrier((mean, factor))
         y = (x - mean) * factor
     else:
+        # inverse * scale would have the size of x: leave that product to the loop.
         mean, inverse = _barrier((mean, inverse))
         y = (x - mean) * (inverse * scale)
     return y if bias is None else y + bias
@@ -139,29 +148,31 @@ def _standardize(
 
 @_standardize.defjvp
 def standardize_jvp(primals: Any, tangents: Any) -> Any:
+    """Differentiate: dy = dx f + (x - mean) df - f dmean + dbias, with f = inverse * scale."""
     x, mean, inverse, scale, bias = primals
     dx, dmean, dinverse, dscale, dbias = tangents
     if scale is None:
-        factor, dfactor, moved = inverse, dinverse, -inverse * dmean
+        factor, dfactor, shift = inverse, dinverse, -inverse * dmean
     elif is_row_times_column(x.shape, inverse.shape, scale.shape):
+        # Layer norm: one value per row times one per column, as matrix products.
         factor = inverse * scale
         dfactor = _outer(dinverse, scale) + _outer(inverse, dscale)
-        moved = -_outer(inverse * dmean, scale)
+        shift = -_outer(inverse * dmean, scale)
     else:
         factor = inverse * scale
-        dfactor, moved = dinverse * scale + inverse * dscale, -factor * dmean
+        dfactor, shift = dinverse * scale + inverse * dscale, -factor * dmean
     if bias is not None:
-        moved = moved + dbias
-    # Behind the barrier, so that backward the product of x and the slope is written once, and
-    # all sums are taken of it.
+        shift = shift + dbias
+    # Transposed, the barrier makes the product (x - mean) * dy one array that is written once,
+    # and all sums are taken of it.
     dfactor = _barrier(jnp.broadcast_to(dfactor, x.shape))
-    return _standardize(*primals), dx * factor + (x - mean) * dfactor + moved
+    return _standardize(*primals), dx * factor + (x - mean) * dfactor + shift
 
 
 def is_row_times_column(
     shape: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> bool:
-    """Whether one value a row times one value a column are all of x, rows first."""
+    """Whether one array spans the first axes of x and the other all the remaining ones."""
     cut = next((a for a, size in enumerate(columns) if size > 1), len(shape))
     return (
         rows[cut:] == (1,) * (len(shape) - cut)
@@ -171,16 +182,17 @@ def is_row_times_column(
 
 
 def _outer(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """One value a row times one value a column, as a product whose transpose is one too."""
+    """Multiply one value per row by one per column, so that the transpose is a matrix product."""
     cut = next((a for a, size in enumerate(columns.shape) if size > 1), columns.ndim)
     rows, columns = rows.reshape(rows.shape[:cut]), columns.reshape(columns.shape[cut:])
     return lax.dot_general(rows, columns, (((), ()), ((), ())), precision=lax.Precision.HIGHEST)
 
 
 def _sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sum over `axes`; over the last one at the end, where what remains lies between."""
+    """Sum over `axes`, over the last axis separately if a remaining axis lies before it."""
     last = x.ndim - 1
     others = tuple(a for a in axes if a != last)
     if last not in axes or not others or len(axes) == last - min(axes) + 1:
         return jnp.sum(x, axes)
+    # The barrier keeps XLA from merging the two sums into one slow reduction.
     return jnp.sum(_barrier(jnp.sum(x, others)), -1)

@@ -1,8 +1,8 @@
-"""The verbs: with `_merging`, `_rules` and `_large` the only place that averages anything.
+"""Measures statistics of an array: `moments`, `means`, `second_moments`, `mean_square`.
 
-Statistics are values with a weight, so they can be merged: over microbatches, over
-devices, over a data set, over time. They are never taken as E[x^2] - E[x]^2 of uncentred
-data (what counts as centred, `_large` says), and never in half precision.
+Statistics carry their weight, so they can be merged: over microbatches, over devices, over a
+data set, over time. They are never computed as E[x^2] - E[x]^2 of uncentred data
+(`_large_cpu.ONE_PASS_LIMIT` says what counts as centred), and never in half precision.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from jaxtyping import Bool, Inexact
 
-# Merging and keeping belong to the verbs, and are found here with them.
 from normjax._internal import _checks
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, Means, Moments, SecondMoments
@@ -26,30 +25,30 @@ def moments(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     plain_mean: bool = False,
 ) -> Moments:
-    r"""Mean, variance and count of `x` over `axes`, stable and count-weighted.
+    r"""Return mean, variance and count of `x` over `axes`, numerically stable.
 
     $$\mu = \tfrac1n \sum x, \qquad \sigma^2 = \tfrac1n \sum |x - \mu|^2$$
 
-    The variance is taken around a first estimate of the mean and then corrected by what the
-    second pass finds (the corrected two-pass algorithm), so neither a large mean nor a long
-    sum costs it digits. Masked values are replaced before any arithmetic. Over devices the
-    counts weigh: it is the mean of all values, not the mean of the devices' means.
+    The variance is taken around a first estimate of the mean and corrected by a second pass (the
+    corrected two-pass algorithm), so neither a large mean nor a long sum costs it digits. Masked
+    values are replaced before any arithmetic. Devices are pooled by their counts: the result is
+    the mean of all values, not the mean of the devices' means.
 
     Args:
         x: floating or complex, any shape.
         axes: axes averaged over; `None` is all but the last.
         mask: True where a value counts; rank of `x`, broadcastable to it.
         axis_name: device axis or axes to pool over as well.
-        axis_index_groups: groups of device indices that are pooled apart.
-        plain_mean: leave out a correction of the mean that is within two roundings of it and
-            far below the spread, so that it is `jnp.mean` to the bit; for agreement with Flax.
+        axis_index_groups: groups of device indices that are pooled separately.
+        plain_mean: skip the correction of the mean where it is within two roundings of the mean
+            and far below the spread, so that it equals `jnp.mean` to the bit, as Flax's does.
 
     Returns:
-        `Moments` of the shape of the axes that remain, in at least float32. A set with no
-        value has mean 0, variance 0, count 0.
+        `Moments` of the shape of the axes that remain, in at least float32. A set without
+        values has mean 0, variance 0 and count 0.
 
     Raises:
-        TypeError: `x` is not floating, `mask` not boolean.
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
         ValueError: axes or mask do not fit `x`.
 
     Example:
@@ -75,9 +74,24 @@ def means(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Means:
-    """Mean and count of `x` over `axes`: `moments` without the variance, and without its cost.
+    r"""Return mean and count of `x` over `axes`: `moments` without the variance and its cost.
 
-    Args, errors: as `moments`.
+    $$\mu = \tfrac1n \sum x$$
+
+    Args:
+        x: floating or complex, any shape.
+        axes: axes averaged over; `None` is all but the last.
+        mask: True where a value counts; rank of `x`, broadcastable to it.
+        axis_name: device axis or axes to pool over as well.
+        axis_index_groups: groups of device indices that are pooled separately.
+
+    Returns:
+        `Means` of the shape of the axes that remain, in at least float32. A set without values
+        has mean 0 and count 0.
+
+    Raises:
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
+        ValueError: axes or mask do not fit `x`.
     """
     x = _checks.floating(x, "means")
     axes, mask = _checks.resolve_axes(axes, x.ndim), _checks.mask(mask, x.shape)
@@ -92,27 +106,27 @@ def second_moments(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> SecondMoments:
-    r"""Mean, covariance and count of the vectors on the last axis of `x`.
+    r"""Return mean, covariance and count of the vectors on the last axis of `x`.
 
     $$\mu = \tfrac1n \sum x, \qquad \Sigma = \tfrac1n \sum (x - \mu)(x - \mu)^*$$
 
-    Two passes with correction, as in `moments`, and products in full precision also where the
-    hardware would round them. A vector counts where all of its values do.
+    It takes two passes with correction, as in `moments`, and multiplies in full precision even on
+    hardware that rounds products by default. A vector counts if all of its values do.
 
     Args:
         x: floating or complex, features last.
-        axes: axes averaged over, not the last; `None` is all but the last. Axes that remain
-            have a covariance each.
+        axes: axes averaged over, not the last; `None` is all but the last. Each position of the
+            remaining axes has its own covariance.
         mask: True where a value counts; rank of `x`, broadcastable to it.
         axis_name: device axis or axes to pool over as well.
-        axis_index_groups: groups of device indices that are pooled apart.
+        axis_index_groups: groups of device indices that are pooled separately.
 
     Returns:
-        `SecondMoments`, in at least float32; of a set with no vector all 0.
+        `SecondMoments`, in at least float32; all 0 for a set without vectors.
 
     Raises:
-        TypeError: `x` is not floating, `mask` not boolean.
-        ValueError: axes or mask do not fit `x`; the last axis is averaged over.
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
+        ValueError: axes or mask do not fit `x`, or `axes` include the last axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -140,24 +154,25 @@ def mean_square(
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Moments:
-    r"""Mean square of `x` over `axes`, as moments around 0, so that `normalize` takes it.
+    r"""Return the mean square of `x` over `axes`, as moments around 0 for use in `normalize`.
 
     $$\mu := 0, \qquad \sigma^2 := \tfrac1n \sum |x|^2$$
 
-    It is smooth where x is 0, as its root is not: the root is taken after eps is added.
+    The mean square is smooth at x = 0 and its root is not, so `normalize` takes the root after
+    eps is added.
 
     Args:
         x: floating or complex, any shape.
-        axes: axes averaged over; `()` is each value by itself.
+        axes: axes averaged over; with `()` each value is a set of its own.
         mask: True where a value counts; rank of `x`, broadcastable to it.
         axis_name: device axis or axes to pool over as well.
-        axis_index_groups: groups of device indices that are pooled apart.
+        axis_index_groups: groups of device indices that are pooled separately.
 
     Returns:
-        `Moments` of mean 0, in at least float32; a set with no value has count 0.
+        `Moments` of mean 0, in at least float32; a set without values has count 0.
 
     Raises:
-        TypeError: `x` is not floating, `mask` not boolean.
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
         ValueError: axes or mask do not fit `x`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Centre and scale with given statistics: `normalize`."""
+"""Centres and scales an array with statistics that were measured before: `normalize`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
-# Merging and keeping belong to the verbs, and are found here with them.
 from normjax._internal import _checks
 from normjax.statistics import _core
 from normjax.statistics._shapes import to_rank
@@ -25,13 +24,13 @@ def normalize(
     eps: float,
     mask: Bool[Array, "..."] | None = None,
 ) -> Inexact[jax.Array, "*shape"]:
-    r"""Centre and scale `x` with given statistics, then the affine.
+    r"""Centre and scale `x` with the statistics `m`, then apply scale and bias.
 
     $$y = \text{scale} \cdot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \text{bias}$$
 
     Args:
         x: floating or complex, any shape.
-        m: statistics with the shape of x less `axes`.
+        m: statistics of the shape of x without `axes`.
         axes: the axes that `m` was averaged over; `None` is all but the last.
         scale: broadcastable to `x` by NumPy's rules.
         bias: broadcastable to `x` by NumPy's rules.
@@ -42,7 +41,8 @@ def normalize(
         Output of the shape and dtype of `x`; the arithmetic is in at least float32.
 
     Raises:
-        ValueError: the shape of `m`, or one that would widen `x`; a negative `eps`.
+        TypeError: `x` is not floating or complex, `mask` is not boolean.
+        ValueError: `m`, `scale`, `bias` or `mask` do not fit `x`, or `eps` is negative.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -56,8 +56,7 @@ def normalize(
     """
     x = _checks.floating(x, "normalize")
     axes = _checks.resolve_axes(axes, x.ndim)
-    kept = [a for a in range(x.ndim) if a not in axes]
-    expected = tuple(x.shape[a] for a in kept)
+    expected = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     if jnp.shape(m.mean) != expected:
         raise ValueError(
             f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "

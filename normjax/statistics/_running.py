@@ -1,4 +1,4 @@
-"""Running statistics: start, exponential average, exact accumulation, reset."""
+"""Keeps running statistics: initial values, exponential average, exact accumulation, reset."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Ru
 def ema(
     running: State, m: Any, *, decay: float | np.number | Num[Array, ""], correction: int = 0
 ) -> State:
-    r"""Exponential running average of statistics, safe against empty and broken batches.
+    r"""Update running statistics by an exponential average, skipping empty and nonfinite batches.
 
     $$\text{running} \leftarrow d \cdot \text{running} + (1 - d) \cdot m$$
 
     Args:
-        running: the present state, `Running`, `RunningCov` or `RunningMean`.
+        running: the current state, `Running`, `RunningCov` or `RunningMean`.
         m: statistics of a new batch, of the same kind and shape.
         decay: weight of the old value, in [0, 1]; may be traced.
         correction: 0 stores the biased variance (Flax), 1 the unbiased one (paper, PyTorch).
@@ -33,6 +33,10 @@ def ema(
         The next state, of the same dtype; unchanged where `m.count` is 0 or a statistic is not
         finite. Carries no gradient.
 
+    Raises:
+        TypeError: `running` and `m` are of different kinds, or only `m` is complex.
+        ValueError: their shapes differ, or `decay` is outside [0, 1].
+
     Example:
         >>> import jax.numpy as jnp, normjax as nj
         >>> run = nj.Running(jnp.zeros(1), jnp.ones(1))
@@ -40,39 +44,38 @@ def ema(
         >>> float(run.mean[0]), float(run.var[0])
         (1.0, 1.0)
     """
+    if isinstance(decay, int | float | np.number) and not 0 <= decay <= 1:
+        _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     m = lax.stop_gradient(m)
     new = to_running(m, correction)
     _check_fits(running, new)
-    if isinstance(decay, int | float | np.number):
-        _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     if jnp.iscomplexobj(m.mean) and not jnp.iscomplexobj(running[0]):
         raise TypeError(
             f"complex statistics do not fit a state of {running[0].dtype}: write "
             f"init(shape, dtype=jnp.{m.mean.dtype})"
         )
 
-    def average(old: Array, new: Array) -> jax.Array:
+    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    moved = []
+    for old, value in zip(olds, new, strict=True):
         # A half-precision average would stall a few percent away from its target.
         d = jnp.asarray(decay).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
-        return d * old + (1 - d) * jnp.asarray(new).astype(old.dtype)
-
-    olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
-    moved = [average(old, value) for old, value in zip(olds, new, strict=True)]
-    # Of what was measured and of what it makes of the state, in the state's own dtype: together
-    # or not at all.
+        moved.append(d * old + (1 - d) * jnp.asarray(value).astype(old.dtype))
+    # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
+    # spread of a feature move together or not at all.
     good = (m.count > 0) & _finite(m.count, moved)
-    # The unbiased spread of a single value does not exist, its mean does.
-    spread = good & (m.count > 1) if correction else good
+    # A single value has a mean but no unbiased spread.
+    both = (good, good & (m.count > 1) if correction else good)
     return type(running)(
         *(
-            jnp.where(append_axes(spread if i else good, old.ndim), value, old)
-            for i, (old, value) in enumerate(zip(olds, moved, strict=True))
+            jnp.where(b if b.ndim == old.ndim else append_axes(b, old.ndim), value, old)
+            for b, old, value in zip(both, olds, moved, strict=False)
         )
     )
 
 
 def to_running(m: Any, correction: int = 0) -> Any:
-    """What a state keeps of a measurement: all but the count; `correction` as in `ema`."""
+    """Convert a measurement to running statistics, without its count; `correction` as in `ema`."""
     kind = _KINDS[type(m)]
     if kind.square is None:
         return kind.running(m.mean)
@@ -80,7 +83,7 @@ def to_running(m: Any, correction: int = 0) -> Any:
 
 
 def zero_measurement(running: PyTree) -> Any:
-    """The measurement of nothing, in the shapes of `running`."""
+    """Return a measurement of no values, in the shapes of `running`."""
     kind = _KINDS[type(running)]
     zeros = [jnp.zeros_like(leaf) for leaf in running]
     real = jnp.zeros(count_shape(running), jnp.finfo(running.mean.dtype).dtype)
@@ -93,19 +96,20 @@ def where_measured(weight: Array, new: Array, old: Array) -> jax.Array:
 
 
 def count_shape(running: PyTree) -> tuple[int, ...]:
-    """Shape of the counts of kept statistics: that of the mean less what one statistic spans."""
+    """Return the shape of the counts: that of the mean, without the features of a covariance."""
     shape = jnp.shape(running[0])
-    beyond = jnp.ndim(running[1]) - len(shape) if len(running) > 1 else 0
-    return shape[: len(shape) - beyond]
+    # A covariance [*sets, features, features] has one axis more than its mean; a variance none.
+    extra = jnp.ndim(running[1]) - len(shape) if len(running) > 1 else 0
+    return shape[: len(shape) - extra]
 
 
 def unbiased(m: Any) -> jax.Array:
-    """Spread times n / (n - 1); of a single value, which has none, the biased one."""
+    """Return the spread times n / (n - 1); for a single value, the biased spread, 0."""
     return scale_by_weight(m.count / jnp.maximum(m.count - 1, 1), m[1])
 
 
 def accumulate(state: PyTree, measured: Any, *, stats: str, decay: Any, correction: int) -> Any:
-    """Add a batch to a state: an exponential average, or an exact one where it gathers."""
+    """Add a batch to a state: exactly to an `Accumulator`, else by an exponential average."""
     if measured is None or (stats == "running" and not isinstance(state, Accumulator)):
         return state
     if isinstance(state, Accumulator):
@@ -117,7 +121,7 @@ def accumulate(state: PyTree, measured: Any, *, stats: str, decay: Any, correcti
 
 
 def select(state: PyTree, measured: Any, stats: str) -> Any:
-    """Statistics that normalize: this batch's, or the kept ones."""
+    """Return the statistics to normalize with: this batch's, or the running ones."""
     if stats == "batch":
         assert measured is not None
         return measured
@@ -125,7 +129,7 @@ def select(state: PyTree, measured: Any, stats: str) -> Any:
 
 
 def initial_running(features: tuple[int, ...], dtype: Any) -> Running:
-    """Return a fresh running state: mean 0 and variance 1, at least float32."""
+    """Return the initial running statistics: mean 0 and variance 1, at least float32."""
     dtype = stat_dtype(dtype)
     return Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
 
@@ -137,7 +141,7 @@ def is_stats(leaf: PyTree) -> bool:
 
 
 def reset_running(running: PyTree) -> Any:
-    """Kept statistics of these shapes, back at their start."""
+    """Return initial running statistics of the kind, shapes and dtypes of `running`."""
     kind = _KINDS[type(running)]
     mean = jnp.zeros_like(running[0])
     if kind.identity is None:
@@ -146,7 +150,7 @@ def reset_running(running: PyTree) -> Any:
 
 
 def _check_fits(running: Any, new: Any) -> None:
-    """Refuse what is no state of these statistics; shapes that differ would broadcast."""
+    """Raise unless `running` has the type and shapes of `new`; other shapes would broadcast."""
     if type(running) is not type(new):
         raise TypeError(
             f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
@@ -155,13 +159,13 @@ def _check_fits(running: Any, new: Any) -> None:
     for old, value in zip(running, new, strict=True):
         if jnp.shape(old) != jnp.shape(value):
             raise ValueError(
-                f"kept statistics of shape {jnp.shape(old)} do not fit those of x, of shape "
+                f"running statistics of shape {jnp.shape(old)} do not fit those of x, of shape "
                 f"{jnp.shape(value)}: init with the shape of this x"
             )
 
 
 def _finite(count: Array, leaves: Any) -> jax.Array:
-    """Whether each statistic is finite, in the shape of the counts."""
+    """Whether each statistic is finite, as an array of the shape of the counts."""
     good = jnp.isfinite(jnp.asarray(count))
     for leaf in leaves:
         good &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(good.ndim, leaf.ndim)))
@@ -169,12 +173,13 @@ def _finite(count: Array, leaves: Any) -> jax.Array:
 
 
 def _drop_nonfinite(m: Any) -> Any:
-    """The measurement, with nothing in the place of statistics that are not finite."""
+    """Return the measurement with nonfinite statistics replaced by empty ones (count 0)."""
     good = _finite(m.count, m)
     return type(m)(*(jnp.where(append_axes(good, leaf.ndim), leaf, 0) for leaf in m))
 
 
 def _add_batch(total: BatchMeans, m: Any) -> BatchMeans:
+    """Update plain averages over batches: mean += (new - mean) / batches."""
     batches = total.batches + (m.count > 0).astype(total.batches.dtype)
     pairs = total.pairs + (m.count > 1).astype(total.pairs.dtype)
     weight = jnp.where(m.count > 0, 1 / jnp.maximum(batches, 1), 0)

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of statistics: broadcasting them against x, widening, flattening to vectors."""
+"""Reshapes statistics so that they broadcast against x, flattens x to vectors, chooses dtypes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from normjax.statistics._types import Array
 def as_vectors(
     x: jax.Array, axes: Sequence[int]
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """Arrange x as `[*sets, vectors, features]`, averaged axes as vectors; and the way back."""
-    kept = [a for a in range(x.ndim - 1) if a not in axes]
-    order = (*kept, *axes, x.ndim - 1)
-    turned = x.transpose(order)
-    flat = turned.reshape(*turned.shape[: len(kept)], -1, x.shape[-1])
+    """Rearrange x to `[*sets, vectors, features]`, and return a function that undoes it."""
+    sets = [a for a in range(x.ndim - 1) if a not in axes]
+    order = (*sets, *axes, x.ndim - 1)
+    turned = x.transpose(order)  # [*sets, *averaged, features]
+    flat = turned.reshape(*turned.shape[: len(sets)], -1, x.shape[-1])
     back = tuple(order.index(a) for a in range(x.ndim))
     return flat, lambda y: y.reshape(turned.shape).transpose(back)
 
 
-def expand(v: Array, kept: Sequence[int], ndim: int) -> jax.Array:
-    """Give a statistic of the axes `kept` the rank of x, so that it broadcasts against it."""
+def expand(v: Array, remaining: Sequence[int], ndim: int) -> jax.Array:
+    """Give a statistic of the axes `remaining` of x the rank of x, so that it broadcasts."""
     v = jnp.asarray(v)
     shape = [1] * ndim
-    for axis, size in zip(kept, v.shape, strict=True):
+    for axis, size in zip(remaining, v.shape, strict=True):
         shape[axis] = size
     return v.reshape(shape)
 
@@ -39,8 +39,8 @@ def broadcast_affine(
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Give the scale and bias of the axes `features` the rank of x, so that they broadcast.
 
-    An array with more axes than `features` is one affine per sample: its first axes are the
-    first axes of x, those of the batch.
+    An array with more axes than `features` holds one affine per sample: its first axes are the
+    batch axes of x.
     """
     of_features = tuple(shape[a] for a in features)
     full = [size if a in features else 1 for a, size in enumerate(shape)]
@@ -56,9 +56,9 @@ def broadcast_affine(
 
 
 def broadcast_parameter(v: Any, features: Sequence[int], shape: Sequence[int]) -> jax.Array:
-    """Give one array of parameters, of the axes `features`, the rank of x."""
+    """Give one parameter array, of the axes `features` of x, the rank of x."""
     v = jnp.asarray(v)
-    extra = v.ndim - len(features)
+    extra = v.ndim - len(features)  # leading batch axes of an affine per sample
     first = min(features, default=len(shape))
     full = [1] * len(shape)
     fits = 0 <= extra <= first
@@ -77,47 +77,50 @@ def broadcast_parameter(v: Any, features: Sequence[int], shape: Sequence[int]) -
 
 
 def widen(x: Array, mask: Array | None = None) -> jax.Array:
-    """Return x in the dtype of its statistics, 0 under the mask."""
+    """Convert x to the dtype of its statistics, with 0 under the mask."""
     x = jnp.asarray(x)
     x = x.astype(stat_dtype(x.dtype))
     return x if mask is None else jnp.where(mask, x, 0)
 
 
 def as_factor(scale: Any, d: Any) -> jax.Array:
-    """A scale of the rank of `d`, complex only if it was."""
+    """Give a scale the rank of `d` and its precision; it stays real if it is real."""
     scale = to_rank(scale, d.ndim)
     return scale.astype(d.dtype if jnp.iscomplexobj(scale) else jnp.finfo(d.dtype).dtype)
 
 
 def to_rank(v: Any, ndim: int) -> jax.Array:
+    """Prepend axes of size 1 until `v` has `ndim` axes."""
     v = jnp.asarray(v)
     return v.reshape((1,) * (ndim - v.ndim) + v.shape)
 
 
 @functools.cache
 def stat_dtype(dtype: Any) -> jnp.dtype:
-    """Dtype in which statistics of `dtype` are taken: at least float32, complex if it is."""
+    """Return the dtype for statistics of `dtype` values: at least float32, complex if it is."""
     dtype = jnp.dtype(dtype)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def append_axes(v: Array, ndim: int) -> jax.Array:
-    """Give `v` axes of size 1 behind its own."""
+    """Append axes of size 1 until `v` has `ndim` axes."""
     v = jnp.asarray(v)
     return v.reshape(v.shape + (1,) * (ndim - v.ndim))
 
 
 def scale_by_weight(weight: Array, leaf: Array) -> jax.Array:
-    """Real weight of each statistic times a leaf of it, which may be complex and have more axes."""
+    """Multiply a field of statistics, which may be complex and have more axes, by real weights."""
     leaf = jnp.asarray(leaf)
     return append_axes(weight, leaf.ndim).astype(leaf.dtype) * leaf
 
 
 def abs2(z: Array) -> jax.Array:
+    """Return |z|^2, which is real."""
     z = jnp.asarray(z)
     return (z * z.conj()).real if jnp.iscomplexobj(z) else z * z
 
 
 def outer(z: Array) -> jax.Array:
+    """Return z z^* of each vector on the last axis: `[..., n]` becomes `[..., n, n]`."""
     z = jnp.asarray(z)
     return z[..., :, None] * z[..., None, :].conj()

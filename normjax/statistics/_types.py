@@ -1,4 +1,4 @@
-"""The values that statistics are: means, variances and covariances, each with its weight."""
+"""Types of statistics: measured ones with their counts, running ones, accumulators."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AxisName = str | tuple[str, ...] | None
 
 
 class Moments(NamedTuple):
-    """Mean, biased variance and weight of one set of values.
+    """Mean, biased variance and count of one set of values.
 
     Attributes:
         mean: average; shape of the features (the axes that were not averaged), at least float32.
         var: biased variance, same shape, real even for complex values.
-        count: how many values each statistic was taken over, same shape; 0 where all were masked.
+        count: number of values behind each statistic, same shape; 0 where all were masked.
     """
 
     mean: Inexact[Array, "*features"]
@@ -28,32 +28,46 @@ class Moments(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The state of a norm that keeps statistics: Flax's layout, starting at 0 and 1."""
+    """Running mean and variance, the state of batch norm: Flax's layout, initially 0 and 1.
+
+    Attributes:
+        mean: running mean, of the shape of the features.
+        var: running variance, same shape, real.
+    """
 
     mean: Inexact[Array, "*features"]
     var: Inexact[Array, "*features"]
 
 
 class Means(NamedTuple):
-    """Mean and weight of one set of values, where no spread is asked for; fields as `Moments`."""
+    """Mean and count of one set of values, without a variance.
+
+    Attributes:
+        mean: average; shape of the features (the axes that were not averaged), at least float32.
+        count: number of values behind each mean, same shape; 0 where all were masked.
+    """
 
     mean: Inexact[Array, "*features"]
     count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
 
 
 class RunningMean(NamedTuple):
-    """The state of a norm that keeps means alone, starting at 0."""
+    """Running mean, the state of a norm that needs no variance; initially 0.
+
+    Attributes:
+        mean: running mean, of the shape of the features.
+    """
 
     mean: Inexact[Array, "*features"]
 
 
 class SecondMoments(NamedTuple):
-    """Mean, biased covariance and weight of one set of vectors.
+    """Mean, biased covariance and count of one set of vectors.
 
     Attributes:
         mean: `[*sets, features]`, at least float32.
         cov: `[*sets, features, features]`, E[d_i conj(d_j)] of the centred vectors d.
-        count: `[*sets]`, how many vectors; 0 where all were masked.
+        count: `[*sets]`, number of vectors; 0 where all were masked.
     """
 
     mean: Inexact[Array, "*sets features"]
@@ -62,20 +76,24 @@ class SecondMoments(NamedTuple):
 
 
 class RunningCov(NamedTuple):
-    """The state of a norm that keeps covariances, starting at 0 and the identity."""
+    """Running mean and covariance, the state of whitening norms; initially 0 and the identity.
+
+    Attributes:
+        mean: `[*sets, features]`.
+        cov: `[*sets, features, features]`.
+    """
 
     mean: Inexact[Array, "*sets features"]
     cov: Inexact[Array, "*sets features features"]
 
 
 class BatchMeans(NamedTuple):
-    """Plain averages of per-batch statistics, and how many batches entered each of them.
+    """Plain averages of per-batch statistics, and the number of batches in each of them.
 
     Attributes:
-        biased: average over batches of the batch's statistics, in the form that a state keeps
-            them (`Running`, ...).
-        unbiased: the same with m / (m - 1) times the spread of each batch of m values; a batch
-            of one value, which has no such spread, counts for the mean alone.
+        biased: average of the batches' statistics, as running statistics (`Running`, ...).
+        unbiased: the same with the spread of each batch of m values times m / (m - 1); a batch
+            of one value has no such spread and counts for the mean alone.
         batches: number of batches with at least one value.
         pairs: number of batches with at least two.
     """
@@ -87,11 +105,15 @@ class BatchMeans(NamedTuple):
 
 
 class Accumulator(NamedTuple):
-    """A state that gathers statistics exactly instead of averaging them exponentially.
+    """A state that accumulates statistics exactly instead of averaging them exponentially.
 
-    Put in the place of a `Running` anywhere in a state pytree, it makes `apply` add each
-    batch to `measured`, in either mode; `running` is what `stats="running"` normalizes with.
-    `population_statistics` and exact gradient accumulation are built on it.
+    It replaces a `Running` anywhere in a state pytree and makes `apply` add each batch to
+    `measured`, in either mode. `population_statistics` and exact gradient accumulation are
+    built on it.
+
+    Attributes:
+        running: the running statistics that `stats="running"` normalizes with.
+        measured: the statistics of all batches so far.
     """
 
     running: PyTree
@@ -99,5 +121,5 @@ class Accumulator(NamedTuple):
 
 
 def is_accumulator(state: PyTree) -> bool:
-    """Whether `state` wants the batch measured even when running statistics normalize."""
+    """Whether `state` accumulates, so that batches are measured in mode `"running"` too."""
     return isinstance(state, Accumulator)

@@ -1,1 +1,1 @@
-"""Reparametrizations of weights, and initialization from data."""
+"""Reparametrizations of weights, and initialization from a batch of data."""

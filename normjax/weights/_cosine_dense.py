@@ -30,7 +30,7 @@ class CosineDense:
     scale_init: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside their ranges."""
+        """Check the fields."""
         _checks.positive_int("hidden", self.hidden)
         _checks.positive("eps", self.eps, zero=True)
         _checks.number("scale_init", self.scale_init)
@@ -38,7 +38,7 @@ class CosineDense:
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
     ) -> tuple[dict[str, jax.Array], PyTree]:
-        """Make `(params, ())`: `kernel` `[features, hidden]`, `scale` and `bias` if there are.
+        """Make `(params, ())`: `kernel` `[features, hidden]`, and `scale` and `bias` if used.
 
         Args:
             key: PRNG key.
@@ -46,10 +46,10 @@ class CosineDense:
             dtype: dtype of the parameters.
 
         Returns:
-            `(params, state)`. The directions of the kernel are uniform; its lengths do not matter.
+            `(params, state)`. The kernel's directions are uniform; its lengths make no difference.
 
         Raises:
-            TypeError: `features` is x or its shape.
+            TypeError: `features` is an array or a shape.
             ValueError: `features` is not a positive integer.
         """
         _checks.features(features)
@@ -93,6 +93,7 @@ class CosineDense:
                 f"layer was made for: write init(key, features={x.shape[-1] if x.ndim else 1})"
             )
         dtype = _shapes.stat_dtype(x.dtype)
+        # Rows [*batch, features] and columns [features, hidden], each brought to length 1.
         rows, columns = x.astype(dtype), kernel.astype(dtype)
         if self.centered:
             rows, columns = _centre(rows, x.ndim - 1), _centre(columns, 0)
@@ -107,8 +108,8 @@ class CosineDense:
 
 def _centre(x: jax.Array, axis: int) -> jax.Array:
     """Subtract the mean over one axis."""
-    kept = [a for a in range(x.ndim) if a != axis]
-    return x - _shapes.expand(_measure.moments(x, axis).mean, kept, x.ndim)
+    remaining = [a for a in range(x.ndim) if a != axis]
+    return x - _shapes.expand(_measure.moments(x, axis).mean, remaining, x.ndim)
 
 
 @_hints.with_hints()
@@ -121,24 +122,23 @@ def cosine_dense(
     use_bias: bool = False,
     scale_init: float = 1.0,
 ) -> CosineDense:
-    r"""Cosine normalization: a dense layer with the cosine in the place of the dot product.
+    r"""Cosine normalization: a dense layer that computes cosines instead of dot products.
 
     $$y_j = \frac{w_j \cdot x}{\|w_j\|\,\|x\|}, \qquad \text{centered: } \;
       y_j = \frac{(w_j - \bar w_j) \cdot (x - \bar x)}
                  {\|w_j - \bar w_j\|\,\|x - \bar x\|}$$
 
-    It is weight and input normalization at once, so it is a layer and neither a `Norm` nor a
-    `Reparam`. Outputs lie within [-1, 1]. A zero input or weight vector gives 0, with a finite
-    gradient.
+    It normalizes weights and inputs at once, so it is a layer, not a `Norm` or a `Reparam`.
+    Outputs lie within [-1, 1]. A zero input or weight vector gives 0, with a finite gradient.
 
     Args:
         hidden: number of outputs.
         centered: subtract the means over the input features first: Pearson's correlation.
-        eps: added to the squared length of the input; it bounds the gradient at 1/sqrt(eps).
+        eps: added to the squared length of the input; it bounds the gradient by 1/sqrt(eps).
             The paper has none.
-        use_scale: learn a gain for each output, as a classifier's last layer needs.
+        use_scale: learn a gain for each output, which the last layer of a classifier needs.
         use_bias: learn a bias.
-        scale_init: start of the gain.
+        scale_init: initial gain.
 
     Returns:
         A hashable layer with `init(key, features, dtype) -> (params, state)` and
@@ -146,7 +146,7 @@ def cosine_dense(
 
     Raises:
         TypeError: `scale_init` is not a plain number.
-        ValueError: a number outside its range.
+        ValueError: a number is outside its range.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

@@ -1,4 +1,4 @@
-"""Data-dependent initialization: one batch sets gains and biases of weight-normalized layers."""
+"""Initializes gains and biases of weight-normalized layers from a batch of data."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def data_dependent_init(
     mask: Bool[Array, "..."] | None = None,
     axis_name: AxisName = None,
 ) -> Affine:
-    r"""Gain and bias that give pre-activations mean 0 and variance 1 on this batch.
+    r"""Return the gain and bias that give pre-activations mean 0 and variance 1 on this batch.
 
     $$t = \frac{v \cdot x}{\|v\|}, \qquad g \leftarrow \frac{1}{\sigma[t]}, \qquad
       b \leftarrow -\frac{\mu[t]}{\sigma[t]}, \qquad y = g\,t + b$$
 
     Args:
-        t: pre-activations under weights of length 1, features last.
+        t: pre-activations computed with weight vectors of length 1, features last.
         eps: added to the variance; a feature that is constant on the batch gets g = 1/sqrt(eps).
-        scale: standard deviation wanted, in the place of 1.
+        scale: target standard deviation.
         mask: True where a value counts; rank of `t`.
         axis_name: device axis or axes that the batch is split over.
 
@@ -44,8 +44,8 @@ def data_dependent_init(
         `Affine(scale=g, bias=b)`, `[features]`, at least float32. Carries no gradient.
 
     Raises:
-        TypeError: `t` is not floating.
-        ValueError: `eps` or `scale` not positive.
+        TypeError: `t` is not floating or complex.
+        ValueError: `eps` or `scale` is not positive.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -73,29 +73,29 @@ def data_dependent_stack(
     scale: float = 1.0,
     axis_name: AxisName = None,
 ) -> tuple[tuple[dict[str, Any], ...], jax.Array]:
-    """Initialize a stack of dense and convolutional layers by one pass of one batch, in order.
+    """Initialize a stack of dense and convolutional layers in one forward pass of one batch.
 
-    Each layer sees what the layers before it put out with the gains that they were just given.
+    The input of each layer is the output of the layers before it, with the gains just computed.
 
     Args:
         layers: `(linear, activation)` for each layer: `linear(w, x)` is the layer without bias,
-            such as `lambda w, x: x @ w` or a convolution, features last; `activation(y)` is all
-            that stands between it and the next layer, pooling too.
-        params: `{"kernel": w, "bias": b}` for each layer, Flax's names; a layer without `"bias"`
-            gets its gain only.
-        x: one batch of inputs; the paper's code takes 500 examples.
-        norm: the `weight_norm(...)` to write the kernels in; `None` is `weight_norm()`.
+            such as `lambda w, x: x @ w` or a convolution, features last; `activation(y)` is
+            everything between it and the next layer, including pooling.
+        params: `{"kernel": w, "bias": b}` for each layer, with Flax's names; a layer without
+            `"bias"` gets only a gain.
+        x: one batch of inputs; the paper's code uses 500 examples.
+        norm: the `weight_norm(...)` to reparametrize the kernels with; `None` is `weight_norm()`.
         eps: as in `data_dependent_init`.
         scale: as in `data_dependent_init`.
         axis_name: device axis or axes that the batch is split over.
 
     Returns:
         `(params, y)`: for each layer its parameters with `DirectionAndGain(v, g)` as `"kernel"`,
-        and what the stack puts out.
+        and the output of the stack.
 
     Raises:
-        TypeError: `norm` is no `weight_norm`.
-        ValueError: as many params as layers are needed; gains that do not fit the features.
+        TypeError: `norm` is not a `weight_norm`.
+        ValueError: the numbers of layers and params differ, or gains do not fit the features.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj
@@ -117,6 +117,7 @@ def data_dependent_stack(
     y, out = jnp.asarray(x), []
     for i, ((linear, activation), own) in enumerate(zip(layers, params, strict=True)):
         stored, state = norm.init(own["kernel"])
+        # With gains of 1 the weight vectors have length 1, as the formula needs.
         w, _ = norm.apply(
             stored._replace(g=norm.as_g(jnp.ones_like(stored.g))), state, stats="batch"
         )
@@ -125,13 +126,14 @@ def data_dependent_stack(
         assert gain is not None and bias is not None
         if gain.shape != stored.g.shape:
             raise ValueError(
-                f"layer {i} puts out features of shape {gain.shape} and {norm!r} has gains of "
+                f"layer {i} returns features of shape {gain.shape} and {norm!r} has gains of "
                 f"shape {stored.g.shape}: its axes must leave the output features alone"
             )
-        made = {**own, "kernel": DirectionAndGain(stored.v, norm.as_g(gain.astype(stored.g.dtype)))}
+        kernel = DirectionAndGain(stored.v, norm.as_g(gain.astype(stored.g.dtype)))
+        initialized = {**own, "kernel": kernel}
         if "bias" in own:
-            made["bias"] = bias.astype(jnp.asarray(own["bias"]).dtype)
-        out.append(made)
+            initialized["bias"] = bias.astype(jnp.asarray(own["bias"]).dtype)
+        out.append(initialized)
         shift = bias if "bias" in own else None
         wide = _shapes.stat_dtype(t.dtype)
         y = activation(_formulas.affine(t.astype(wide), gain, shift).astype(t.dtype))

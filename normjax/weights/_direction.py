@@ -1,4 +1,4 @@
-"""Length and direction of vectors, without overflow and with finite gradients at 0."""
+"""Computes length and direction of vectors, without overflow and with finite gradients at 0."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def resolve_reduced_axes(axes: int | Sequence[int] | None, ndim: int, who: str) 
 
 
 def scale_by_gain(unit: jax.Array, gain: Array, axes: Sequence[int]) -> jax.Array:
-    """Return `gain` of the axes that remain times `unit`."""
-    kept = [a for a in range(unit.ndim) if a not in axes]
-    return unit * _shapes.expand(gain, kept, unit.ndim).astype(unit.dtype)
+    """Multiply unit vectors over `axes` by gains, one for each vector."""
+    remaining = [a for a in range(unit.ndim) if a not in axes]
+    return unit * _shapes.expand(gain, remaining, unit.ndim).astype(unit.dtype)
 
 
-def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Array, "*kept"]:
-    """Euclidean length over `axes`, kept with size 1; real, at least float32."""
+def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Array, "*lengths"]:
+    """Return the Euclidean length over `axes`, which keep size 1; real, at least float32."""
     x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
     size = _size(x, axes)
     return size * jnp.sqrt(jnp.sum(abs2(x / size.astype(x.dtype)), tuple(axes), keepdims=True))
@@ -41,7 +41,7 @@ def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Arra
 def unit(
     x: Inexact[Array, "*shape"], axes: Sequence[int], *, eps: float = 0.0
 ) -> Inexact[jax.Array, "*shape"]:
-    r"""Direction over `axes`, at least float32: x / sqrt(||x||^2 + eps).
+    r"""Return the unit vectors over `axes`, x / sqrt(||x||^2 + eps), in at least float32.
 
     A zero vector stays zero with a finite gradient, and no square over- or underflows.
 
@@ -54,15 +54,15 @@ def unit(
         Array of the shape of `x`.
     """
     x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
-    # x / size has the direction of x for every constant size, so size carries no gradient.
+    # Dividing by any constant leaves the direction unchanged, so `size` needs no gradient.
     size = _size(x, axes)
     x = x / size.astype(x.dtype)
     square = jnp.sum(abs2(x), tuple(axes), keepdims=True) + eps / size / size
-    # 1 in the place of 0, before the root: behind it the gradient would be 0 * inf.
+    # Replace 0 by 1 before the root: after the root the gradient would be 0 * inf.
     return x * lax.rsqrt(jnp.where(square > 0, square, 1)).astype(x.dtype)
 
 
 def _size(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Largest magnitude over `axes`, 1 where all are 0."""
+    """Return the largest magnitude over `axes`, 1 where all values are 0; without gradient."""
     size = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True))
     return jnp.where(size > 0, size, 1)

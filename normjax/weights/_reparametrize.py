@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,19 +27,19 @@ class ReparamState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ReparamLayer:
-    """The value behind `reparam`; whatever else its layer has (`hidden`, …) it has too."""
+    """A layer with some of its weights written otherwise, as a value; made by `reparam`."""
 
     factory: ClassVar[str] = "reparam"
 
     layer: Any
     rules: tuple[tuple[str, Reparam], ...]
 
-    def init(self, *args: Any, **kwargs: Any) -> tuple[PyTree, ReparamState]:
+    def init(self, *args: Any, **keywords: Any) -> tuple[PyTree, ReparamState]:
         """Make `(params, state)`: the layer's, with the named weights written otherwise.
 
         Args:
             *args: what the layer's `init` takes.
-            **kwargs: the same.
+            **keywords: the same.
 
         Returns:
             `(params, ReparamState)`.
@@ -46,8 +47,8 @@ class ReparamLayer:
         Raises:
             ValueError: a path of the rules that does not exist.
         """
-        params, state = self.layer.init(*args, **kwargs)
-        key: Any = kwargs.get("key", args[0] if args else None)
+        params, state = self.layer.init(*args, **keywords)
+        key: Any = keywords.get("key", args[0] if args else None)
         dtype = getattr(key, "dtype", None)
         if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
             key = None
@@ -55,7 +56,7 @@ class ReparamLayer:
         return params, ReparamState(state, weights)
 
     def apply(
-        self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **kwargs: Any
+        self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **keywords: Any
     ) -> tuple[Any, ReparamState]:
         """Make every weight once and run the layer, scans inside included, with them.
 
@@ -64,48 +65,36 @@ class ReparamLayer:
             state: what `init` or the last `apply` returned.
             *args: what the layer's `apply` takes after its state.
             stats: `"batch"` or `"running"`, for the weights and the layer.
-            **kwargs: what the layer's `apply` takes.
+            **keywords: what the layer's `apply` takes.
 
         Returns:
             What the layer returns, with the state `ReparamState`.
         """
         inner, weights = state
         # A pass that gathers statistics measures one model: its weights must not move meanwhile.
-        how = (
-            "running"
-            if any(map(is_accumulator, jax.tree.leaves(inner, is_leaf=is_accumulator)))
-            else stats
+        gathers = any(map(is_accumulator, jax.tree.leaves(inner, is_leaf=is_accumulator)))
+        params, weights = materialize(
+            params, weights, dict(self.rules), stats="running" if gathers else stats
         )
-        params, weights = materialize(params, weights, dict(self.rules), stats=how)
-        out, inner = self.layer.apply(params, inner, *args, stats=stats, **kwargs)
+        out, inner = self.layer.apply(params, inner, *args, stats=stats, **keywords)
         return out, ReparamState(inner, weights)
-
-    def apply_with_info(
-        self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **kwargs: Any
-    ) -> Any:
-        """Run a recurrent layer and look inside; arguments and result as for its own `look`."""
-        params, _ = materialize(params, state.weights, dict(self.rules), stats="running")
-        return self.layer.apply_with_info(params, state.inner, *args, stats=stats, **kwargs)
-
-    def info(self, *args: Any, **kwargs: Any) -> Any:
-        """Look inside a recurrent layer; arguments and result as for its own `info`."""
-        return self.apply_with_info(*args, **kwargs)[1]
 
     @property
     def stateful(self) -> bool:
         """Whether the layer keeps something, or one of its weights does."""
-        kept = any(rule.stateful for _, rule in self.rules)
-        return kept or bool(getattr(self.layer, "stateful", False))
-
-    def __getattr__(self, name: str) -> Any:
-        # Not before the fields are there: unpickling asks for names on an empty object.
-        if name.startswith("_") or "layer" not in vars(self):
-            raise AttributeError(name)
-        return getattr(self.layer, name)
+        of_weights = any(rule.stateful for _, rule in self.rules)
+        return of_weights or bool(getattr(self.layer, "stateful", False))
 
     def __repr__(self) -> str:
+        """Show the call that makes it."""
         rules = ", ".join(f"{path!r}: {rule!r}" for path, rule in self.rules)
         return f"{self.factory}({self.layer!r}, {{{rules}}})"
+
+
+@functools.singledispatch
+def wrap_layer(layer: Any, rules: tuple[tuple[str, Reparam], ...]) -> ReparamLayer:
+    """Make the value that `reparam` returns; a family of layers registers a class of its own."""
+    return ReparamLayer(layer, rules)
 
 
 def reparam(layer: Any, rules: Mapping[str, Reparam]) -> ReparamLayer:
@@ -124,7 +113,8 @@ def reparam(layer: Any, rules: Mapping[str, Reparam]) -> ReparamLayer:
             a path is used.
 
     Returns:
-        A layer of the same kind: hashable, with equality, `repr` and pickle.
+        A layer of the same kind, for a `recurrent.Layer` another one: hashable, with equality,
+        `repr` and pickle.
 
     Raises:
         TypeError: something that is no `Reparam`, a path that is no string.
@@ -151,7 +141,7 @@ def reparam(layer: Any, rules: Mapping[str, Reparam]) -> ReparamLayer:
                 f"reparam() takes paths as strings, so that the layer stays a value, not {path!r}: "
                 'write a pattern such as "w_*" (functions are for reparametrize)'
             )
-    return ReparamLayer(layer, tuple(pairs))
+    return wrap_layer(layer, tuple(pairs))
 
 
 def reparametrize(
@@ -190,23 +180,23 @@ def reparametrize(
     pairs = _pairs(rules)
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     names = [_name(path) for path, _ in leaves]
-    found = [_match(name, pairs) for name in names]
+    matches = [_match(name, pairs) for name in names]
     for i, (pattern, _) in enumerate(pairs):
         if not any(_fits(name, pattern) for name in names):
             raise ValueError(_no_path(pattern, names))
-        if i not in found:
+        if i not in matches:
             raise ValueError(
                 f"the rule for {pattern!r} is never used, because an earlier one fits all of its "
                 "paths: write the narrower rule first"
             )
     out, state = [], {}
-    for i, (name, rule, (_, leaf)) in enumerate(zip(names, found, leaves, strict=True)):
+    for i, (name, rule, (_, leaf)) in enumerate(zip(names, matches, leaves, strict=True)):
         if rule is None:
             out.append(leaf)
             continue
-        own = None if key is None else jax.random.fold_in(key, i)
+        weight_key = None if key is None else jax.random.fold_in(key, i)
         try:
-            written, state[name] = pairs[rule][1].init(leaf, key=own)
+            written, state[name] = pairs[rule][1].init(leaf, key=weight_key)
         except (TypeError, ValueError) as error:
             error.add_note(f"(while the weight at {name!r} was rewritten)")
             raise

@@ -1,4 +1,4 @@
-"""Weight normalization: the length of each weight vector is a parameter of its own."""
+"""Weight normalization: separate parameters for length and direction of each weight vector."""
 
 from __future__ import annotations
 
@@ -30,24 +30,45 @@ class WeightNorm(Reparam):
     train: str = "both"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown `train` and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         _checks.one_of("train", self.train, get_args(Train))
         _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def init(self, w: Array, *, key: jax.Array | None = None) -> tuple[DirectionAndGain, PyTree]:
-        """Return `(DirectionAndGain(w, ||w||), ())`; `key` is not used."""
+        """Return `(DirectionAndGain(w, ||w||), ())`; `key` is not used.
+
+        Args:
+            w: the initial weight, floating or complex.
+            key: not used.
+
+        Returns:
+            `(params, ())`; `apply` gives back `w`.
+
+        Raises:
+            TypeError: `w` is not floating or complex.
+            ValueError: `axes` do not fit `w`.
+        """
         del key
         w = _checks.floating(w, self.factory)
         axes = resolve_reduced_axes(self.axes, w.ndim, self.factory)
-        g = _direction.length(w, axes)
-        # A zero vector has no direction, and no gradient would ever reach it.
+        g = _direction.length(w, axes)  # size 1 on `axes`
+        # A zero vector has no direction and would never receive a gradient.
         v = jnp.where(g > 0, w, jnp.ones_like(w))
         return DirectionAndGain(v, self.as_g(jnp.squeeze(g, axes))), ()
 
     def apply(
         self, params: DirectionAndGain, state: PyTree, *, stats: Stats
     ) -> tuple[jax.Array, PyTree]:
-        """Return `(g v / ||v||, state)`."""
+        """Return `(g v / ||v||, state)`.
+
+        Args:
+            params: what `init` returned, after any number of optimizer steps.
+            state: `()`.
+            stats: `"batch"` or `"running"`; both modes are the same.
+
+        Returns:
+            `(w, ())`, with `w` of the shape and dtype of `v`.
+        """
         _checks.stats(stats)
         v, g = jnp.asarray(params.v), params.g
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
@@ -60,11 +81,11 @@ class WeightNorm(Reparam):
         return scale_by_gain(unit, gain, axes).astype(v.dtype), state
 
     def gain(self, g: Array) -> jax.Array:
-        """Return the gain that a stored g stands for."""
+        """Return the gain for a stored g: exp(g) with `log_scale`, else g."""
         return jnp.exp(g) if self.log_scale else jnp.asarray(g)
 
     def as_g(self, gain: Array) -> jax.Array:
-        """Return the g that stands for a gain; the logarithm of 0 is that of the least number."""
+        """Return the g to store for a gain; with `log_scale` its logarithm, bounded below."""
         gain = jnp.asarray(gain)
         if not self.log_scale:
             return gain
@@ -78,29 +99,30 @@ def weight_norm(
     log_scale: bool = False,
     train: str = "both",
 ) -> Reparam:
-    r"""Weight normalization: length and direction of each weight vector apart.
+    r"""Weight normalization: separates length and direction of each weight vector.
 
     $$w = g\,\frac{v}{\|v\|}, \qquad
       \nabla_g L = \frac{v \cdot \nabla_w L}{\|v\|}, \qquad
       \nabla_v L = \frac{g}{\|v\|}\Big(I - \frac{v v^T}{\|v\|^2}\Big)\nabla_w L$$
 
-    At the start v = w and g = ||w||, so that the function is unchanged. Where w is 0, v points
-    along (1, ..., 1) and g is 0: w stays 0 and g learns.
+    Initially v = w and g = ||w||, so the layer's function is unchanged. If a weight vector is 0, v
+    is (1, ..., 1) and g is 0: w is initially 0 and g can learn.
 
     Args:
-        axes: axes of one vector. `None`, all but the last, is one length for each output
-            feature of a Flax kernel; PyTorch's and Equinox's dense layers, outputs first, have
-            `axes=1`. All axes give the one length of the whole array.
-        log_scale: store s with g = exp(s), which keeps g positive; g is then `params.g`'s exp.
-            A weight vector that is 0 then stays 0 for good: exp(s) cannot leave it.
-        train: what gradients reach: `"both"`, the `"direction"` v alone or the `"scale"` g alone.
+        axes: axes of one vector. `None`, all but the last, gives one length for each output
+            feature of a Flax kernel; dense layers of PyTorch and Equinox, which have outputs
+            first, need `axes=1`. All axes give one length for the whole array.
+        log_scale: store s = log(g) as `params.g`, which keeps g positive. A weight vector that is
+            initially 0 then stays 0, because the gradient of s has the factor g.
+        train: which parts receive gradients: `"both"`, only the `"direction"` v or only the
+            `"scale"` g.
 
     Returns:
-        A `Reparam` with params `DirectionAndGain(v, g)`, g of the shape of the other axes, at least
-        float32 so that it is the length of v in half precision too. No state.
+        A `Reparam` with params `DirectionAndGain(v, g)` and no state. g has the shape of the other
+        axes and is at least float32, so that half precision does not round the length of v.
 
     Raises:
-        ValueError: unknown `train`, axes that name nothing.
+        ValueError: `train` is unknown, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

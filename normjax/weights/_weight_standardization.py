@@ -1,4 +1,4 @@
-"""Weight standardization."""
+"""Weight standardization: zero mean and unit variance of the weights of each output feature."""
 
 from __future__ import annotations
 
@@ -29,33 +29,54 @@ class WeightStandardization(Reparam):
     fan_in: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an eps that is not positive and axes that name nothing."""
+        """Check the fields and bring `axes` into canonical form."""
         _checks.positive("eps", self.eps)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def init(self, w: Array, *, key: jax.Array | None = None) -> tuple[DirectionAndGain, PyTree]:
-        """Return `(DirectionAndGain(w, 1 or None), ())`; `key` is not used."""
+        """Return `(DirectionAndGain(w, 1 or None), ())`; `key` is not used.
+
+        Args:
+            w: the initial weight, floating or complex.
+            key: not used.
+
+        Returns:
+            `(params, ())`.
+
+        Raises:
+            TypeError: `w` is not floating or complex.
+            ValueError: `axes` do not fit `w`.
+        """
         del key
         w = _checks.floating(w, self.factory)
         axes = resolve_reduced_axes(self.axes, w.ndim, self.factory)
-        kept = tuple(s for a, s in enumerate(w.shape) if a not in axes)
+        outputs = tuple(s for a, s in enumerate(w.shape) if a not in axes)
         real = jnp.finfo(_shapes.stat_dtype(w.dtype)).dtype
-        return DirectionAndGain(w, jnp.ones(kept, real) if self.use_gain else None), ()
+        return DirectionAndGain(w, jnp.ones(outputs, real) if self.use_gain else None), ()
 
     def apply(
         self, params: DirectionAndGain, state: PyTree, *, stats: Stats
     ) -> tuple[jax.Array, PyTree]:
-        """Return the standardized weight."""
+        """Return `(w, state)` with the standardized weight.
+
+        Args:
+            params: what `init` returned, after any number of optimizer steps.
+            state: `()`.
+            stats: `"batch"` or `"running"`; both modes are the same.
+
+        Returns:
+            `(w, ())`, with `w` of the shape and dtype of `v`.
+        """
         _checks.stats(stats)
         v = jnp.asarray(params.v)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
         m = _measure.moments(v, axes)
         gain = jnp.ones_like(m.var) if params.g is None else params.g
         gain = jnp.asarray(gain).astype(m.var.dtype)
-        if self.fan_in:
+        if self.fan_in:  # m.count is n, the number of weights into one output
             gain = gain * lax.rsqrt(m.count)
-        kept = [a for a in range(v.ndim) if a not in axes]
-        scale = _shapes.expand(gain, kept, v.ndim)
+        remaining = [a for a in range(v.ndim) if a not in axes]
+        scale = _shapes.expand(gain, remaining, v.ndim)
         return _normalize.normalize(v, m, axes, scale=scale, eps=self.eps), state
 
 
@@ -67,27 +88,27 @@ def weight_standardization(
     use_gain: bool = False,
     fan_in: bool = False,
 ) -> Reparam:
-    r"""Weight standardization: zero mean and unit variance in each output feature's weights.
+    r"""Weight standardization: gives the weights of each output feature mean 0 and variance 1.
 
     $$w = g\,\frac{v - \mu_v}{\sqrt{\sigma_v^2 + \epsilon}}, \qquad
       \mu_v, \sigma_v^2 \text{ over the } n \text{ weights into one output feature}$$
 
-    It changes the function at the start, by what it is. A normalization of the outputs is
-    expected behind it, for which it was made; without one use `fan_in`.
+    Unlike weight norm, it does not preserve the layer's function at initialization. It was
+    designed for layers followed by a normalization of their outputs; without one use `fan_in`.
 
     Args:
         axes: axes of one set of weights; `None` is all but the last.
         eps: added to the variance; 1e-10 is the square of the 1e-5 that the authors' code adds
             to the standard deviation. Weights have variances near 1/n, so 1e-5 would be large.
-        use_gain: learn a gain g for each output feature, which starts at 1.
-        fan_in: divide by sqrt(n) too: inputs of unit variance then give outputs of unit variance
-            (scaled weight standardization).
+        use_gain: learn a gain g for each output feature, initially 1.
+        fan_in: also divide by sqrt(n), so that inputs of unit variance give outputs of unit
+            variance (scaled weight standardization).
 
     Returns:
         A `Reparam` with params `DirectionAndGain(v, g or None)` and no state.
 
     Raises:
-        ValueError: `eps` not positive, axes that name nothing.
+        ValueError: `eps` is not positive, or `axes` are empty or repeat an axis.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

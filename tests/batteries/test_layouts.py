@@ -7,6 +7,7 @@ writes the file anew; do so only for new methods, or with a line in CHANGELOG on
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -41,15 +42,19 @@ def _flat(tree, at=""):
 
 
 def layouts():
-    found = {}
+    found, key = {}, jax.random.key(0)
+    # Shapes alone: nothing is computed.
     for sample in testing.SAMPLES:
-        params, state = sample.norm.init(sample.shape, key=jax.random.key(0))
+        make = functools.partial(sample.norm.init, sample.shape)
+        params, state = jax.eval_shape(lambda key, make=make: make(key=key), key)
         found[sample.name] = {"params": _flat(params), "state": _flat(state)}
     for sample in testing.REPARAMS:
-        params, state = sample.reparam.init(sample.weight(), key=jax.random.key(0))
+        make = functools.partial(sample.reparam.init, key=key)
+        params, state = jax.eval_shape(make, sample.weight())
         found[sample.name] = {"params": _flat(params), "state": _flat(state)}
     for name, layer in LAYERS.items():
-        params, state = layer.init(jax.random.key(0), 3)
+        make = functools.partial(layer.init, features=3)
+        params, state = jax.eval_shape(make, key)
         found[name] = {"params": _flat(params), "state": _flat(state)}
     return found
 

@@ -53,7 +53,9 @@ def test_names_are_unique():
 
 def test_every_norm_is_a_representative_or_has_one():
     factories = {s.norm.factory for s in testing.SAMPLES}
-    assert check.REPRESENTATIVES.keys() | check.REPRESENTED_BY.keys() == factories
+    assert check.REPRESENTATIVES.keys() | check.REPRESENTED_BY.keys() == factories, (
+        "name a new norm in REPRESENTATIVES or REPRESENTED_BY of tests/_support/check.py"
+    )
     assert check.REPRESENTATIVES.keys().isdisjoint(check.REPRESENTED_BY)
     assert {*check.REPRESENTED_BY.values()} <= check.REPRESENTATIVES.keys()
 

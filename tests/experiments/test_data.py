@@ -26,7 +26,7 @@ GOLDEN = [8, 6, 1, 7, 4, 1, 4, 7, 0, 1, 5, 6]
 
 
 def test_permute_is_a_permutation_and_sample_is_not():
-    permuted, sampled = images.pixel_order("permute", 0, 784), images.permutation("sample", 0, 784)
+    permuted, sampled = images.pixel_order("permute", 0, 784), images.pixel_order("sample", 0, 784)
     assert sorted(permuted) == list(range(784))
     assert 450 < len(set(sampled)) < 540  # 784 (1 - 1/e) = 496 on average
     assert (images.pixel_order("permute", 1, 784) != permuted).any()

@@ -64,7 +64,7 @@ def kernels_run(monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     for module, name in (
-        (_layer_norm, "norm"),
+        (_layer_norm, "row_norm"),
         (_batch_norm, "moments"),
         (_batch_norm, "standardize"),
         (_bn_lstm, "run"),
@@ -337,7 +337,7 @@ def accelerator(request, monkeypatch):
         _layer_norm._built,
         _batch_norm._moments,
         _batch_norm._standardize,
-        _bn_lstm._built,
+        _bn_lstm._recurrence,
     ):
         made.cache_clear()
     monkeypatch.setattr(_pallas, "backend", lambda: request.param)
@@ -346,7 +346,7 @@ def accelerator(request, monkeypatch):
         _layer_norm._built,
         _batch_norm._moments,
         _batch_norm._standardize,
-        _bn_lstm._built,
+        _bn_lstm._recurrence,
     ):
         made.cache_clear()
 

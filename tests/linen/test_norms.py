@@ -54,11 +54,11 @@ def pair(name, **kwargs):
     return getattr(linen, name)(**kwargs), getattr(fnn, name)(use_fast_variance=False, **kwargs)
 
 
-def close(got, want, dtype=jnp.float32):
+def close(got, want, dtype=jnp.float32, unit=1.0):
     """Equal up to rounding: 1e-5 in float32, two units in the last place in half precision."""
     assert got.dtype == want.dtype
     ulp = 2 * float(jnp.finfo(dtype).eps) if jnp.finfo(dtype).bits < 32 else 1e-5
-    got, want = (np.asarray(v).astype(np.float64) for v in (got, want))
+    got, want = (np.asarray(v).astype(np.float64) / unit for v in (got, want))
     np.testing.assert_allclose(got, want, rtol=ulp, atol=ulp)
 
 
@@ -66,46 +66,65 @@ def shapes(tree):
     return jax.tree.map(lambda v: (v.shape, v.dtype), tree)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
-def test_agrees_with_flax(name, kwargs, mask):
-    ours, flax = pair(name, **kwargs)
-    mask = MASKS[mask]
-    if name == "GroupNorm" and mask is not None and mask.ndim < X.ndim:
-        mask = FULL  # Flax reshapes the mask as it is.
-    variables = flax.init(KEY, X)
-    got = ours.init(KEY, X)
-    assert shapes(got) == shapes(variables)
-    jax.tree.map(np.testing.assert_array_equal, got, variables)  # the same keys, too
+def initialize(make):
+    """The initial variables for each dtype, in one program."""
+    return {
+        case: make(**extra).init(KEY, X.astype(dtype)) for case, (dtype, extra) in DTYPES.items()
+    }
 
-    weight = jax.random.normal(jax.random.key(9), X.shape)
 
-    def loss(module, params, x):
+def with_masks(make, variables, x, weight, masks):
+    """Gradients, outputs and new statistics with each mask, in one program."""
+    module = make()
+
+    def loss(params, x, mask):
         y, new = module.apply(
             {**variables, "params": params}, x, mask=mask, mutable=["batch_stats"]
         )
         return jnp.sum(y * weight), (y, new)
 
+    gradient = jax.grad(loss, (0, 1), has_aux=True)
     params = variables.get("params", {})
-    grads, aux = jax.grad(lambda p, x: loss(ours, p, x), (0, 1), has_aux=True)(params, X)
-    want_grads, want = jax.grad(lambda p, x: loss(flax, p, x), (0, 1), has_aux=True)(params, X)
-    jax.tree.map(close, aux, want)
-    scale = max(1.0, float(jnp.abs(want_grads[1]).max()))
-    jax.tree.map(lambda g, w: close(g / scale, w / scale), grads, want_grads)
+    return {case: gradient(params, x, mask) for case, mask in masks.items()}
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
+def with_dtypes(make, variables, x):
+    """Outputs and new statistics for each dtype, in one program."""
+    return {
+        case: make(**extra).apply(variables[case], x.astype(dtype), mutable=["batch_stats"])
+        for case, (dtype, extra) in DTYPES.items()
+    }
+
+
 @pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
-def test_dtypes_agree_with_flax(name, kwargs, dtypes):
-    dtype, extra = DTYPES[dtypes]
-    ours, flax = pair(name, **kwargs, **extra)
-    x = X.astype(dtype)
-    variables = flax.init(KEY, x)
-    assert shapes(ours.init(KEY, x)) == shapes(variables)
-    y, new = ours.apply(variables, x, mutable=["batch_stats"])
-    want, want_new = flax.apply(variables, x, mutable=["batch_stats"])
-    close(y, want, y.dtype)
-    jax.tree.map(close, new, want_new)
+def test_agrees_with_flax(name, kwargs):
+    """For every mask and every dtype: compiled together, as most of the time is compilation."""
+    makes = [lambda i=i, **extra: pair(name, **kwargs, **extra)[i] for i in (0, 1)]
+    masks = MASKS
+    if name == "GroupNorm":
+        masks = {**MASKS, "rank_3": FULL}  # Flax reshapes the mask as it is.
+
+    got, variables = (jax.jit(initialize, static_argnums=0)(make) for make in makes)
+    assert shapes(got) == shapes(variables)
+    jax.tree.map(np.testing.assert_array_equal, got, variables)  # the same keys, too
+
+    # Arrays are arguments: XLA would compute with constants while it compiles.
+    weight = jax.random.normal(jax.random.key(9), X.shape)
+    got, want = (
+        jax.jit(with_masks, static_argnums=0)(make, variables["plain"], X, weight, masks)
+        for make in makes
+    )
+    for case in masks:
+        (grads, aux), (want_grads, want_aux) = got[case], want[case]
+        jax.tree.map(close, aux, want_aux)
+        scale = max(1.0, float(np.abs(want_grads[1]).max()))
+        jax.tree.map(lambda g, w, s=scale: close(g, w, unit=s), grads, want_grads)
+
+    got, want = (jax.jit(with_dtypes, static_argnums=0)(make, variables, X) for make in makes)
+    for case in DTYPES:
+        (y, new), (want_y, want_new) = got[case], want[case]
+        close(y, want_y, y.dtype)
+        jax.tree.map(close, new, want_new)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "WeightNorm", "SpectralNorm"])

@@ -89,7 +89,7 @@ one_layer = _fast("bn_lstm")
 @pytest.mark.standard_numerics
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_without_norms_it_is_flax_lstm(lengths, x64):
+def test_without_norms_it_is_flax_lstm(lengths, x64, each_schedule):
     with jax.enable_x64(x64):
         dtype = jnp.float64 if x64 else jnp.float32
         layer = recurrent.lstm(H, forget_bias=1.0)
@@ -292,7 +292,7 @@ def test_learned_carry_and_noise():
     assert np.abs(grads["carry"].h).min() > 0 and np.abs(grads["carry"].c).min() > 0
 
 
-def test_plain_rnn_equals_the_loop(x64):
+def test_plain_rnn_equals_the_loop(x64, each_schedule):
     for name, act in {"tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}.items():
         layer = recurrent.rnn(H, activation=name, norm_sum=_bn())
         params, state = layer.init(jax.random.key(0), F, jnp.float64)
@@ -378,6 +378,27 @@ MISTAKES = [
 def test_mistakes_of_structure(make, args, keywords, error, message):
     with pytest.raises(error, match=message):
         unchecked(getattr(recurrent, make))(*args, **keywords)
+
+
+def test_replace_is_checked_and_lifts():
+    layer = recurrent.bn_lstm(H, T)
+    plain = dataclasses.replace(layer, norm_h=nj.layer_norm())
+    assert plain == dataclasses.replace(layer, norm_h=recurrent.shared(nj.layer_norm()))
+    assert dataclasses.replace(layer) == layer
+    both = recurrent.bidirectional(layer)
+    wrong = [
+        (layer, {"hidden": 0}, "positive integer"),
+        (layer, {"norm_c": nj.batch_norm()}, "keeps statistics"),
+        (layer, {"zoneout_c": 1.0}, "a rate below 1"),
+        (layer, {"impl": "kernels"}, "did you mean 'kernel'"),
+        (recurrent.stack([layer]), {"dropout": 2.0}, "dropout=2.0"),
+        (recurrent.stack([layer]), {"layers": ()}, "at least one"),
+        (both, {"merge": "sum", "backward": recurrent.lstm(H + 1)}, "needs equal widths"),
+        (layer.norm_h, {"max_steps": 0}, "positive integer"),
+    ]
+    for value, change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            unchecked(dataclasses.replace)(value, **change)
 
 
 CALLS = [

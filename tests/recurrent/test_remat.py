@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
-from normjax.recurrent import _scan
 from tests._support import check
 
 RNG = np.random.default_rng(0)
@@ -62,8 +61,8 @@ def test_it_looks_as_before():
     check.same(infos[1], infos[0], rtol=1e-5, atol=1e-6)
 
 
-def test_memory_goes_as_the_root_of_the_length(monkeypatch):
-    monkeypatch.setattr(_scan, "makes_ahead", lambda: False)  # no input term of all steps
+def test_memory_goes_as_the_root_of_the_length(force_schedule):
+    force_schedule("in_loop")  # no input term of all steps
 
     def temporary(chunk):
         layer = recurrent.bn_lstm(32, max_steps=400, remat_steps=chunk)
@@ -104,3 +103,25 @@ def test_no_device_is_asked_twice():
 def test_a_wrong_number_is_told(wrong):
     with pytest.raises((TypeError, ValueError), match="remat_steps"):
         recurrent.lstm(4, remat_steps=wrong)
+
+
+def test_backward_keeps_products_statistics_and_activations(force_schedule):
+    """Of each step: nothing that a few products of single values would give again."""
+    force_schedule("in_loop")
+    hidden, features, batch = 5, 3, 7
+    layer = recurrent.bn_lstm(hidden, max_steps=STEPS)
+    params, state = layer.init(jax.random.key(0), features)
+
+    def residuals(params, x):
+        def loss(params, x):
+            return layer.apply(params, state, x, stats="batch")[0][0].sum()
+
+        return jax.vjp(loss, params, x)[1]
+
+    saved = jax.tree.leaves(jax.eval_shape(residuals, params, jnp.ones((batch, STEPS, features))))
+    of_rows = [v.shape[2] for v in saved if v.shape[:2] == (STEPS, batch)]
+    of_steps = [v.shape[1:] for v in saved if v.shape[:1] == (STEPS,) and v.shape[1:2] != (batch,)]
+    # Two products of four blocks, three gates, two tanh, and the carry before the step; and x.
+    assert sum(of_rows) == (2 * 4 + 3 + 2 + 2) * hidden + features
+    # Mean and variance of three norms, and no counts.
+    assert sum(map(np.prod, of_steps)) == 2 * (4 + 4 + 1) * hidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from normjax.recurrent import _scan
+from normjax.recurrent import _input_terms
 from tests._support import reference
 
 B, T, F, H = 16, 12, 3, 5
@@ -45,7 +47,7 @@ def _seen(state, place):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize(("x64_on", "tolerance"), [(True, 1e-9), (False, 1e-5)])
-def test_every_step_equals_the_loop(lengths, x64_on, tolerance):
+def test_every_step_equals_the_loop(lengths, x64_on, tolerance, each_schedule):
     with jax.enable_x64(x64_on):
         layer = recurrent.bn_lstm(H, T, scale_init=0.3, decay=0.0)
         params, state, x = _case(layer, jnp.float64 if x64_on else jnp.float32)
@@ -219,14 +221,13 @@ def test_nan_under_the_padding_reaches_no_gradient():
         assert np.isfinite(a).all()
 
 
-# Of fewer features than 6 the scan makes the term too.
 @pytest.mark.parametrize("features", [8, pytest.param(3, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     "lengths",
     [pytest.param(None, marks=pytest.mark.slow), np.array([6, 1, 4, 3, 6, 2])],
     ids=["full", "lengths"],
 )
-def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, features, monkeypatch):
+def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, features, force_schedule):
     """What one CPU does step by step, devices and accelerators do at once: same numbers."""
     norms = {
         "norm_x": recurrent.per_step(nj.batch_norm(), 6, share_params=False),
@@ -246,9 +247,51 @@ def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, featur
         return total, states
 
     found = []
-    for ahead in (True, False):
-        monkeypatch.setattr(_scan, "makes_ahead", lambda ahead=ahead: ahead)
+    for schedule in get_args(_input_terms.InputSchedule):
+        force_schedule(schedule)
         grad = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
         found.append(grad([params for params, _ in made], x))
-    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    for other in found[1:]:
+        for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "backend", "schedule"),
+    [
+        ((9, 4, 3), 1, "cpu", "in_loop"),
+        ((9, 4, 8), 1, "cpu", "measure_in_loop"),
+        ((9, 4, 3), 4, "cpu", "before_loop"),
+        ((9, 4, 3), 1, "tpu", "before_loop"),
+    ],
+)
+def test_input_schedule_by_machine_and_shape(shape, devices, backend, schedule, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert _input_terms.input_schedule(shape) == schedule
+    assert _input_terms.input_schedule(shape, "in_loop") == "in_loop"
+
+
+@pytest.mark.parametrize("norm", [nj.batch_norm(), nj.decorrelated_batch_norm()], ids=repr)
+def test_counts_of_steps(norm):
+    """Without padding every step counts the batch; with it, the sequences that reach the step."""
+    layer = recurrent.rnn(4, norm_h=recurrent.per_step(norm, 5))
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (6, 5, 3))
+    info = layer.info(params, state, x, stats="batch")
+    assert (np.asarray(info.moments["norm_h"].count) == 6).all()
+    lengths = jnp.array([5, 1, 2, 3, 4, 0])
+    info = layer.info(params, state, x, stats="batch", lengths=lengths)
+    count = np.asarray(info.moments["norm_h"].count)
+    np.testing.assert_array_equal(count.reshape(5, -1)[:, 0], [5, 4, 3, 2, 1])
+
+
+def test_statistics_that_are_no_kind_of_their_own_travel_whole():
+    """`ghost_batch_norm` keeps `Running` and measures a bundle: its counts are those it took."""
+    norm = recurrent.per_step(nj.ghost_batch_norm(size=4), 5)
+    layer = recurrent.rnn(4, norm_h=norm)
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (6, 5, 3))
+    measured = layer.info(params, state, x, stats="batch").moments["norm_h"]
+    np.testing.assert_array_equal(measured.groups.count, np.full((5, 2, 4), 3))
+    np.testing.assert_array_equal(measured.whole.count, np.full((5, 4), 6))

@@ -90,6 +90,21 @@ def test_a_reparametrized_layer_is_a_value():
         _ = layer.nothing
 
 
+def test_a_reparametrized_recurrent_layer_is_a_layer():
+    rules = {"w_h": nj.weight_norm()}
+    for layer in (recurrent.lstm(4, time_major=True), recurrent.stack([recurrent.bn_lstm(4, 5)])):
+        whole = nj.reparam(layer, rules if hasattr(layer, "hidden") else {"*/w_h": rules["w_h"]})
+        assert isinstance(whole, recurrent.Layer)
+        for name in ("features_out", "hyper_names", "needs_key", "has_dropout", "time_major"):
+            assert getattr(whole, name) == getattr(layer, name)
+        assert hasattr(whole, "hidden") == hasattr(layer, "hidden")
+    assert recurrent.wn_lstm(4) == nj.reparam(
+        recurrent.lstm(4), {"w_x": nj.weight_norm(), "w_h": nj.weight_norm()}
+    )
+    dense = nj.reparam(nj.cosine_dense(2), {"kernel": nj.weight_norm()})
+    assert not isinstance(dense, recurrent.Layer)
+
+
 def test_it_keeps_something_where_a_weight_does():
     plain, spectral = nj.weight_norm(), nj.spectral_norm()
     assert not lstm().stateful

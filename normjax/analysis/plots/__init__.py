@@ -1,14 +1,14 @@
-"""Pictures of what `normjax.analysis` returns: one `plot_...` for each function.
+"""Plots the results of `normjax.analysis`: one `plot_...` function for each of its functions.
 
-Each takes the result, an `ax` of yours or none, and returns the Axes; called again on the same
-`ax` with another `label` it adds a second series in the next colour. Colours are Okabe and Ito's,
-told apart with any colour vision, with line styles and markers that differ too; text and axes are
-a grey that reads on white and on black, and new figures have no background.
+Each takes a result and optionally an `ax`, and returns the Axes. Called again on the same `ax`
+with another `label`, it adds a series in the next colour. The colours are those of Okabe and Ito,
+which can be distinguished with any colour vision, and line styles and markers differ too. Text
+and axes are in a grey that is readable on white and on black, and new figures are transparent.
 
     from normjax.analysis import plots
     ax = plots.plot_stationarity(analysis.stationarity(state["norm_h"]), label="BN-LSTM")
 
-matplotlib is imported when the first picture is drawn: `pip install 'normjax[plots]'`.
+Matplotlib is imported when the first plot is drawn: `pip install 'normjax[plots]'`.
 """
 
 from normjax.analysis.plots._bars import (

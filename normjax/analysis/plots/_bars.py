@@ -1,4 +1,4 @@
-"""Pictures by name: of transformations, identities, layers, eigenvalues; and histograms."""
+"""Plots over named or numbered items: transformations, identities, layers, eigenvalues, bins."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from normjax.analysis._lanczos import HessianSpectrum
 from normjax.analysis._shift import CovariateShift, GradientShift
 from normjax.analysis.plots._style import INK, SIZE, counted, joined, legend, rule, start
 
-# Where a change of exactly 0 is drawn: rounding in float32 lies above it, in float64 below.
+# A change of exactly 0 is drawn here: above are rounding errors in float32, below in float64.
 FLOOR = 1e-9
 
 
 def plot_invariance(result: Invariance, ax: Any = None, *, label: str | None = None) -> Any:
-    """Draw the relative change under each transformation: filled the output, open the gradient.
+    """Plot the relative change under each transformation, of the output and of the gradient.
 
-    Invariances are the points at rounding, far on the left; a change of 0 is drawn at 1e-9.
+    Filled markers are the output, open markers the gradient. Invariances are the points far on
+    the left, at the level of rounding; a change of 0 is drawn at 1e-9.
 
     Args:
         result: what `invariance` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the method in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax, normjax as nj
@@ -45,12 +46,13 @@ def plot_invariance(result: Invariance, ax: Any = None, *, label: str | None = N
     """
     ax, look = start(result, Invariance, ax)
     measured = {k: v for k, v in result._asdict().items() if v is not None}
-    at = np.arange(len(measured)) + 0.16 * look.place
+    # A series is drawn a little below the one before, so that markers do not cover each other.
+    heights = np.arange(len(measured)) + 0.16 * look.place
     for field, filled in (("output", True), ("gradient", False)):
         values = [float(getattr(change, field)) for change in measured.values()]
         ax.plot(
             np.maximum(values, FLOOR),
-            at,
+            heights,
             linestyle="none",
             marker=look.marker,
             markersize=9 if filled else 8,
@@ -73,19 +75,19 @@ def plot_invariance(result: Invariance, ax: Any = None, *, label: str | None = N
 def plot_norm_identities(
     result: NormIdentities, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw what is left of each identity, a point a set, on a logarithmic axis.
+    """Plot the residual of each identity, one point per set, on a logarithmic axis.
 
     Args:
         result: what `norm_identities` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the method in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax, normjax as nj
@@ -104,6 +106,7 @@ def plot_norm_identities(
     }
     for i, field in enumerate(names):
         values = np.maximum(np.ravel(np.asarray(getattr(result, field), np.float64)), FLOOR)
+        # The points of one identity side by side, each series a little to the right of the last.
         across = i + 0.16 * look.place + np.linspace(-0.06, 0.06, len(values))
         ax.plot(
             across,
@@ -128,19 +131,19 @@ def plot_norm_identities(
 def plot_weight_identities(
     result: WeightIdentities, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw the growth of each weight vector in one step against what orthogonality predicts.
+    """Plot the growth of each weight vector in one step against the growth if orthogonal.
 
     Args:
         result: what `weight_identities` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the method in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -172,19 +175,19 @@ def plot_weight_identities(
 def plot_covariate_shift(
     result: CovariateShift, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw how far the mean and the spread of each layer's input moved.
+    """Plot the change of mean and spread of each layer's input.
 
     Args:
         result: what `covariate_shift` returned.
-        ax: Axes to draw on; `None` makes a figure.
-        label: put before the names in the legend.
+        ax: Axes to draw on; `None` creates a figure.
+        label: prefix of the names in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -208,19 +211,19 @@ def plot_covariate_shift(
 
 
 def plot_gradient_shift(result: GradientShift, ax: Any = None, *, label: str | None = None) -> Any:
-    """Draw, for each layer, how far the earlier layers' step turned and changed its gradient.
+    """Plot how much updating the earlier layers changed and turned each layer's gradient.
 
     Args:
         result: what `gradient_shift` returned.
-        ax: Axes to draw on; `None` makes a figure.
-        label: put before the names in the legend.
+        ax: Axes to draw on; `None` creates a figure.
+        label: prefix of the names in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> from normjax import analysis
@@ -244,19 +247,19 @@ def plot_gradient_shift(result: GradientShift, ax: Any = None, *, label: str | N
 def plot_hessian_spectrum(
     result: HessianSpectrum, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw the eigenvalues, largest first, each with how far off it can be.
+    """Plot the eigenvalues, largest first, with error bars for their bounds.
 
     Args:
         result: what `hessian_spectrum` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the series in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -289,19 +292,19 @@ def plot_hessian_spectrum(
 def plot_activation_histogram(
     result: ActivationHistogram, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw the histogram of every step as a column, dark where few values are.
+    """Plot the histogram of every step as a column of colours, dark for few values.
 
     Args:
         result: what `activation_histogram` returned.
-        ax: Axes to draw on; `None` makes a figure.
-        label: title of the picture.
+        ax: Axes to draw on; `None` creates a figure.
+        label: title of the plot.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax
@@ -327,6 +330,7 @@ def plot_activation_histogram(
 
 
 def _by_layer(result: Any, kind: type, ax: Any, label: str | None, fields: dict[str, str]) -> Any:
+    """Plot two fields of a result, given with their names, as lines over layers."""
     ax, look = start(result, kind, ax)
     for (field, name), style, marker in zip(
         fields.items(), ("-", (0, (4, 2))), ("o", "s"), strict=True

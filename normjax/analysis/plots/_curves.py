@@ -1,4 +1,4 @@
-"""Pictures along an axis: time, training steps, step sizes."""
+"""Plots over time steps, training steps or step sizes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from normjax.analysis.plots._style import (
 def plot_gradient_through_time(
     result: GradientThroughTime, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw the gradient norm of every step, on a logarithmic axis; a line ends where it is 0.
+    """Plot the gradient norm of every step on a logarithmic axis, with gaps where it is 0.
 
     Args:
         result: what `gradient_through_time` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the series in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,13 +66,13 @@ def plot_jacobian_through_time(
     label: str | None = None,
     which: Literal["step", "product"] = "product",
 ) -> Any:
-    """Draw singular values through time: the median one, in a band from the least to the largest.
+    """Plot singular values through time: the median, in a band from the smallest to the largest.
 
-    Of several systems the median is drawn.
+    If there are several systems, the median over them is drawn.
 
     Args:
         result: what `jacobian_through_time` returned.
-        ax: Axes to draw on; `None` makes a figure.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the series in the legend.
         which: `"step"`, dh_{t+1}/dh_t, or `"product"`, dh_T/dh_t.
 
@@ -80,9 +80,9 @@ def plot_jacobian_through_time(
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
-        ValueError: unknown `which`.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
+        ValueError: `which` is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,6 +94,7 @@ def plot_jacobian_through_time(
     """
     _checks.one_of("which", which, ("step", "product"))
     ax, look = start(result, JacobianThroughTime, ax)
+    # [systems, time - 1, size] to the median over systems.
     values = np.median(np.asarray(getattr(result, which), np.float64), axis=0)
     time = np.arange(1, len(values) + 1)
     ax.set_yscale("log")
@@ -119,13 +120,13 @@ def plot_gradient_predictiveness(
     label: str | None = None,
     what: Literal["loss", "gradient_change", "cosine", "smoothness"] = "gradient_change",
 ) -> Any:
-    """Draw one quantity against the size of the step, or its range against training.
+    """Plot one quantity over the step size, or its range over training.
 
     Args:
-        result: what `gradient_predictiveness` returned, or several of them stacked along a
-            leading axis of training steps: then the range over the step sizes is a band, with
-            its largest value as a line for `"smoothness"`.
-        ax: Axes to draw on; `None` makes a figure.
+        result: what `gradient_predictiveness` returned, or several results stacked along a leading
+            axis of training steps. The range over step sizes is then a band, and the line is its
+            median, or for `"smoothness"` its largest value.
+        ax: Axes to draw on; `None` creates a figure.
         label: name of the series in the legend.
         what: the field to draw.
 
@@ -133,9 +134,9 @@ def plot_gradient_predictiveness(
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
-        ValueError: unknown `what`.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
+        ValueError: `what` is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -159,7 +160,7 @@ def plot_gradient_predictiveness(
         ax.plot(result.step_sizes, values, label=label, marker=look.marker, **look.line)
         ax.set_xscale("log")
         ax.set_xlabel(r"step size $\eta$")
-    else:
+    else:  # stacked results, [training steps, step sizes]
         steps = np.arange(1, len(values) + 1)
         high = values.max(1)
         middle = high if what == "smoothness" else np.median(values, axis=1)
@@ -174,19 +175,19 @@ def plot_gradient_predictiveness(
 def plot_gate_saturation(
     result: GateSaturation, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Draw the share of saturated values of each gate through time.
+    """Plot the share of saturated values of each gate through time.
 
     Args:
         result: what `gate_saturation` returned.
-        ax: Axes to draw on; `None` makes a figure.
-        label: put before the names of the gates in the legend.
+        ax: Axes to draw on; `None` creates a figure.
+        label: prefix of the names of the gates in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp
@@ -217,21 +218,21 @@ def plot_gate_saturation(
 
 
 def plot_stationarity(result: Stationarity, ax: Any = None, *, label: str | None = None) -> Any:
-    """Draw the distance of each step's statistics from the stationary ones, mean and spread.
+    """Plot the distance of each step's mean and spread from their stationary values.
 
-    The line across is the tolerance; the one upright is the step after which both stay below.
+    The horizontal line is the tolerance, the vertical line the step after which both stay below.
 
     Args:
         result: what `stationarity` returned.
-        ax: Axes to draw on; `None` makes a figure.
-        label: put before the names in the legend.
+        ax: Axes to draw on; `None` creates a figure.
+        label: prefix of the names in the legend.
 
     Returns:
         The Axes.
 
     Raises:
-        ImportError: matplotlib is absent.
-        TypeError: the result of another function.
+        ImportError: matplotlib is not installed.
+        TypeError: `result` is not from that function.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

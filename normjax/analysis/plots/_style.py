@@ -1,4 +1,4 @@
-"""How every picture looks: colours, sizes, axes that read on light and on dark."""
+"""Sets the style of all plots: colours, sizes, axes that are readable on light and on dark."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ import numpy as np
 
 from normjax._internal import _checks
 
-# Okabe and Ito's palette without yellow, too faint on white, and black, which dark pages swallow.
+# Okabe and Ito's palette without yellow, too faint on white, and black, invisible on dark pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-# Contrast of 4.5 to white and of 4.6 to black.
+# A contrast of 4.5 to white and of 4.6 to black.
 INK = "#767676"
 SIZE = 13
 
 
 class Look(NamedTuple):
-    """What tells one series from the others."""
+    """Style of one series.
+
+    Attributes:
+        place: number of the series on its Axes, from 0.
+        color: colour of lines and markers.
+        linestyle: Matplotlib line style.
+        marker: Matplotlib marker.
+        gid: id of the drawn artists, by which later series are counted.
+    """
 
     place: int
     color: str
@@ -28,23 +36,23 @@ class Look(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        """Keywords of a line."""
+        """Return the keywords of a line."""
         return {"color": self.color, "linestyle": self.linestyle, "lw": 2.2, "gid": self.gid}
 
 
 def pyplot() -> Any:
-    """Import matplotlib, now that something is to be drawn."""
+    """Import matplotlib, only when something is drawn."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "pictures need matplotlib: pip install 'normjax[plots]' (or matplotlib itself)"
+            "plots need matplotlib: pip install 'normjax[plots]' (or matplotlib itself)"
         ) from error
     return plt
 
 
 def new_axes(rows: int = 1, columns: int = 1, **keywords: Any) -> Any:
-    """Make a figure without background and its axes, in this module's style.
+    """Create a figure with a transparent background and its axes, in the style of these plots.
 
     Args:
         rows: number of rows of axes.
@@ -52,11 +60,11 @@ def new_axes(rows: int = 1, columns: int = 1, **keywords: Any) -> Any:
         keywords: other arguments of `matplotlib.pyplot.subplots`, such as `sharey=True`.
 
     Returns:
-        One Axes, or an array of them as `matplotlib.pyplot.subplots` gives.
+        One Axes, or an array of them, as `matplotlib.pyplot.subplots` returns.
 
     Raises:
-        ImportError: matplotlib is absent.
-        ValueError: `rows` or `columns` is no positive integer.
+        ImportError: matplotlib is not installed.
+        ValueError: `rows` or `columns` is not a positive integer.
 
     Example:
         >>> from normjax.analysis import plots
@@ -76,7 +84,7 @@ def new_axes(rows: int = 1, columns: int = 1, **keywords: Any) -> Any:
 
 
 def start(result: Any, kind: type, ax: Any) -> tuple[Any, Look]:
-    """Check what is to be drawn; return the Axes and the look of its next series."""
+    """Check the type of a result; return the Axes and the style of its next series."""
     if not isinstance(result, kind):
         raise TypeError(
             f"this draws a {kind.__name__} and got {type(result).__name__}: pass what the function "
@@ -84,14 +92,15 @@ def start(result: Any, kind: type, ax: Any) -> tuple[Any, Look]:
         )
     ax = new_axes() if ax is None else ax
     dress(ax)
-    found = {str(child.get_gid()) for child in ax.get_children()}
-    i = sum(gid.startswith("normjax-") for gid in found)
-    one = i % len(COLOURS)
-    return ax, Look(i, COLOURS[one], STYLES[one], MARKERS[one], f"normjax-{i}")
+    # Artists of earlier series on the same Axes are recognized by their ids.
+    gids = {str(child.get_gid()) for child in ax.get_children()}
+    i = sum(gid.startswith("normjax-") for gid in gids)
+    style = i % len(COLOURS)
+    return ax, Look(i, COLOURS[style], STYLES[style], MARKERS[style], f"normjax-{i}")
 
 
 def dress(ax: Any) -> None:
-    """Give axes their colours and sizes; their content is left alone."""
+    """Set colours and sizes of axes without changing their content."""
     ax.patch.set_alpha(0)
     ax.tick_params(colors=INK, labelsize=SIZE - 1, which="both")
     for side, spine in ax.spines.items():
@@ -107,7 +116,7 @@ def dress(ax: Any) -> None:
 
 
 def legend(ax: Any, *, above: bool = False) -> None:
-    """Show a legend if anything has a label; `above` the axes where points are everywhere."""
+    """Show a legend if anything has a label; with `above`, outside the axes at the top."""
     where: dict[str, Any] = {}
     if above:
         where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderaxespad": 0.2}
@@ -116,7 +125,7 @@ def legend(ax: Any, *, above: bool = False) -> None:
 
 
 def counted(ax: Any, name: str) -> None:
-    """Name an x axis that counts (steps, layers): its ticks are whole numbers."""
+    """Label an x axis that counts steps or layers, and put its ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -129,7 +138,7 @@ def joined(label: str | None, name: str) -> str:
 
 
 def rule(ax: Any, y: float | None = None, *, x: float | None = None) -> None:
-    """Draw a thin line of reference."""
+    """Draw a thin reference line at `y` or at `x`."""
     look: dict[str, Any] = {"color": INK, "lw": 1.2, "linestyle": (0, (2, 3)), "zorder": 1}
     if y is not None:
         ax.axhline(y, **look)
@@ -138,6 +147,6 @@ def rule(ax: Any, y: float | None = None, *, x: float | None = None) -> None:
 
 
 def positive(values: Any) -> np.ndarray:
-    """Return values with NaN where a logarithm has none, so that a line ends there."""
+    """Replace values that are not positive by NaN, so that a logarithmic line has a gap."""
     values = np.asarray(values, np.float64)
     return np.where(values > 0, values, np.nan)

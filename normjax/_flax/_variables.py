@@ -1,0 +1,68 @@
+"""Pytrees of params and state as variables with names, and the modes of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from normjax.base import Stats
+from normjax.state import _names
+from normjax.statistics._types import PyTree, is_accumulator
+
+Path = tuple[str, ...]
+
+
+def named_leaves(tree: PyTree) -> dict[Path, Any]:
+    """Return the leaves by the names that lead to them; what is absent has no entry.
+
+    Example:
+        >>> from normjax.base import Affine
+        >>> named_leaves({"norm_x": Affine(scale=1.0, bias=None)})
+        {('norm_x', 'scale'): 1.0}
+    """
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def nest(leaves: Mapping[Path, Any]) -> dict[str, Any]:
+    """Return named leaves as nested dictionaries.
+
+    Example:
+        >>> nest({("norm_x", "scale"): 1.0, ("bias",): 2.0})
+        {'norm_x': {'scale': 1.0}, 'bias': 2.0}
+    """
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = out
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = leaf
+    return out
+
+
+def rebuild(template: PyTree, values: Mapping[str, Any]) -> PyTree:
+    """Return nested dictionaries of variables in the structure of `template`.
+
+    Raises:
+        ValueError: names are missing or unknown.
+    """
+    leaves, paths = named_leaves(values), list(named_leaves(template))
+    if set(leaves) == set(paths):
+        return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in paths])
+    # The statistics of `population_update`, or an error that says what is missing.
+    return _names.from_dict(template, values)
+
+
+def accumulates(state: PyTree) -> bool:
+    """Whether a state, or part of it, is that of `population_update`, which moves in both modes."""
+    return any(map(is_accumulator, jax.tree.leaves(state, is_leaf=is_accumulator)))
+
+
+def require_noise(layer: Any, mode: Stats, has_key: bool, write: str) -> None:
+    """Refuse zoneout and dropout in training without random keys."""
+    if layer.has_dropout and mode == "batch" and not has_key:
+        raise ValueError(f'Recurrent has zoneout or dropout, which draw in mode "batch": {write}')
