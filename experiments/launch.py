@@ -170,6 +170,7 @@ class Launcher:
     def __init__(self, slice_: Slice, words: Sequence[str], *, dry: bool, pause: float = 30.0):
         self.slice, self.words, self.dry, self.pause = slice_, list(words), dry, pause
         self.exists = False  # whether there is a slice, or a queued request, that costs
+        self.training = False  # whether a run may be going on in it
 
     def call(self, words: list[str], *, read: bool = False) -> tuple[int, str]:
         """Make one call; `read` its output instead of showing it."""
@@ -217,7 +218,9 @@ class Launcher:
             self.prepare(source)
             for left in range(restarts, -1, -1):
                 # gcloud's own status says little, and nothing when the connection is lost.
+                self.training = True
                 status = self.call(self.slice.ssh(training(self.words)))[0]
+                self.training = False
                 if status == 0:
                     break
                 gone = self.state() != "READY"
@@ -253,7 +256,7 @@ class Launcher:
 
     @contextlib.contextmanager
     def cleanup(self, keep: bool) -> Iterator[None]:
-        """Delete the slice however the work ends: done, failed, Ctrl-C or TERM."""
+        """Delete the slice however the work ends, but for a run that a signal leaves going on."""
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             yield
@@ -261,8 +264,14 @@ class Launcher:
             # A second signal while the deletion is going on must not leave the slice behind.
             interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if self.exists and keep:
-                command = "; ".join(shlex.join(words) for words in self.slice.delete())
+            command = "; ".join(shlex.join(words) for words in self.slice.delete())
+            if self.exists and self.training:
+                print(
+                    f"the run in the slice {self.slice.name} continues, and costs: the same launch "
+                    f"command attaches to it again; {command} deletes it",
+                    flush=True,
+                )
+            elif self.exists and keep:
                 print(
                     f"the slice {self.slice.name} is kept and costs until it is deleted: {command}",
                     flush=True,

@@ -135,18 +135,29 @@ def test_what_another_run_made_is_not_deleted(cloud):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_deletes_the_slice(cloud, number):
-    """Ctrl-C, or the end of the machine that launched it, while the run goes on."""
+@pytest.mark.parametrize("when", ["installing", "training"])
+def test_a_signal_deletes_the_slice_or_names_it(cloud, number, when):
+    """While it is being installed nothing is lost by deleting it; a run continues without us."""
     tool = pathlib.Path(shutil.which("uv"))
-    tool.write_text(tool.read_text().replace("echo training", "touch $FAKE/began; sleep 60"))
+    text = tool.read_text()
+    wait = "touch $FAKE/began; sleep 60"
+    text = text.replace("echo training", wait) if when == "training" else f"#!/bin/bash\n{wait}\n"
+    tool.write_text(text)
     command = [sys.executable, "-m", "experiments.launch", *ASK, *RUN]
-    process = subprocess.Popen(command, cwd=launch.ROOT, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=launch.ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
     while not (cloud / "began").exists():
         assert process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, number)  # a terminal sends it to gcloud as well
-    assert process.wait(60) != 0
-    assert verbs(cloud)[-1] == "tpu-vm delete" and not (cloud / "state").exists()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if when == "installing":
+        assert verbs(cloud)[-1] == "tpu-vm delete" and not (cloud / "state").exists()
+    else:
+        assert "tpu-vm delete" not in verbs(cloud)
+        assert "attaches to it again; gcloud compute tpus tpu-vm delete bn" in output
 
 
 def test_the_queue_is_waited_for(cloud):
