@@ -1,0 +1,266 @@
+"""Effects of claims: tuning inside the interval, two-way bootstrap, verdicts, Holm's correction.
+
+An arm is a table of scores, one row a setting (a learning rate) and one column a replicate; a
+replicate redraws everything that a run draws. Nothing is tuned beforehand: each bootstrap draw
+picks an arm's setting on one half of its replicates, by the metric that is judged, and scores it
+on the other half, and the other way round, so the noise of tuning is inside the interval.
+
+    effect = sum of weight * score of each arm at its own setting
+
+Where the scores are shares of right answers on a test set, `correct` holds the answers one by
+one, and the draws resample test examples as well, the same for every arm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+DRAWS = 2000
+SPLITS = 8  # halvings of the replicates in each draw
+VERDICTS = ("supported", "reversed", "negligible", "inconclusive", "not testable here", "not run")
+Kind = Literal["more", "same", "not_worse"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The results of one arm.
+
+    Attributes:
+        scores: `[settings, replicates]`, the judged metric, larger is better.
+        correct: `[settings, replicates, examples]`, whether each test example was right, where
+            the scores are its means; `None` for any other metric.
+    """
+
+    scores: np.ndarray
+    correct: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.shape[1] < 4:
+            raise ValueError(
+                f"scores of shape {self.scores.shape} must be [settings, replicates] with at "
+                "least 4 replicates: tuning and scoring need two of each"
+            )
+        if self.correct is not None and self.correct.shape[:2] != self.scores.shape:
+            raise ValueError(
+                f"correct of shape {self.correct.shape} does not fit scores of shape "
+                f"{self.scores.shape}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """A contrast of arms with its uncertainty, in the units of the metric.
+
+    Attributes:
+        estimate: the contrast, each arm at the settings that its tuning halves picked.
+        error: its standard error.
+        freedom: degrees of freedom of Student's quantiles (Welch and Satterthwaite).
+        replicates: number of replicates of each arm.
+    """
+
+    estimate: float
+    error: float
+    freedom: float
+    replicates: tuple[int, ...]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the two-sided confidence interval."""
+        half = self.half_width(level)
+        return self.estimate - half, self.estimate + half
+
+    def half_width(self, level: float = 0.95) -> float:
+        """Return half the length of the confidence interval."""
+        return float(stats.t.ppf(0.5 + level / 2, self.freedom)) * self.error
+
+    def p_above(self, margin: float = 0.0) -> float:
+        """Return the one-sided p-value of an effect above `margin`."""
+        if self.error == 0:
+            return float(self.estimate <= margin)
+        return float(stats.t.sf((self.estimate - margin) / self.error, self.freedom))
+
+    def p_below(self, margin: float = 0.0) -> float:
+        """Return the one-sided p-value of an effect below `margin`."""
+        return Effect(-self.estimate, self.error, self.freedom, self.replicates).p_above(-margin)
+
+
+def effect(
+    arms: Mapping[str, Arm],
+    weights: Mapping[str, float],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Effect:
+    """Estimate a contrast of arms by a two-way bootstrap with tuning inside.
+
+    Args:
+        arms: results by name.
+        weights: weight of each arm in the contrast, for example `{"bn": 1.0, "none": -1.0}`.
+        draws: number of bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        The effect with a standard error that contains the noise of replicates, of the choice of
+        settings and, where answers are known one by one, of test examples.
+    """
+    rng = np.random.default_rng(seed)
+    examples = _examples([arms[name] for name in weights])
+    picks = (
+        None
+        if examples is None
+        else rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
+    )  # [draws, examples], how often each example is drawn
+    estimate, variances, freedoms = 0.0, [], []
+    total = np.zeros(draws)
+    for name, weight in weights.items():
+        arm = arms[name]
+        n = arm.scores.shape[1]
+        drawn = _arm_draws(arm, picks, rng, draws)
+        # A resample of n has a variance (n - 1) / n times too small.
+        spread = np.sqrt(n / (n - 1))
+        estimate += weight * _cross_fit(arm, rng)
+        total += weight * spread * (drawn - drawn.mean())
+        variances.append((weight * spread) ** 2 * drawn.var())
+        freedoms.append(n - 1)
+    error = float(total.std())
+    squares = sum(v * v / f for v, f in zip(variances, freedoms, strict=True))
+    freedom = float(sum(variances) ** 2 / squares) if squares > 0 else float(min(freedoms))
+    counts = tuple(arms[name].scores.shape[1] for name in weights)
+    return Effect(float(estimate), error, freedom, counts)
+
+
+def _examples(arms: Sequence[Arm]) -> int | None:
+    """Number of test examples that all arms share; `None` where their answers are not kept."""
+    sizes = {None if arm.correct is None else arm.correct.shape[2] for arm in arms}
+    if len(sizes) > 1:
+        raise ValueError(f"arms were scored on different numbers of test examples: {sizes}")
+    return next(iter(sizes))
+
+
+def _cross_fit(arm: Arm, rng: np.random.Generator, splits: int = 200) -> float:
+    """Score the arm on halves of its replicates at settings picked on the other halves."""
+    n = arm.scores.shape[1]
+    order = np.argsort(rng.random((splits, n)), axis=1)  # [splits, replicates]
+    first = np.zeros((splits, n))
+    np.put_along_axis(first, order[:, : n // 2], 1.0, axis=1)
+    return float(_score(arm.scores, first, 1 - first).mean())
+
+
+def _score(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pick the best setting on each half and score it on the other; mean over all replicates.
+
+    Args:
+        scores: `[settings, replicates]`, or `[draws, settings, replicates]`.
+        first: `[draws, replicates]`, weight of each replicate in the first half.
+        second: the same of the second half.
+
+    Returns:
+        `[draws]`.
+    """
+
+    def totals(weights: np.ndarray) -> np.ndarray:
+        return np.einsum("sn,dn->ds" if scores.ndim == 2 else "dsn,dn->ds", scores, weights)
+
+    of_first, of_second = totals(first), totals(second)  # [draws, settings]
+    rows = np.arange(len(first))
+    scored = of_second[rows, of_first.argmax(1)] + of_first[rows, of_second.argmax(1)]
+    # By replicates, not by halves: one setting alone is then the plain bootstrap of a mean.
+    return scored / (first.sum(1) + second.sum(1))
+
+
+def _arm_draws(
+    arm: Arm, picks: np.ndarray | None, rng: np.random.Generator, draws: int
+) -> np.ndarray:
+    """Bootstrap one arm: `[draws]` scores, each from resampled replicates and examples."""
+    n = arm.scores.shape[1]
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)  # [draws, n]
+    halves = [_halves(counts, rng) for _ in range(SPLITS)]
+    out = np.zeros(draws)
+    if picks is None or arm.correct is None:
+        for first, second in halves:
+            out += _score(arm.scores, first, second) / SPLITS
+        return out
+    examples = arm.correct.shape[2]
+    answers = arm.correct.reshape(-1, examples).astype(np.float32)  # [settings * n, examples]
+    for start in range(0, draws, 250):  # a slice at a time: memory
+        part = slice(start, min(start + 250, draws))
+        scores = (picks[part].astype(np.float32) @ answers.T) / examples
+        scores = scores.reshape(-1, *arm.scores.shape)
+        for first, second in halves:
+            out[part] += _score(scores, first[part], second[part]) / SPLITS
+    return out
+
+
+def _halves(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Split resampled replicates, `[draws, n]` copies of each, in two at random.
+
+    Copies of a replicate go to one half together, so that no setting is scored on the replicates
+    that picked it.
+    """
+    draws, n = counts.shape
+    half = np.argsort(rng.random((draws, n)), axis=1).argsort(axis=1) < n // 2
+    first, second = counts * half, counts * ~half
+    empty = (first.sum(1) == 0) | (second.sum(1) == 0)
+    first[empty], second[empty] = half[empty].astype(float), (~half[empty]).astype(float)
+    return first, second
+
+
+def verdict(found: Effect, kind: Kind, delta: float) -> str:
+    """Decide a rule from an effect and the smallest effect that matters.
+
+    Args:
+        found: the effect, positive in the claimed direction.
+        kind: `"more"` claims an effect, `"same"` claims that there is none of size `delta`,
+            `"not_worse"` that there is no loss of size `delta`.
+        delta: smallest effect that matters, positive.
+
+    Returns:
+        `"supported"`, `"reversed"`, `"negligible"` or `"inconclusive"`. An effect that is
+        negligible is never called supported or reversed, however sure its sign.
+    """
+    if not delta > 0:
+        raise ValueError(f"delta={delta} must be positive: the smallest effect that matters")
+    low, high = found.interval(0.95)
+    inner = found.interval(0.90)
+    inside = -delta < inner[0] and inner[1] < delta
+    if kind == "same":
+        beyond = low > delta or high < -delta
+        return "supported" if inside else "reversed" if beyond else "inconclusive"
+    if kind == "not_worse":
+        return "supported" if low > -delta else "reversed" if high < -delta else "inconclusive"
+    if inside:
+        return "negligible"
+    if low > 0 and found.estimate >= delta:
+        return "supported"
+    return "reversed" if high < 0 else "inconclusive"
+
+
+def p_value(found: Effect, kind: Kind, delta: float) -> float:
+    """Return the p-value that Holm's correction takes: of the statement that the rule tests."""
+    if kind == "same":
+        return max(found.p_above(-delta), found.p_below(delta))
+    if kind == "not_worse":
+        return found.p_above(-delta)
+    return min(1.0, 2 * min(found.p_above(), found.p_below()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values, in the order given."""
+    order = np.argsort(p, kind="stable")
+    adjusted, largest = np.empty(len(p)), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * float(p[index])))
+        adjusted[index] = largest
+    return adjusted.tolist()
+
+
+def enough(found: Effect, delta: float, budget: int = 64) -> bool:
+    """Whether replicates may stop: the interval is narrow, or the budget is spent.
+
+    The rule looks at the width alone, never at the estimate, so it costs no error.
+    """
+    return found.half_width() <= delta / 2 or min(found.replicates) >= budget
