@@ -67,14 +67,14 @@ def shapes(tree):
 
 
 def initialize(make):
-    """The initial variables for each dtype, in one program."""
+    """The initial variables for each dtype."""
     return {
         case: make(**extra).init(KEY, X.astype(dtype)) for case, (dtype, extra) in DTYPES.items()
     }
 
 
 def with_masks(make, variables, x, weight, masks):
-    """Gradients, outputs and new statistics with each mask, in one program."""
+    """Gradients, outputs and new statistics with each mask."""
     module = make()
 
     def loss(params, x, mask):
@@ -89,7 +89,7 @@ def with_masks(make, variables, x, weight, masks):
 
 
 def with_dtypes(make, variables, x):
-    """Outputs and new statistics for each dtype, in one program."""
+    """Outputs and new statistics for each dtype."""
     return {
         case: make(**extra).apply(variables[case], x.astype(dtype), mutable=["batch_stats"])
         for case, (dtype, extra) in DTYPES.items()
@@ -98,29 +98,25 @@ def with_dtypes(make, variables, x):
 
 @pytest.mark.parametrize(("name", "kwargs"), CASES, ids=IDS)
 def test_agrees_with_flax(name, kwargs):
-    """For every mask and every dtype: compiled together, as most of the time is compilation."""
+    """With every mask and dtype, op by op: all cases share XLA's small programs."""
     makes = [lambda i=i, **extra: pair(name, **kwargs, **extra)[i] for i in (0, 1)]
     masks = MASKS
     if name == "GroupNorm":
         masks = {**MASKS, "rank_3": FULL}  # Flax reshapes the mask as it is.
 
-    got, variables = (jax.jit(initialize, static_argnums=0)(make) for make in makes)
+    got, variables = map(initialize, makes)
     assert shapes(got) == shapes(variables)
     jax.tree.map(np.testing.assert_array_equal, got, variables)  # the same keys, too
 
-    # Arrays are arguments: XLA would compute with constants while it compiles.
     weight = jax.random.normal(jax.random.key(9), X.shape)
-    got, want = (
-        jax.jit(with_masks, static_argnums=0)(make, variables["plain"], X, weight, masks)
-        for make in makes
-    )
+    got, want = (with_masks(make, variables["plain"], X, weight, masks) for make in makes)
     for case in masks:
         (grads, aux), (want_grads, want_aux) = got[case], want[case]
         jax.tree.map(close, aux, want_aux)
         scale = max(1.0, float(np.abs(want_grads[1]).max()))
         jax.tree.map(lambda g, w, s=scale: close(g, w, unit=s), grads, want_grads)
 
-    got, want = (jax.jit(with_dtypes, static_argnums=0)(make, variables, X) for make in makes)
+    got, want = (with_dtypes(make, variables, X) for make in makes)
     for case in DTYPES:
         (y, new), (want_y, want_new) = got[case], want[case]
         close(y, want_y, y.dtype)
