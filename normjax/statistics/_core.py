@@ -174,8 +174,8 @@ def normalize(
     # Statistics of the remaining axes broadcast against x: size 1 on the averaged ones.
     shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
     real = jnp.finfo(wide.dtype).dtype
-    mean = jnp.reshape(m.mean, shape).astype(wide.dtype)
-    inverse = jnp.reshape(lax.rsqrt(m.var + eps), shape).astype(real)
+    mean = jnp.asarray(m.mean).reshape(shape).astype(wide.dtype)
+    inverse = lax.rsqrt(jnp.asarray(m.var) + eps).reshape(shape).astype(real)
     if scale is not None:
         scale = jnp.asarray(scale)
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)

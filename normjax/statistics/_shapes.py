@@ -47,7 +47,7 @@ def broadcast_affine(
     scale, bias = (
         None
         if v is None
-        else jnp.reshape(v, full)
+        else jnp.asarray(v).reshape(full)
         if np.shape(v) == of_features
         else broadcast_parameter(v, features, shape)  # one affine per sample, or an error
         for v in (params.scale, params.bias)
