@@ -30,7 +30,10 @@ def population_update(
     Args:
         apply: `(variables, batch) -> (output, updated)`, the model's `apply` with
             `mutable=["batch_stats"]`. Its mode decides what the norms upstream normalize with:
-            in training each batch's own statistics, in evaluation the running ones.
+            in training mode each batch's own statistics, which is right for statistics that were
+            never measured; in evaluation mode the running ones, so that deeper norms are measured
+            behind the old statistics of the norms before them. (`normjax.nnx.population_update`
+            has an argument for it, `upstream="batch"`, because an NNX model has a mode.)
         variables: `{"params": ..., "batch_stats": ...}`.
         batches: iterable of batches.
         how: `"pooled"`, `"unbiased"` or `"mean"`.

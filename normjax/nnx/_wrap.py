@@ -90,7 +90,7 @@ class Normalize(nnx.Module):
         Raises:
             ValueError: no mode was given.
         """
-        mode = _mode(self, stats, self.norm.stateful)
+        mode = normalizes_with(self) or _mode(self, stats, self.norm.stateful)
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
         y, state = self.norm.apply(
@@ -189,16 +189,20 @@ class Recurrent(nnx.Module):
             ValueError: no mode was given; or zoneout or dropout in mode `"batch"` without random
                 keys.
         """
-        mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
+        upstream = normalizes_with(self)
+        # In a pass over data the model's own mode still decides about noise, and may be missing.
+        needed = (self.layer.stateful or self.layer.has_dropout) and upstream is None
+        own = _mode(self, stats, needed)
+        mode = upstream or own
         require_noise(
             self.layer,
-            mode,
+            own,
             self.noise is not None,
             "make it with rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)",
         )
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
-        draws = self.layer.needs_key or mode == "batch"
+        draws = self.layer.needs_key or own == "batch"
         (y, last), state = self.layer.apply(
             params,
             state,
@@ -221,6 +225,11 @@ def _flag(stats: Stats | None) -> bool | None:
         return None
     _checks.stats(stats)
     return stats == "running"
+
+
+def normalizes_with(module: Any) -> Stats | None:
+    """The mode that `population_update` sets for the norms of a model during its pass."""
+    return getattr(module, "upstream", None)
 
 
 def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:
