@@ -20,7 +20,7 @@ from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
 class ModuleState(nnx.BatchStat):
-    """A module's whole state during `population_update`: a pytree with `Accumulator` nodes."""
+    """A module's whole state while it accumulates: a pytree with `Accumulator` nodes."""
 
 
 class Normalize(nnx.Module):

@@ -26,7 +26,7 @@ from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import input_terms
 from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.state._population import accumulate_statistics
+from normjax.state._population import start_accumulators
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
 
@@ -237,7 +237,7 @@ class Recurrent(Layer):
         """Run as `apply` and return the outputs and `Info`."""
         call = LayerCall(stats, None, axis_name, hyper, None, key, with_info=True)
         params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
-        run = self._run(params, accumulate_statistics(state), x, carry, call)
+        run = self._run(params, start_accumulators(state), x, carry, call)
         y = run.y
         counts = jnp.ones((*y.shape[:2], 1), bool) if call.mask is None else call.mask
 

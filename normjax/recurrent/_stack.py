@@ -16,7 +16,7 @@ from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_layer
 from normjax.recurrent._composite import Composite, CompositeCall, CompositeRun, known_hyper
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.state._population import accumulate_statistics
+from normjax.state._population import start_accumulators
 from normjax.statistics._types import Accumulator, Array, PyTree
 
 
@@ -96,7 +96,7 @@ class Stack(Composite):
     def accumulating(self, state: PyTree) -> PyTree:
         """Return the state of a run whose norms between layers report what they measure."""
         return {
-            name: accumulate_statistics(part) if name.startswith("norm_") else part
+            name: start_accumulators(part) if name.startswith("norm_") else part
             for name, part in state.items()
         }
 

@@ -139,8 +139,16 @@ def running_of(node: PyTree) -> PyTree:
 
 
 def _like(node: PyTree, stats: PyTree) -> PyTree:
-    """Return `stats` as a dictionary if `node` is one."""
-    return _names.to_dict(stats) if isinstance(node, Mapping) else stats
+    """Return `stats` as a dictionary, of the type of `node`, if `node` is one."""
+    if not isinstance(node, Mapping):
+        return stats
+    values = _names.to_dict(stats)
+    return values if isinstance(node, dict) else type(node)(values)  # type: ignore[call-arg]
+
+
+def has_statistics(tree: PyTree) -> bool:
+    """Whether a tree has a norm's statistics, as a node of ours or as a dictionary."""
+    return any(_statistics(node) is not None for node in _nodes(tree))
 
 
 def _nodes(tree: PyTree) -> list[PyTree]:
