@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._flax import _padding
-from normjax._flax._variables import Path, named_leaves, nest, require_noise
+from normjax._flax._variables import Path, draws_noise, named_leaves, nest
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
@@ -170,6 +170,7 @@ class Recurrent(nnx.Module):
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
+        noise: bool | None = None,
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -180,29 +181,30 @@ class Recurrent(nnx.Module):
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
+            noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
             Flax's `RNN`.
 
         Raises:
-            ValueError: no mode was given; or zoneout or dropout in mode `"batch"` without random
-                keys.
+            ValueError: no mode was given; or zoneout or dropout that draw without random keys.
         """
         upstream = normalizes_with(self)
         # In a pass over data the model's own mode still decides about noise, and may be missing.
-        needed = (self.layer.stateful or self.layer.has_dropout) and upstream is None
+        draws = self.layer.has_dropout and noise is None
+        needed = (self.layer.stateful or draws) and upstream is None
         own = _mode(self, stats, needed)
         mode = upstream or own
-        require_noise(
+        noise = draws_noise(
             self.layer,
             own,
+            noise,
             self.noise is not None,
             "make it with rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)",
         )
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
-        draws = self.layer.needs_key or own == "batch"
         (y, last), state = self.layer.apply(
             params,
             state,
@@ -210,7 +212,10 @@ class Recurrent(nnx.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.noise() if draws and self.noise is not None else None,
+            key=self.noise()
+            if self.noise is not None and (self.layer.needs_key or noise)
+            else None,
+            noise=noise,
             axis_name=self.axis_name,
             hyper=hyper,
         )

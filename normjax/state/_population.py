@@ -200,7 +200,8 @@ def population_statistics(
         params: its parameters.
         state: its state; statistics for which no batch has a value stay as they are.
         batches: inputs of `apply`, one batch at a time; for norms and layers these are arrays, or
-            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`.
+            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`. Zoneout and
+            dropout draw where a dictionary has a `"key"`, and else put out their expectation.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         upstream: how norms normalize during the pass, which decides the inputs of the norms after
             them: with `"batch"` by each batch's own statistics, as in training, with `"running"`
@@ -296,4 +297,6 @@ def _accumulate_batch(
     if apply is None:
         return layer(params, state, batch, stats=stats)[1]
     keywords = batch if isinstance(batch, dict) else {"x": batch}
+    if getattr(layer, "has_dropout", False) and "key" not in keywords:
+        keywords = {**keywords, "noise": False}
     return apply(params, state, stats=stats, **keywords)[1]
