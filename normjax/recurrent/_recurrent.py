@@ -360,7 +360,13 @@ class Recurrent(Layer):
             hidden_perturbation=call.hidden_perturbation,
             key=keys,
             norms={
-                place: norm.per_step_inputs(params[place], state[place], steps)
+                place: norm.per_step_inputs(
+                    params[place],
+                    norm.state_for_inference(state[place])
+                    if call.stats == "running"
+                    else state[place],
+                    steps,
+                )
                 for place, norm in in_loop.items()
             },
             measured={place: m for place, m in inputs.measured.items() if place in in_loop},

@@ -17,7 +17,13 @@ import jax
 import numpy as np
 
 from normjax._internal import _checks
-from normjax.state._whole_model import _map, _nodes, _statistics, has_statistics, running_of
+from normjax.state._whole_model import (
+    _nodes,
+    _statistics,
+    has_statistics,
+    map_statistics,
+    running_of,
+)
 from normjax.statistics import _running
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
@@ -74,7 +80,7 @@ def start_accumulators(state: PyTree, how: How = "pooled") -> PyTree:
         biased = _running.to_running(zero)
         return Accumulator(running, BatchMeans(biased, biased, zero.count, zero.count))
 
-    return _map(state, start)
+    return map_statistics(state, start)
 
 
 def finalize_statistics(
@@ -143,7 +149,7 @@ def finalize_statistics(
         fields = zip(weights, new, stats.running, strict=False)
         return type(stats.running)(*(_running.where_measured(w, n, old) for w, n, old in fields))
 
-    return _map(state, finish)
+    return map_statistics(state, finish)
 
 
 def _refuse_nnx(state: Any, who: str) -> None:

@@ -156,7 +156,7 @@ def _nodes(tree: PyTree) -> list[PyTree]:
     return jax.tree.leaves(tree, is_leaf=lambda node: _statistics(node) is not None)
 
 
-def _map(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
+def map_statistics(tree: PyTree, change: Callable[[PyTree], PyTree]) -> PyTree:
     """Change every norm's statistics; dictionaries stay dictionaries."""
 
     def swap(node: PyTree) -> PyTree:
