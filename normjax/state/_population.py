@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from normjax._internal import _checks
@@ -78,7 +79,9 @@ def start_accumulators(state: PyTree, how: How = "pooled") -> PyTree:
         if how == "pooled":
             return Accumulator(running, zero)
         biased = _running.to_running(zero)
-        return Accumulator(running, BatchMeans(biased, biased, zero.count, zero.count))
+        # Arrays of its own for each field, so that a step may donate the state.
+        unbiased, pairs = jax.tree.map(jnp.zeros_like, (biased, zero.count))
+        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs))
 
     return map_statistics(state, start)
 

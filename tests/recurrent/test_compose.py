@@ -110,6 +110,32 @@ def test_without_norms_they_are_torch_modules(x64, name, directions):
     np.testing.assert_allclose(y, want.numpy(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_a_torch_module_without_biases_has_biases_of_0(x64, name):
+    torch = pytest.importorskip("torch", reason="torch is absent: make peers")
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[name](
+        F, H, bias=False, batch_first=True, dtype=torch.float64
+    )
+    layer = getattr(recurrent, name)(H)
+    params, state = layer.init(jax.random.key(0), F, jnp.float64)
+    params = {**params, "bias": jnp.ones_like(params["bias"])}  # what is replaced
+    params = recurrent.from_torch(layer, module.state_dict(), params)
+    (y, _), _ = layer.apply(params, state, _x(), stats="running")
+    with torch.no_grad():
+        want, _ = module(torch.from_numpy(np.array(_x())))
+    np.testing.assert_allclose(y, want.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_torch_that_are_missing_are_named():
+    layer = recurrent.rnn(H)
+    params, _ = layer.init(jax.random.key(0), F)
+    tensors = recurrent.to_torch(layer, params)
+    with pytest.raises(ValueError, match=r"lack \['weight_hh_l1', 'weight_ih_l1'\]"):
+        recurrent.from_torch(layer, tensors, params, suffix="_l1")
+    without = {name: v for name, v in tensors.items() if "bias" not in name}
+    assert not np.any(recurrent.from_torch(layer, without, params)["bias"])
+
+
 def test_the_backward_layer_reverses_only_what_is_not_padding(x64):
     layer = recurrent.bidirectional(recurrent.bn_lstm(H, T, scale_init=0.3))
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
