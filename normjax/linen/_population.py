@@ -9,7 +9,7 @@ import jax
 
 from normjax._internal import _checks
 from normjax.state import _population
-from normjax.state._whole_model import has_statistics
+from normjax.state._whole_model import has_statistics, plain
 from normjax.statistics._types import PyTree
 
 
@@ -70,7 +70,7 @@ def population_update(
             "variables that init returned for a model with norms that keep some"
         )
     # Flax's apply returns plain dictionaries, also where it was given a FrozenDict.
-    accumulators = _population.accumulate_statistics(_plain(initial), how)
+    accumulators = _population.accumulate_statistics(plain(initial), how)
     structure: Any = jax.tree.structure(accumulators)
 
     @jax.jit
@@ -87,10 +87,3 @@ def population_update(
             )
     new = _population.finalize_statistics(accumulators, how, correction=correction)
     return jax.tree.unflatten(jax.tree.structure(initial), jax.tree.leaves(new))
-
-
-def _plain(tree: PyTree) -> PyTree:
-    """Return nested mappings, such as a FrozenDict, as dictionaries."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {name: _plain(value) for name, value in tree.items()}

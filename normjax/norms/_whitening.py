@@ -269,9 +269,9 @@ def iterative_norm(
         eps: added to the variances.
         decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
         correction: covariance that is stored: 0 the biased one, 1 the biased one times n/(n-1).
-        use_scale: whether there is a gamma; off, the default of the authors' layer, while their models
-            turn it on.
-        use_bias: whether there is a beta; off and on as the gamma.
+        use_scale: whether there is a gamma; off is the default of the authors' layer, and their
+            models turn it on.
+        use_bias: whether there is a beta; the same.
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
