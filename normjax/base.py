@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
 from normjax._internal import _checks, _hints
+from normjax.state import _names
 from normjax.statistics._types import (
     Accumulator,
     Array,
@@ -150,8 +151,10 @@ class Norm(abc.ABC):
         """Normalize `x` and return the next state.
 
         Args:
-            params: what `init` returned, or others of the same structure (conditional norms).
-            state: what `init` or the last `apply` returned.
+            params: what `init` returned, or others of the same structure (conditional norms). A
+                mapping of the same names, such as a checkpoint that was restored without a
+                target, is read by its names.
+            state: what `init` or the last `apply` returned, or a mapping of the same names.
             x: input, any floating or complex dtype.
             stats: `"batch"` normalizes with this batch's statistics and updates the state;
                 `"running"` normalizes with the state's and leaves it unchanged. Norms without
@@ -169,9 +172,12 @@ class Norm(abc.ABC):
         Raises:
             TypeError: `x` is not floating or complex, `mask` is not boolean, or params and state
                 are swapped or those of a Flax module.
-            ValueError: `stats` or a name in `hyper` is unknown, or shapes do not fit.
+            ValueError: `stats` or a name in `hyper` is unknown, a mapping lacks a name or has
+                another, or shapes do not fit.
         """
         x, call = _checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
+        if isinstance(params, Mapping) or isinstance(state, Mapping):
+            params, state = _from_names(self, params, state, x)
         measured = None
         if stats == "batch" or not self.stateful or is_accumulator(state):
             measured = self.measure(params, x, call)
@@ -338,6 +344,15 @@ class Reparam(abc.ABC):
         """
 
     __repr__ = Norm.__repr__
+
+
+def _from_names(norm: Norm, params: PyTree, state: PyTree, x: jax.Array) -> tuple[PyTree, PyTree]:
+    """Return params and state, where they are mappings, in the structure that `init` returns."""
+    shapes = jax.eval_shape(lambda: norm.start(x.shape, x.dtype, jax.random.key(0)))
+    return tuple(  # type: ignore[return-value]
+        _names.from_dict(template, values) if isinstance(values, Mapping) else values
+        for template, values in zip(shapes, (params, state), strict=True)
+    )
 
 
 def _checked_call(

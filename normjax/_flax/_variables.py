@@ -62,7 +62,13 @@ def accumulates(state: PyTree) -> bool:
     return any(map(is_accumulator, jax.tree.leaves(state, is_leaf=is_accumulator)))
 
 
-def require_noise(layer: Any, mode: Stats, has_key: bool, write: str) -> None:
-    """Refuse zoneout and dropout in training without random keys."""
-    if layer.has_dropout and mode == "batch" and not has_key:
-        raise ValueError(f'Recurrent has zoneout or dropout, which draw in mode "batch": {write}')
+def draws_noise(layer: Any, mode: Stats, noise: bool | None, has_key: bool, write: str) -> bool:
+    """Whether zoneout and dropout draw in a call; raise if they do without random keys."""
+    draws = layer.has_dropout and (mode == "batch" if noise is None else noise)
+    if draws and not has_key:
+        when = 'in mode "batch"' if noise is None else "with noise=True"
+        raise ValueError(
+            f"Recurrent has zoneout or dropout, which draw {when}: {write}; or give noise=False "
+            "at the call"
+        )
+    return draws

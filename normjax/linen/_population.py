@@ -9,7 +9,7 @@ import jax
 
 from normjax._internal import _checks
 from normjax.state import _population
-from normjax.state._whole_model import _map, _nodes, _statistics, running_of
+from normjax.state._whole_model import has_statistics, plain
 from normjax.statistics._types import PyTree
 
 
@@ -30,7 +30,10 @@ def population_update(
     Args:
         apply: `(variables, batch) -> (output, updated)`, the model's `apply` with
             `mutable=["batch_stats"]`. Its mode decides what the norms upstream normalize with:
-            in training each batch's own statistics, in evaluation the running ones.
+            in training mode each batch's own statistics, which is right for statistics that were
+            never measured; in evaluation mode the running ones, so that deeper norms are measured
+            behind the old statistics of the norms before them. (`normjax.nnx.population_update`
+            has an argument for it, `upstream="batch"`, because an NNX model has a mode.)
         variables: `{"params": ..., "batch_stats": ...}`.
         batches: iterable of batches.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
@@ -61,14 +64,13 @@ def population_update(
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
     initial = variables.get(collection, {})
-    if all(_statistics(node) is None for node in _nodes(initial)):
+    if not has_statistics(initial):
         raise ValueError(
             f"population_update() found no statistics in variables[{collection!r}]: pass the "
             "variables that init returned for a model with norms that keep some"
         )
-    accumulators = _map(
-        initial, lambda node: _population.accumulate_statistics(running_of(node), how)
-    )
+    # Flax's apply returns plain dictionaries, also where it was given a FrozenDict.
+    accumulators = _population.accumulate_statistics(plain(initial), how)
     structure: Any = jax.tree.structure(accumulators)
 
     @jax.jit
@@ -83,6 +85,5 @@ def population_update(
                 "normjax.linen.Normalize(norm) or normjax.linen.BatchNorm, and return every "
                 f'variable of the collection from apply, mutable=["{collection}"]'
             )
-    return _map(
-        accumulators, lambda node: _population.finalize_statistics(node, how, correction=correction)
-    )
+    new = _population.finalize_statistics(accumulators, how, correction=correction)
+    return jax.tree.unflatten(jax.tree.structure(initial), jax.tree.leaves(new))

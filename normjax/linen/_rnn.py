@@ -169,7 +169,9 @@ class RNN(nn.RNN):
             )
             return scan(cell, carry, x, valid)
 
-        statistics = _StepStatistics(self.max_steps, self.beyond, layout.steps)
+        statistics = _StepStatistics(
+            self.max_steps, self.beyond, layout.steps, not self.is_mutable_collection(COLLECTION)
+        )
         mapped = nn.map_variables(run, COLLECTION, statistics.read, statistics.write, mutable=True)
         last, outputs = mapped(self.cell, carry, inputs, valid)
         return outputs if all_carries else (last, outputs)
@@ -178,8 +180,9 @@ class RNN(nn.RNN):
 class _StepStatistics:
     """Gives a scan of `steps` the statistics of each of its steps, and stores them again."""
 
-    def __init__(self, max_steps: int | None, beyond: str, steps: int):
+    def __init__(self, max_steps: int | None, beyond: str, steps: int, evaluating: bool):
         self.max_steps = max_steps
+        self.evaluating = evaluating
         self.beyond = beyond
         self.steps = steps
         self.stored: dict[str, PyTree] = {}
@@ -195,6 +198,8 @@ class _StepStatistics:
                     f"{self.max_steps}: write max_steps={stored_steps}"
                 )
             _checks.max_steps(self.steps, stored_steps, self.beyond)
+        if self.evaluating:
+            variables = _per_step.fill_steps(variables)
         return _per_step.resize(variables, self.steps)
 
     def write(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding
-from normjax._flax._variables import accumulates, named_leaves, nest, rebuild, require_noise
+from normjax._flax._variables import accumulates, draws_noise, named_leaves, nest, rebuild
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
@@ -102,7 +102,7 @@ class Recurrent(nn.Module):
     """Any layer of `normjax.recurrent` as a Linen module.
 
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
-    and dropout in mode `"batch"`.
+    and dropout in mode `"batch"`, or as `noise=True` or `noise=False` at the call says.
 
     After few updates the running averages still hold some of the mean 0 and variance 1 that they
     start from, which is far more than the variances of the first steps: with `stats="running"` a
@@ -148,6 +148,7 @@ class Recurrent(nn.Module):
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
+        noise: bool | None = None,
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -158,6 +159,7 @@ class Recurrent(nn.Module):
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
+            noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
@@ -165,17 +167,15 @@ class Recurrent(nn.Module):
 
         Raises:
             ValueError: no mode was given, or two; mode `"batch"` without
-                `mutable=["batch_stats"]`; or zoneout or dropout in mode `"batch"` without
+                `mutable=["batch_stats"]`; or zoneout or dropout that draw without
                 `rngs={"noise": key}`.
         """
-        mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
+        mode = _mode(self, stats, self.layer.stateful or (self.layer.has_dropout and noise is None))
         has_key = self.has_rng("noise")
-        require_noise(
-            self.layer,
-            mode,
-            has_key or self.is_initializing(),
-            'write apply(..., rngs={"noise": key})',
-        )
+        if self.is_initializing() and not has_key:
+            noise = False
+        write = 'write apply(..., rngs={"noise": key})'
+        noise = draws_noise(self.layer, mode, noise, has_key, write)
         params, state = _variables(
             self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
         )
@@ -186,7 +186,8 @@ class Recurrent(nn.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.make_rng("noise") if self.layer.needs_key or has_key else None,
+            key=self.make_rng("noise") if self.layer.needs_key or noise else None,
+            noise=noise,
             axis_name=None if self.is_initializing() else self.axis_name,
             hyper=hyper,
         )

@@ -1,7 +1,7 @@
 """Flax NNX modules over the pure core: generic ones, an RNN, and drop-ins for Flax's norms."""
 
 from normjax.nnx._norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from normjax.nnx._population import population_update
+from normjax.nnx._population import accumulate_statistics, finalize_statistics, population_update
 from normjax.nnx._rnn import RNN, PerStepCell, StepCarry
 from normjax.nnx._weights import SpectralNorm, WeightNorm
 from normjax.nnx._wrap import Normalize, Recurrent
@@ -19,5 +19,7 @@ __all__ = [
     "SpectralNorm",
     "StepCarry",
     "WeightNorm",
+    "accumulate_statistics",
+    "finalize_statistics",
     "population_update",
 ]

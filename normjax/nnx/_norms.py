@@ -20,7 +20,7 @@ from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
 from normjax._flax import _padding, _semantics
 from normjax._internal import _checks
-from normjax.nnx._wrap import statistics, write
+from normjax.nnx._wrap import normalizes_with, statistics, write
 from normjax.statistics._types import Accumulator, Array
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -130,6 +130,8 @@ class BatchNorm(nnx.BatchNorm):
             ValueError: neither the call nor the module says which statistics to use.
         """
         running = self.use_running_average if use_running_average is None else use_running_average
+        if (upstream := normalizes_with(self)) is not None:
+            running = upstream == "running"
         if running is None:
             raise ValueError(
                 "No `use_running_average` argument was provided to BatchNorm: write layer.train() "

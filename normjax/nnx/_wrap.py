@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._flax import _padding
-from normjax._flax._variables import Path, named_leaves, nest, require_noise
+from normjax._flax._variables import Path, draws_noise, named_leaves, nest
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
@@ -20,7 +20,7 @@ from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
 class ModuleState(nnx.BatchStat):
-    """A module's whole state during `population_update`: a pytree with `Accumulator` nodes."""
+    """A module's whole state while it accumulates: a pytree with `Accumulator` nodes."""
 
 
 class Normalize(nnx.Module):
@@ -90,7 +90,7 @@ class Normalize(nnx.Module):
         Raises:
             ValueError: no mode was given.
         """
-        mode = _mode(self, stats, self.norm.stateful)
+        mode = normalizes_with(self) or _mode(self, stats, self.norm.stateful)
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
         y, state = self.norm.apply(
@@ -170,6 +170,7 @@ class Recurrent(nnx.Module):
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
+        noise: bool | None = None,
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -180,25 +181,30 @@ class Recurrent(nnx.Module):
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
+            noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
             Flax's `RNN`.
 
         Raises:
-            ValueError: no mode was given; or zoneout or dropout in mode `"batch"` without random
-                keys.
+            ValueError: no mode was given; or zoneout or dropout that draw without random keys.
         """
-        mode = _mode(self, stats, self.layer.stateful or self.layer.has_dropout)
-        require_noise(
+        upstream = normalizes_with(self)
+        # In a pass over data the model's own mode still decides about noise, and may be missing.
+        draws = self.layer.has_dropout and noise is None
+        needed = (self.layer.stateful or draws) and upstream is None
+        own = _mode(self, stats, needed)
+        mode = upstream or own
+        noise = draws_noise(
             self.layer,
-            mode,
+            own,
+            noise,
             self.noise is not None,
             "make it with rngs=nnx.Rngs(params=0, noise=1), or nnx.Rngs(0)",
         )
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
-        draws = self.layer.needs_key or mode == "batch"
         (y, last), state = self.layer.apply(
             params,
             state,
@@ -206,7 +212,10 @@ class Recurrent(nnx.Module):
             stats=mode,
             lengths=lengths,
             carry=carry,
-            key=self.noise() if draws and self.noise is not None else None,
+            key=self.noise()
+            if self.noise is not None and (self.layer.needs_key or noise)
+            else None,
+            noise=noise,
             axis_name=self.axis_name,
             hyper=hyper,
         )
@@ -221,6 +230,11 @@ def _flag(stats: Stats | None) -> bool | None:
         return None
     _checks.stats(stats)
     return stats == "running"
+
+
+def normalizes_with(module: Any) -> Stats | None:
+    """The mode that `population_update` sets for the norms of a model during its pass."""
+    return getattr(module, "upstream", None)
 
 
 def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:

@@ -35,7 +35,8 @@ def adain(
         content: floating, `[batch, *space, channels]`.
         style: floating, as many axes as `content`.
         axes: spatial axes of both. `None`: all between the first and the last.
-        eps: added to both variances, as in the authors' code.
+        eps: added to both variances, so that a style without spread has a gradient. The authors'
+            code adds it to the content's variance alone.
         mask: True where the content counts; rank of `content`. Masked outputs are the
             style's mean.
         style_mask: True where the style counts; rank of `style`.

@@ -49,8 +49,10 @@ class SwitchableNorm(ChannelStatsNorm):
         del key
         affine, running = self.start_channels(shape, dtype)
         # Logits are real even if x is complex.
-        ones = jnp.ones((3,), jnp.finfo(dtype).dtype)
-        return SwitchableNormParams(affine.scale, affine.bias, ones, ones), running
+        # Two arrays, because a step that donates its params cannot donate one buffer twice.
+        mean_weight, var_weight = (jnp.ones((3,), jnp.finfo(dtype).dtype) for _ in range(2))
+        params = SwitchableNormParams(affine.scale, affine.bias, mean_weight, var_weight)
+        return params, running
 
     def transform(
         self,
@@ -108,8 +110,8 @@ def switchable_norm(
     Args:
         axes: spatial axes. `None`: all between the first and the last; channels are last.
         eps: added to the blended variance.
-        decay: weight of the old running value, in [0, 1]; 0.997 as in the authors' code. May
-            be given at each call as `hyper={"decay": d}`.
+        decay: weight of the old running value, in [0, 1]; 0.997 is the default of the authors' 1d
+            class, their 2d class has 0.9. May be given at each call as `hyper={"decay": d}`.
         correction: variance that is *stored*: 0 the biased one, 1 the biased one times n/(n-1).
         use_scale: whether there is a gamma.
         use_bias: whether there is a beta.

@@ -118,7 +118,7 @@ class WhiteningNorm(Norm):
 
     def _groups(self, features: int) -> tuple[int, int]:
         """Return the number of groups and their size."""
-        size = self.group_size or features
+        size = self.group_size or max(features, 1)
         if features % size:
             divisor = [d for d in range(1, size) if features % d == 0][-1]
             raise ValueError(
@@ -269,8 +269,9 @@ def iterative_norm(
         eps: added to the variances.
         decay: weight of the old running statistics, in [0, 1]; also `hyper={"decay": d}`.
         correction: covariance that is stored: 0 the biased one, 1 the biased one times n/(n-1).
-        use_scale: whether there is a gamma; off, as in the authors' code.
-        use_bias: whether there is a beta; off, as in the authors' code.
+        use_scale: whether there is a gamma; off is the default of the authors' layer, and their
+            models turn it on.
+        use_bias: whether there is a beta; the same.
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.

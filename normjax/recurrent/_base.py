@@ -48,7 +48,7 @@ class Layer(abc.ABC):
     @property
     @abc.abstractmethod
     def has_dropout(self) -> bool:
-        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        """Whether there is zoneout or dropout: they draw in mode `"batch"`, and need a key."""
 
     @property
     @abc.abstractmethod

@@ -18,6 +18,22 @@ def check_layer(layer: Any, who: str) -> None:
         raise TypeError(f"{who} takes layers such as lstm(100) and got {layer!r}")
 
 
+def draws_noise(layer: Layer, stats: str, noise: bool | None, key: Any) -> bool:
+    """Whether zoneout and dropout draw in a call; raise if they do and there is no key."""
+    if noise is not None and not isinstance(noise, bool):
+        raise TypeError(
+            f"noise={noise!r} must be True, False, or None, which draws in mode 'batch'"
+        )
+    draws = layer.has_dropout and (stats == "batch" if noise is None else bool(noise))
+    if draws and key is None:
+        raise ValueError(
+            "the layer has zoneout or dropout, which draw "
+            + ('in mode "batch"' if noise is None else "with noise=True")
+            + ": write apply(…, key=key), or noise=False for their expectation"
+        )
+    return draws
+
+
 def check_single(layer: Any, who: str) -> None:
     """Refuse a stack or a bidirectional pair where one layer's hidden state is needed."""
     check_layer(layer, who)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from normjax._internal import _checks
 from normjax.base import Hyper, Stats
 from normjax.recurrent._base import Layer
-from normjax.recurrent._checks import check_made
+from normjax.recurrent._checks import check_made, draws_noise
 from normjax.statistics._types import Array, AxisName, PyTree
 
 
@@ -26,6 +26,7 @@ class CompositeCall:
         lengths: `[batch]`, number of steps of each sequence.
         carries: by part, the start of its carry or `None`.
         key: PRNG key of all noise.
+        noise: whether zoneout and dropout draw.
         axis_name: device axis or axes that the batch is split over.
         hyper: numbers that may vary during training.
         perturbations: by part, what is added to its hidden states or `None`.
@@ -36,6 +37,7 @@ class CompositeCall:
     lengths: Array | None
     carries: Mapping[str, PyTree]
     key: jax.Array | None
+    noise: bool
     axis_name: AxisName
     hyper: Hyper
     perturbations: Mapping[str, Any]
@@ -97,7 +99,7 @@ class Composite(Layer):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        """Whether there is zoneout or dropout: they draw in mode `"batch"`, and need a key."""
         return any(layer.has_dropout for layer in self.parts.values())
 
     @property
@@ -115,6 +117,7 @@ class Composite(Layer):
         lengths: Array | None = None,
         carry: Sequence[PyTree] | None = None,
         key: jax.Array | None = None,
+        noise: bool | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
         hidden_perturbation: Sequence[Any] | None = None,
@@ -132,6 +135,7 @@ class Composite(Layer):
             lengths=lengths,
             carries=self._one_each("carry", carry),
             key=key,
+            noise=draws_noise(self, stats, noise, key),
             axis_name=axis_name,
             hyper=hyper,
             perturbations=self._one_each("hidden_perturbation", hidden_perturbation),
@@ -152,6 +156,7 @@ class Composite(Layer):
         lengths: Array | None = None,
         carry: Sequence[PyTree] | None = None,
         key: jax.Array | None = None,
+        noise: bool | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
     ) -> tuple[jax.Array, dict[str, Any]]:
@@ -161,6 +166,7 @@ class Composite(Layer):
             lengths=lengths,
             carries=self._one_each("carry", carry),
             key=key,
+            noise=draws_noise(self, stats, noise, key),
             axis_name=axis_name,
             hyper=hyper,
             perturbations=self._one_each("hidden_perturbation", None),
@@ -204,6 +210,7 @@ class Composite(Layer):
             "lengths": call.lengths,
             "carry": call.carries[name],
             "key": key,
+            "noise": call.noise,
             "axis_name": call.axis_name,
             "hyper": known_hyper(call.hyper, layer.hyper_names),
         }

@@ -147,11 +147,12 @@ def from_torch(
         suffix: of torch's names: `"_l0"`, `"_l1_reverse"`, ….
 
     Returns:
-        New parameters; torch's two biases are added up where the equations do so.
+        New parameters; torch's two biases are added up where the equations do so, and are 0 if
+        the module has none (`bias=False`).
 
     Raises:
         TypeError: another kind of layer.
-        ValueError: a shape that does not fit.
+        ValueError: a shape that does not fit, or a weight that is missing.
 
     Example:
         >>> import jax
@@ -163,7 +164,18 @@ def from_torch(
         True
     """
     _kind(layer)
-    get = {name: np.asarray(tensors[f"{name}{suffix}"]) for name in _TORCH}
+    get = {
+        name: np.asarray(tensors[f"{name}{suffix}"])
+        for name in _TORCH
+        if f"{name}{suffix}" in tensors
+    }
+    if missing := {"weight_ih", "weight_hh"} - set(get):
+        raise ValueError(
+            f"the tensors lack {sorted(f'{name}{suffix}' for name in missing)} and have "
+            f"{sorted(tensors)}: pass module.state_dict(), and the suffix of one layer"
+        )
+    for name in ("bias_ih", "bias_hh"):
+        get.setdefault(name, np.zeros(len(get["weight_hh"]), get["weight_hh"].dtype))
     bias = get["bias_ih"] + get["bias_hh"]
     new = {"w_x": get["weight_ih"].T, "w_h": get["weight_hh"].T, "bias": bias}
     if "bias_hn" in params:

@@ -7,12 +7,14 @@ from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Norm
 from normjax.recurrent._seq_norm import Beyond, SeqNorm
-from normjax.statistics import _kinds
-from normjax.statistics._types import Array, PyTree
+from normjax.state._whole_model import map_statistics, running_of
+from normjax.statistics import _kinds, _running
+from normjax.statistics._types import Accumulator, Array, PyTree
 
 
 def resize(tree: PyTree, steps: int) -> PyTree:
@@ -24,6 +26,32 @@ def resize(tree: PyTree, steps: int) -> PyTree:
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
     return jax.tree.map(cut_or_repeat, tree)
+
+
+def fill_steps(state: PyTree) -> PyTree:
+    """Give the steps that have no data the statistics of the last step before them that has some.
+
+    A state says `mean` and `var` and no counts, so a step has no data where its statistics are
+    exactly those of the start. What is no norm's statistics stays as it is.
+
+    Args:
+        state: states with a leading axis of steps, of ours or as dictionaries.
+    """
+
+    def fill(stats: PyTree) -> PyTree:
+        running = running_of(stats)
+        start = _running.reset_running(running)
+        changed = [
+            jnp.any(jnp.reshape(leaf != initial, (leaf.shape[0], -1)), axis=1)
+            for leaf, initial in zip(running, start, strict=True)
+        ]
+        own = jnp.arange(len(changed[0]))
+        last = lax.cummax(jnp.where(jnp.any(jnp.stack(changed), axis=0), own, -1))
+        source = jnp.where(last < 0, own, last)
+        filled = jax.tree.map(lambda leaf: jnp.asarray(leaf)[source], running)
+        return stats._replace(running=filled) if isinstance(stats, Accumulator) else filled
+
+    return map_statistics(state, fill)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -70,6 +98,10 @@ class PerStep(SeqNorm):
             return params_of_steps, state
         return resize(params_of_steps, steps), resize(state, steps)
 
+    def state_for_inference(self, state: PyTree) -> PyTree:
+        """Return the state in which a step without data has the last known statistics."""
+        return fill_steps(state)
+
     def slice_for_step(
         self, params: PyTree, state: PyTree, step_inputs: PyTree
     ) -> tuple[PyTree, PyTree]:
@@ -110,10 +142,11 @@ def per_step(
     The hidden state starts from the same value in every sequence and settles within tens of
     steps; statistics averaged over that transient fit no step.
 
-    A step is known as well as its data: one that no sequence reached keeps mean 0 and variance
-    1, and one that a single sequence reached in a batch moves toward variance 0. Where lengths
-    differ much, evaluate with `population_statistics` over enough data, with `max_steps` no longer
-    than its sequences.
+    A step is known as well as its data. One that no sequence reached keeps mean 0 and variance 1
+    in the state, which tells it from the others; mode `"running"` normalizes it with the statistics
+    of the last step before it that has data. One that a single sequence reached in a batch moves
+    toward variance 0: where lengths differ much, evaluate with `population_statistics` over enough
+    data.
 
     Args:
         norm: the norm of one step, with any state.

@@ -21,12 +21,12 @@ from normjax.base import Call, Hyper, Norm, Stats
 from normjax.recurrent import _initializers, _scan, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, zoneout
-from normjax.recurrent._checks import check_call
+from normjax.recurrent._checks import check_call, draws_noise
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import input_terms
 from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.state._population import accumulate_statistics
+from normjax.state._population import start_accumulators
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
 
@@ -183,6 +183,7 @@ class Recurrent(Layer):
         lengths: Integer[Array, " batch"] | None = None,
         carry: PyTree | None = None,
         key: jax.Array | None = None,
+        noise: bool | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
         hidden_perturbation: Inexact[Array, "*batch_time hidden"] | None = None,
@@ -200,8 +201,9 @@ class Recurrent(Layer):
                 enter no statistic, hold the carry and put out 0. `None`: all steps count.
             carry: start of the carry, an `LSTMCarry(c=…, h=…)` of an LSTM and else an array
                 `[batch, hidden]`; `None`: zeros, or what was learned.
-            key: PRNG key for noise. `h0_noise` needs it in both modes; zoneout and dropout act
-                in mode `"batch"` where it is given, and else put out their expectation.
+            key: PRNG key. `h0_noise` needs it in both modes, zoneout and dropout where they draw.
+            noise: whether zoneout and dropout draw; else they put out their expectation. `None`:
+                in mode `"batch"`. `True` with `stats="running"` trains on frozen statistics.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.
             hidden_perturbation: added to the hidden state of every step, in the layout of the
@@ -216,7 +218,7 @@ class Recurrent(Layer):
                 `params` the variables of a Flax module.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
-        call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key)
+        call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key, noise)
         params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
         run = self._run(params, state, x, carry, call)
         return (run.y if self.time_major else jnp.swapaxes(run.y, 0, 1), run.carry), run.state
@@ -231,13 +233,14 @@ class Recurrent(Layer):
         lengths: Integer[Array, " batch"] | None = None,
         carry: PyTree | None = None,
         key: jax.Array | None = None,
+        noise: bool | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
     ) -> tuple[jax.Array, Info]:
         """Run as `apply` and return the outputs and `Info`."""
-        call = LayerCall(stats, None, axis_name, hyper, None, key, with_info=True)
+        call = LayerCall(stats, None, axis_name, hyper, None, key, noise, with_info=True)
         params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
-        run = self._run(params, accumulate_statistics(state), x, carry, call)
+        run = self._run(params, start_accumulators(state), x, carry, call)
         y = run.y
         counts = jnp.ones((*y.shape[:2], 1), bool) if call.mask is None else call.mask
 
@@ -277,7 +280,7 @@ class Recurrent(Layer):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        """Whether there is zoneout or dropout: they draw in mode `"batch"`, and need a key."""
         return bool(self.zoneout_h or getattr(self, "zoneout_c", 0.0) or self.dropout_h)
 
     def norms(self) -> dict[str, SeqNorm]:
@@ -311,13 +314,14 @@ class Recurrent(Layer):
         if not self.time_major:
             x = jnp.swapaxes(x, 0, 1)
             perturbation = None if perturbation is None else jnp.swapaxes(perturbation, 0, 1)
+        noise = draws_noise(self, call.stats, call.noise, call.key)
         mask = _sequences.padding(lengths, x.shape[0], x.shape[1])
         if mask is not None:
             # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
             x = jnp.where(mask, x, 0)
         params = _cast(params, x.dtype)
         carry = self._first_carry(params, x, carry, call.key)
-        call = dataclasses.replace(call, mask=mask, hidden_perturbation=perturbation)
+        call = dataclasses.replace(call, mask=mask, hidden_perturbation=perturbation, noise=noise)
         return params, x, carry, call
 
     def _run(
@@ -334,7 +338,7 @@ class Recurrent(Layer):
         # Before the loop.
         steps = x.shape[0]
         inputs = input_terms(self, params, state, x, norms, calls)
-        dropout, keys = self._noise(call.key if call.stats == "batch" else None, x)
+        dropout, keys = self._noise(call.key if call.noise else None, x)
 
         # The loop. Input terms are normalized there even if they were measured before: a step is
         # in cache, and the normalized sequence need not be kept beside the plain one.
@@ -356,7 +360,13 @@ class Recurrent(Layer):
             hidden_perturbation=call.hidden_perturbation,
             key=keys,
             norms={
-                place: norm.per_step_inputs(params[place], state[place], steps)
+                place: norm.per_step_inputs(
+                    params[place],
+                    norm.state_for_inference(state[place])
+                    if call.stats == "running"
+                    else state[place],
+                    steps,
+                )
                 for place, norm in in_loop.items()
             },
             measured={place: m for place, m in inputs.measured.items() if place in in_loop},

@@ -70,7 +70,7 @@ class ReparamRecurrent(ReparamLayer, Layer):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        """Whether there is zoneout or dropout: they draw in mode `"batch"`, and need a key."""
         return self.layer.has_dropout
 
     @property

@@ -37,12 +37,14 @@ class LayerCall(Call):
 
     Attributes:
         hidden_perturbation: `[time, batch, hidden]`, added to the hidden state of every step.
-        key: PRNG key of zoneout and dropout.
+        key: PRNG key.
+        noise: whether zoneout and dropout draw from it.
         with_info: whether the gates' values of every step are returned.
     """
 
     hidden_perturbation: Array | None = None
     key: jax.Array | None = None
+    noise: bool | None = None
     with_info: bool = False
 
     @property

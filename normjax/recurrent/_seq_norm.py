@@ -95,6 +95,8 @@ class SeqNorm(abc.ABC):
             call_t = dataclasses.replace(call, mask=mask_t)
             return self.normalize_step(params, state, step_inputs, x_t, call_t)
 
+        if call.stats == "running":
+            state = self.state_for_inference(state)
         inputs = self.per_step_inputs(params, state, x.shape[0])
         return jax.vmap(normalize)(inputs, x, _mask_of_every_step(call.mask, x))
 
@@ -114,6 +116,10 @@ class SeqNorm(abc.ABC):
         """Return what depends on the step, with a leading axis of `steps`, for a scan's `xs`."""
         del params, state, steps
         return None
+
+    def state_for_inference(self, state: PyTree) -> PyTree:
+        """Return the state that mode `"running"` normalizes with."""
+        return state
 
     @abc.abstractmethod
     def update_state(self, state: PyTree, measured: PyTree, call: Call) -> PyTree:

@@ -16,7 +16,7 @@ from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_layer
 from normjax.recurrent._composite import Composite, CompositeCall, CompositeRun, known_hyper
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.state._population import accumulate_statistics
+from normjax.state._population import start_accumulators
 from normjax.statistics._types import Accumulator, Array, PyTree
 
 
@@ -68,7 +68,7 @@ class Stack(Composite):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether zoneout or dropout is asked for: they draw in mode `"batch"`, given a key."""
+        """Whether there is zoneout or dropout: they draw in mode `"batch"`, and need a key."""
         return bool(self.dropout) or super().has_dropout
 
     @_hints.with_hints()
@@ -96,7 +96,7 @@ class Stack(Composite):
     def accumulating(self, state: PyTree) -> PyTree:
         """Return the state of a run whose norms between layers report what they measure."""
         return {
-            name: accumulate_statistics(part) if name.startswith("norm_") else part
+            name: start_accumulators(part) if name.startswith("norm_") else part
             for name, part in state.items()
         }
 
@@ -120,7 +120,7 @@ class Stack(Composite):
                     y, between[entry] = self._normalize(
                         self.norm_between, params[entry], state[entry], y, mask, call
                     )
-                y = self._drop(keys[2 * i + 1] if call.stats == "batch" else None, y)
+                y = self._drop(keys[2 * i + 1] if call.noise else None, y)
             if mask is not None:
                 y = jnp.where(mask if self.time_major else mask.swapaxes(0, 1), y, 0)
         return CompositeRun(y, parts, between)
@@ -178,7 +178,7 @@ def stack(
         norm_between: on the outputs of each layer but the last; padding enters no statistic.
         residual: add a layer's input to its output where the shapes agree.
         dropout: probability that an output between layers is set to 0 (Zaremba et al. 2014);
-            acts in mode `"batch"` where `apply` is given a `key`.
+            acts in mode `"batch"`, where `apply` needs a `key`, or as its `noise` says.
 
     Returns:
         A `Layer` with the same `init` and `apply`; its carry is a tuple of one each.

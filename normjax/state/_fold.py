@@ -118,26 +118,32 @@ def fold_dense(
 
 
 def fold_conv(
-    kernel: Inexact[Array, "*window inputs outputs"],
+    kernel: Inexact[Array, "..."],
     bias: Inexact[Array, " outputs"] | None,
     folded: Affine,
+    *,
+    output_axis: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     r"""Fold an affine into the convolution before it, exactly, with any padding.
 
     $$s(W * x + b) + t = (sW) * x + (sb + t)$$
 
     Args:
-        kernel: `[*window, inputs, outputs]`, Flax's layout. For a kernel with the outputs first,
-            write `jnp.moveaxis(kernel, 0, -1)`.
+        kernel: `[*window, inputs, outputs]`, the layout of Flax's convolutions, or any other that
+            `output_axis` names.
         bias: `[outputs]`, or `None`.
         folded: what `fold` returned, `[outputs]`: the statistics are shared over positions.
+        output_axis: axis of the outputs in `kernel`: -1 for `Conv` and `ConvTranspose`, -2 for
+            `ConvTranspose(transpose_kernel=True)`, 0 for PyTorch's `Conv2d`. `None` is the last
+            axis, if the one before it has another size.
 
     Returns:
         `(kernel, bias)` of the dtype of `kernel`; the layer then needs a bias.
 
     Raises:
         TypeError: `kernel` is not floating or complex.
-        ValueError: `folded` does not fit the outputs of `kernel`, or lacks scale or bias.
+        ValueError: `folded` does not fit the outputs of `kernel`, or lacks scale or bias; or there
+            are as many inputs as outputs, and no `output_axis`.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -149,23 +155,39 @@ def fold_conv(
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference", 2018, section 3.2.
     """
-    return _fold(kernel, bias, folded)
+    shape = jnp.shape(kernel)
+    if output_axis is None:
+        outputs = 0 if folded.scale is None else jnp.size(folded.scale)
+        if outputs > 1 and shape[-2:] == (outputs, outputs):
+            raise ValueError(
+                f"a kernel of shape {shape} has as many inputs as outputs, and its layout cannot "
+                "be told from it: write output_axis=-1 for Flax's Conv and ConvTranspose, "
+                "output_axis=-2 for ConvTranspose(transpose_kernel=True)"
+            )
+        output_axis = -1
+    return _fold(kernel, bias, folded, output_axis)
 
 
-def _fold(kernel: Any, bias: Any, folded: Affine) -> tuple[jax.Array, jax.Array]:
-    """Fold an affine of the outputs into a kernel whose last axis is the outputs."""
+def _fold(
+    kernel: Any, bias: Any, folded: Affine, output_axis: int = -1
+) -> tuple[jax.Array, jax.Array]:
+    """Fold an affine of the outputs into a kernel with the outputs on `output_axis`."""
     kernel = _checks.floating(kernel, "fold")
     if folded.scale is None or folded.bias is None:
         raise ValueError("folded lacks scale or bias: pass what fold(norm, params, state) returned")
     scale, shift = jnp.asarray(folded.scale), jnp.asarray(folded.bias)
-    if scale.shape != kernel.shape[-1:]:
+    if not -kernel.ndim <= output_axis < kernel.ndim:
+        raise ValueError(f"output_axis={output_axis} is no axis of a kernel of {kernel.shape}")
+    axis = output_axis % kernel.ndim
+    if scale.shape != kernel.shape[axis : axis + 1]:
         raise ValueError(
             f"constants of shape {scale.shape} do not fit a kernel of shape {kernel.shape}: its "
-            "last axis must be the outputs, and the norm's statistics one per output"
+            f"axis {output_axis} must be the outputs, and the norm's statistics one per output; "
+            "for a convolution with another layout write fold_conv(…, output_axis=…)"
         )
     if bias is not None:
         shift = shift + scale * jnp.asarray(bias).astype(scale.dtype)
     # scale [outputs] broadcasts over all other axes of the kernel.
     wide = kernel.astype(_shapes.stat_dtype(kernel.dtype))
-    folded_kernel = wide * _shapes.expand(scale.astype(wide.dtype), (kernel.ndim - 1,), kernel.ndim)
+    folded_kernel = wide * _shapes.expand(scale.astype(wide.dtype), (axis,), kernel.ndim)
     return folded_kernel.astype(kernel.dtype), shift.astype(kernel.dtype)

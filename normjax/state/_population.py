@@ -1,23 +1,32 @@
 """Computes population statistics in a pass over data, instead of an exponential average.
 
-`accumulate_statistics` replaces every `Running` of a state pytree by an `Accumulator`, `apply`
-then adds each batch to it, and `finalize_statistics` turns the result back into running
-statistics. Used around the microbatches of one step, with `finalize_statistics(state, decay=...)`,
-the same two calls make gradient accumulation exact.
+`accumulate_statistics` replaces every norm's statistics, in a pytree of ours or in Linen's
+`batch_stats`, by an `Accumulator`, `apply` then adds each batch to it, and
+`finalize_statistics` turns the result back into running statistics. Used around the microbatches
+of one step, with `finalize_statistics(state, decay=...)`, the same two calls make gradient
+accumulation exact.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from normjax._internal import _checks
+from normjax.state._whole_model import (
+    _nodes,
+    _statistics,
+    has_statistics,
+    map_statistics,
+    running_of,
+)
 from normjax.statistics import _running
-from normjax.statistics._types import Accumulator, BatchMeans, PyTree, is_accumulator
+from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 How = Literal["pooled", "unbiased", "mean"]
 
@@ -26,15 +35,19 @@ def accumulate_statistics(state: PyTree, how: How = "pooled") -> PyTree:
     """Return a state that accumulates statistics of batches exactly, initially of none.
 
     Args:
-        state: any pytree with `Running` nodes, such as `init` of a norm or a layer returns.
+        state: any pytree of states, such as `init` of a norm or a layer returns, or the
+            `batch_stats` of a Linen model with the norms of `normjax.linen`. For an NNX model,
+            `normjax.nnx.accumulate_statistics(model)`.
         how: as in `population_statistics`; `"pooled"` merges by counts, the others average the
             statistics of the batches.
 
     Returns:
-        The same tree with an `Accumulator` instead of each `Running`.
+        The same tree with an `Accumulator` instead of each `Running`; in `batch_stats` a dictionary
+        of its fields.
 
     Raises:
-        ValueError: `how` is unknown.
+        TypeError: `state` is an NNX model or its state.
+        ValueError: `how` is unknown, or `state` has no statistics.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -47,22 +60,30 @@ def accumulate_statistics(state: PyTree, how: How = "pooled") -> PyTree:
         [3.0]
     """
     _checks.one_of("how", how, ("pooled", "unbiased", "mean"))
+    _refuse_nnx(state, "accumulate_statistics")
+    if not has_statistics(state):
+        raise ValueError(
+            "accumulate_statistics() found no running statistics in state: pass the state that "
+            "init returned, or a Linen model's variables['batch_stats'] (a model of stateless "
+            "norms has nothing to accumulate)"
+        )
+    return start_accumulators(state, how)
 
-    def swap(leaf: PyTree) -> PyTree:
-        if not _running.is_stats(leaf):
-            return leaf
-        running = leaf.running if isinstance(leaf, Accumulator) else leaf
+
+def start_accumulators(state: PyTree, how: How = "pooled") -> PyTree:
+    """Return the state with empty accumulators for its statistics, if it has any."""
+
+    def start(stats: PyTree) -> Accumulator:
+        running = running_of(stats)
         zero = _running.zero_measurement(running)
         if how == "pooled":
             return Accumulator(running, zero)
-        return Accumulator(
-            running,
-            BatchMeans(
-                _running.to_running(zero), _running.to_running(zero), zero.count, zero.count
-            ),
-        )
+        biased = _running.to_running(zero)
+        # Arrays of its own for each field, so that a step may donate the state.
+        unbiased, pairs = jax.tree.map(jnp.zeros_like, (biased, zero.count))
+        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs))
 
-    return jax.tree.map(swap, state, is_leaf=_running.is_stats)
+    return map_statistics(state, start)
 
 
 def finalize_statistics(
@@ -83,8 +104,9 @@ def finalize_statistics(
         from before the accumulation.
 
     Raises:
-        ValueError: `how` or `correction` is unknown or not that of `accumulate_statistics`, or
-            the state does not accumulate.
+        TypeError: `state` is an NNX model or its state.
+        ValueError: `how` or `correction` is unknown or not that of `accumulate_statistics`, the
+            state does not accumulate, or a layer ignored its accumulator.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -99,24 +121,25 @@ def finalize_statistics(
         raise ValueError(
             f'finalize_statistics(decay={decay}) takes how="pooled", the moments of one large batch'
         )
-
-    if not any(map(is_accumulator, jax.tree.leaves(state, is_leaf=_running.is_stats))):
+    _refuse_nnx(state, "finalize_statistics")
+    _refuse_ignored(state)
+    if not any(isinstance(_statistics(node), Accumulator) for node in _nodes(state)):
         raise ValueError(
             "finalize_statistics() found no accumulated statistics in state: write state = "
             "accumulate_statistics(state) before the batches are run"
         )
 
-    def swap(leaf: PyTree) -> PyTree:
-        if not isinstance(leaf, Accumulator):
-            return leaf
-        measured = leaf.measured
+    def finish(stats: PyTree) -> PyTree:
+        if not isinstance(stats, Accumulator):
+            return stats
+        measured = stats.measured
         if isinstance(measured, BatchMeans) != (how != "pooled"):
             raise ValueError(
                 f"finalize_statistics(how={how!r}) got a state that was accumulated in another "
                 "way: write the same how in accumulate_statistics() and finalize_statistics()"
             )
         if decay is not None and how == "pooled":
-            return _running.ema(leaf.running, measured, decay=decay, correction=correction)
+            return _running.ema(stats.running, measured, decay=decay, correction=correction)
         # `weights` tell, for mean and spread, where there is anything to replace the old value by.
         if isinstance(measured, BatchMeans):
             new = measured.unbiased if how == "unbiased" else measured.biased
@@ -126,10 +149,34 @@ def finalize_statistics(
             # A single value has a mean but no unbiased spread.
             pairs = (measured.count > 1).astype(measured.count.dtype)
             weights = [measured.count, pairs if correction else measured.count]
-        fields = zip(weights, new, leaf.running, strict=False)
-        return type(leaf.running)(*(_running.where_measured(w, n, old) for w, n, old in fields))
+        fields = zip(weights, new, stats.running, strict=False)
+        return type(stats.running)(*(_running.where_measured(w, n, old) for w, n, old in fields))
 
-    return jax.tree.map(swap, state, is_leaf=_running.is_stats)
+    return map_statistics(state, finish)
+
+
+def _refuse_nnx(state: Any, who: str) -> None:
+    """Refuse an NNX model or its `nnx.State`, whose variables these functions do not write to."""
+    if any(c.__module__.startswith("flax.nnx") for c in type(state).__mro__):
+        raise TypeError(
+            f"{who}() takes a pytree of states and got the NNX {type(state).__name__}: write "
+            f"normjax.nnx.{who}(model), which works in place"
+        )
+
+
+def _refuse_ignored(tree: PyTree) -> None:
+    """Refuse `batch_stats` in which a layer made statistics beside its accumulator."""
+    if not isinstance(tree, Mapping):
+        return
+    if not set(tree) > set(Accumulator._fields):
+        for value in tree.values():
+            _refuse_ignored(value)
+        return
+    raise ValueError(
+        f"a layer has the statistics {sorted(set(tree) - set(Accumulator._fields))} beside those "
+        "that accumulate, so it is not of normjax.linen: make it a normjax.linen.Normalize(norm) "
+        "or normjax.linen.BatchNorm"
+    )
 
 
 def population_statistics(
@@ -162,7 +209,8 @@ def population_statistics(
         params: its parameters.
         state: its state; statistics for which no batch has a value stay as they are.
         batches: inputs of `apply`, one batch at a time; for norms and layers these are arrays, or
-            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`.
+            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`. Zoneout and
+            dropout draw where a dictionary has a `"key"`, and else put out their expectation.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         upstream: how norms normalize during the pass, which decides the inputs of the norms after
             them: with `"batch"` by each batch's own statistics, as in training, with `"running"`
@@ -196,13 +244,13 @@ def population_statistics(
         (precise statistics).
     """
     _checks.stats(upstream)
-    collected = accumulate_statistics(state, how)
-    if not any(map(_running.is_stats, jax.tree.leaves(state, is_leaf=_running.is_stats))):
+    if not has_statistics(state):
         raise ValueError(
             "population_statistics() found no running statistics in state: pass the state that "
             "init returned for this layer (a layer of stateless norms needs no population "
             "statistics)"
         )
+    collected = accumulate_statistics(state, how)
     for batch in validated_batches(batches, "population_statistics"):
         if hasattr(layer, "apply") and isinstance(batch, tuple | list):
             raise TypeError(
@@ -258,4 +306,6 @@ def _accumulate_batch(
     if apply is None:
         return layer(params, state, batch, stats=stats)[1]
     keywords = batch if isinstance(batch, dict) else {"x": batch}
+    if getattr(layer, "has_dropout", False) and "key" not in keywords:
+        keywords = {**keywords, "noise": False}
     return apply(params, state, stats=stats, **keywords)[1]

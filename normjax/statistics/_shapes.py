@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +17,18 @@ from normjax.statistics._types import Array
 def as_vectors(
     x: jax.Array, axes: Sequence[int]
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """Rearrange x to `[*sets, vectors, features]`, and return a function that undoes it."""
+    """Rearrange x to `[*sets, vectors, features]`, and return a function that undoes it.
+
+    It takes any number of features, such as the outputs of a projection.
+    """
     sets = [a for a in range(x.ndim - 1) if a not in axes]
     order = (*sets, *axes, x.ndim - 1)
     turned = x.transpose(order)  # [*sets, *averaged, features]
-    flat = turned.reshape(*turned.shape[: len(sets)], -1, x.shape[-1])
+    # Not -1: where an axis is empty, NumPy's rule has no answer.
+    vectors = math.prod(turned.shape[len(sets) : -1])
+    flat = turned.reshape(*turned.shape[: len(sets)], vectors, x.shape[-1])
     back = tuple(order.index(a) for a in range(x.ndim))
-    return flat, lambda y: y.reshape(turned.shape).transpose(back)
+    return flat, lambda y: y.reshape(*turned.shape[:-1], y.shape[-1]).transpose(back)
 
 
 def expand(v: Array, remaining: Sequence[int], ndim: int) -> jax.Array:

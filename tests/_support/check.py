@@ -393,6 +393,17 @@ def sharded(sample):
     close((y.reshape(x.shape), jax.tree.map(lambda s: s[0], new)))
 
 
+def distinct_buffers(sample):
+    """A step may donate what `init` returned, so no two of its arrays share a buffer."""
+    params, state = sample.norm.init(sample.shape, key=jax.random.key(0))
+    trees = [(params, state)]
+    if sample.norm.stateful:
+        trees += [nj.accumulate_statistics(state, how) for how in ("pooled", "mean")]
+    for tree in trees:
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+        assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
 ALL = {
     "value": value,
     "one_trace": one_trace,
@@ -413,4 +424,5 @@ ALL = {
     "accumulation": accumulation,
     "sharded": sharded,
     "no_half_stall": no_half_stall,
+    "distinct_buffers": distinct_buffers,
 }

@@ -500,3 +500,23 @@ def test_a_batch_norm_never_takes_statistics_of_other_features():
     per_step = jax.tree.map(lambda v: jnp.stack([v] * T), variables["batch_stats"])
     with pytest.raises(ValueError, match="init with the shape of this x"):
         module.apply({**variables, "batch_stats": per_step}, x)
+
+
+@pytest.mark.parametrize("kind", ["normalize", "ours"])
+def test_steps_that_no_sequence_reached_take_the_last_known_statistics(kind):
+    short = np.minimum(LENGTHS, 4)
+    x = draw()
+    train, evaluate = (
+        linen.RNN(BNCell(train=mode, kind=kind), max_steps=T) for mode in (True, False)
+    )
+    variables = train.init(jax.random.key(0), x)
+    _, new = train.apply(variables, x, seq_lengths=short, mutable=["batch_stats"])
+    variables = {**variables, **new}
+    stats = variables["batch_stats"]["cell"]["bn"]
+    (
+        np.testing.assert_array_equal(stats["mean"][4:], 0),
+        np.testing.assert_array_equal(stats["var"][4:], 1),
+    )
+    known = {name: leaf.at[4:].set(leaf[3]) for name, leaf in stats.items()}
+    want = evaluate.apply({**variables, "batch_stats": {"cell": {"bn": known}}}, x)
+    same(evaluate.apply(variables, x), want)

@@ -111,6 +111,12 @@ def test_zoneout_and_dropout_that_were_asked_for_act(layer):
     drawn = train(variables, stats="batch", rngs=noise)
     assert np.abs(drawn - rest).max() > 1e-3
     assert np.abs(drawn - train(variables, stats="batch", rngs={"noise": jax.random.key(6)})).max()
+    frozen = module.apply(variables, X, stats="running", noise=True, rngs=noise)
+    assert np.abs(frozen - rest).max() > 1e-3
+    still = train(variables, stats="batch", noise=False)
+    np.testing.assert_array_equal(train(variables, stats="batch", noise=False, rngs=noise), still)
+    with pytest.raises(ValueError, match="draw with noise=True: write apply"):
+        module.apply(variables, X, stats="running", noise=True)
 
 
 def test_equal_modules_share_one_trace():

@@ -346,24 +346,28 @@ class Net(fnn.Module):
 
 
 @pytest.mark.parametrize(
-    ("train", "how", "second"),
+    ("mode", "upstream", "how", "second"),
     [
-        (True, "pooled", "drop-in"),
-        (False, "unbiased", "drop-in"),
-        (True, "mean", "normalize"),
+        ("train", None, "pooled", "drop-in"),
+        ("eval", "running", "unbiased", "drop-in"),
+        ("eval", None, "pooled", "drop-in"),
+        (None, None, "mean", "normalize"),
     ],
 )
-def test_population_update(train, how, second):
+def test_population_update(mode, upstream, how, second):
     net, x = Net(second), RNG.normal(size=(20, F)).astype(np.float32)
     net.train()
     net(x)  # statistics that are not the start
-    if not train:
+    if mode == "eval":
         net.eval()
+    elif mode is None:
+        net.first.use_running_average = net.second.use_running_average = None
+    train = upstream is None
     batches = [x[:5], x[5:14], x[14:]]  # uneven
     kernel, bias = (np.asarray(v[...], np.float64) for v in (net.dense.kernel, net.dense.bias))
     mean, var = (np.asarray(v[...], np.float64) for v in (net.first.mean, net.first.var))
     graph = fnn.graphdef(net)
-    nnx.population_update(net, batches, how=how)
+    nnx.population_update(net, batches, how=how, **({} if train else {"upstream": upstream}))
     assert fnn.graphdef(net) == graph
 
     z = [b.astype(np.float64) @ kernel + bias for b in batches]
@@ -384,6 +388,33 @@ def test_population_update(train, how, second):
             "mean": (np.mean([p.mean(0) for p in parts], 0), np.mean([p.var(0) for p in parts], 0)),
         }[how]
         close((layer.mean[...], layer.var[...]), want, 1e-4, 1e-5)
+
+
+def test_a_mode_at_the_call_does_not_decide_what_a_pass_over_data_normalizes_with():
+    net, x = Net("drop-in"), RNG.normal(size=(20, F)).astype(np.float32)
+
+    def frozen(net, x):
+        h = fnn.relu(net.first(net.dense(x), stats="running"))
+        return net.second(h, use_running_average=True)
+
+    nnx.population_update(net, [x], call=frozen)
+    net.eval()
+    y = np.asarray(net(x), np.float64)
+    used = np.asarray(net.second.var[...]) > 1e-2  # a channel that relu cuts has no spread
+    assert used.any()
+    close(y.mean(0), 0, 1e-5, 1e-5), close(y.std(0)[used], 1, 1e-3, 0)
+
+
+def test_noise_of_a_recurrent_layer_in_a_pass_over_data_is_that_of_the_models_mode():
+    layer, x = recurrent.bn_lstm(H, max_steps=T, zoneout_h=0.5), draw()
+    params, state = layer.init(fnn.Rngs(params=1).params(), F)
+    want = nj.population_statistics(layer, params, state, [x])["norm_h"]
+    for mode in ("eval", "train"):
+        module = nnx.Recurrent(layer, F, rngs=fnn.Rngs(params=1, noise=2))
+        getattr(module, mode)()
+        nnx.population_update(module, [x])
+        same = np.allclose(module.norm_h["var"][...], want.var, rtol=1e-4, atol=1e-5)
+        assert same == (mode == "eval")
 
 
 @pytest.mark.slow

@@ -105,8 +105,13 @@ def test_zoneout_and_dropout_that_were_asked_for_act():
         drawn = np.asarray(module(X))
         assert np.abs(drawn - rest).max() > 1e-3
         assert np.abs(drawn - module(X)).max() > 1e-3
+        np.testing.assert_array_equal(module(X, noise=False), module(X, noise=False))
+        frozen = np.asarray(module(X, stats="running", noise=True))
+        assert np.abs(frozen - rest).max() > 1e-3
     still = nnx.Recurrent(layer, 3, rngs=fnn.Rngs(params=0), stats="running")
-    still(X)
+    np.testing.assert_array_equal(still(X), still(X, stats="batch", noise=False))
+    with pytest.raises(ValueError, match="draw with noise=True"):
+        still(X, noise=True)
     with pytest.raises(ValueError, match=r"rngs=nnx.Rngs\(params=0, noise=1\)"):
         still(X, stats="batch")
 

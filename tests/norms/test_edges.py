@@ -9,6 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent, testing
+from normjax.state import _names
 from tests.conftest import unchecked
 
 
@@ -246,3 +247,27 @@ def test_finalize_statistics_that_accumulated_nothing_is_refused():
         nj.finalize_statistics(state)
     with pytest.raises(ValueError, match=r"write state = .*accumulate_statistics\(state\)"):
         nj.finalize_statistics(())
+
+
+@pytest.mark.parametrize("sample", testing.SAMPLES, ids=lambda s: s.name)
+def test_params_and_state_restored_as_dictionaries_are_read_by_their_names(sample):
+    params, state = sample.norm.init(sample.shape, key=jax.random.key(0))
+    x = sample.input()
+    loose = _names.to_dict(params), _names.to_dict(state)
+    for stats in ("batch", "running"):
+        want, moved = sample.norm.apply(params, state, x, stats=stats)
+        got, after = unchecked(type(sample.norm).apply)(sample.norm, *loose, x, stats=stats)
+        np.testing.assert_array_equal(got, want)
+        assert jax.tree.structure(after) == jax.tree.structure(moved)
+        jax.tree.map(np.testing.assert_array_equal, after, moved)
+
+
+def test_a_dictionary_with_other_names_says_which():
+    norm, x = nj.batch_norm(), jnp.ones((4, 3))
+    params, state = norm.init(x.shape)
+    for loose, message in (
+        ({"gamma": jnp.ones(3), "bias": jnp.ones(3)}, "variable 'scale' is missing"),
+        ({**params._asdict(), "gamma": jnp.ones(3)}, r"\['gamma'\] are unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            norm.apply(loose, state, x, stats="batch")

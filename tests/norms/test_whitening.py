@@ -65,6 +65,40 @@ def test_pca():
     np.testing.assert_array_equal(grad, 0)
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_a_projection_on_the_first_axes_is_that_of_scikit_learn(outputs):
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn is absent")
+    fit = nj.pca_whitening(nj.second_moments(X), 1e-9)
+    fit = fit._replace(matrix=fit.matrix[:outputs])
+    theirs = decomposition.PCA(outputs, whiten=True, svd_solver="full").fit(X.astype(np.float64))
+    want = theirs.transform(X.astype(np.float64))
+    want *= np.sqrt(len(X) / (len(X) - 1))  # their variance is the unbiased one
+    got = np.asarray(nj.whiten(X, fit))
+    assert got.shape == (40, outputs)
+    close(got * np.sign((got * want).sum(0)), want, 1e-3, 1e-3)
+    # [batch, space, features] and one whitening for each position in space
+    rows = X.reshape(10, 4, 4)
+    np.testing.assert_allclose(
+        nj.whiten(rows, fit).reshape(40, outputs), nj.whiten(X, fit), rtol=1e-5, atol=1e-5
+    )
+    each = nj.pca_whitening(nj.second_moments(rows, (0,)), EPS)
+    each = each._replace(matrix=each.matrix[:, :outputs])
+    y = nj.whiten(rows, each, axes=(0,))
+    d = rows.astype(np.float64) - np.asarray(each.mean, np.float64)
+    close(y, np.einsum("bsi,soi->bso", d, np.asarray(each.matrix, np.float64)), 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (3, 0, 4), (0, 3, 4)])
+@pytest.mark.parametrize("make", [nj.decorrelated_batch_norm, nj.iterative_norm])
+def test_an_empty_axis_gives_an_empty_output_and_moves_nothing(make, shape):
+    norm = make()
+    params, state = norm.init(shape)
+    for stats in ("batch", "running"):
+        y, after = norm.apply(params, state, jnp.zeros(shape), stats=stats)
+        assert y.shape == shape
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
 @pytest.mark.parametrize("kind", [nj.zca_whitening, nj.pca_whitening])
 def test_streamed_statistics_fit_the_same(kind):
     whole = kind(nj.second_moments(X), EPS)

@@ -110,6 +110,32 @@ def test_without_norms_they_are_torch_modules(x64, name, directions):
     np.testing.assert_allclose(y, want.numpy(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_a_torch_module_without_biases_has_biases_of_0(x64, name):
+    torch = pytest.importorskip("torch", reason="torch is absent: make peers")
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[name](
+        F, H, bias=False, batch_first=True, dtype=torch.float64
+    )
+    layer = getattr(recurrent, name)(H)
+    params, state = layer.init(jax.random.key(0), F, jnp.float64)
+    params = {**params, "bias": jnp.ones_like(params["bias"])}  # what is replaced
+    params = recurrent.from_torch(layer, module.state_dict(), params)
+    (y, _), _ = layer.apply(params, state, _x(), stats="running")
+    with torch.no_grad():
+        want, _ = module(torch.from_numpy(np.array(_x())))
+    np.testing.assert_allclose(y, want.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_torch_that_are_missing_are_named():
+    layer = recurrent.rnn(H)
+    params, _ = layer.init(jax.random.key(0), F)
+    tensors = recurrent.to_torch(layer, params)
+    with pytest.raises(ValueError, match=r"lack \['weight_hh_l1', 'weight_ih_l1'\]"):
+        recurrent.from_torch(layer, tensors, params, suffix="_l1")
+    without = {name: v for name, v in tensors.items() if "bias" not in name}
+    assert not np.any(recurrent.from_torch(layer, without, params)["bias"])
+
+
 def test_the_backward_layer_reverses_only_what_is_not_padding(x64):
     layer = recurrent.bidirectional(recurrent.bn_lstm(H, T, scale_init=0.3))
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
@@ -244,6 +270,55 @@ def test_dropout_between_layers_scales_what_it_keeps(x64):
     z = np.arctanh(np.asarray(y)) - np.asarray(params["layer_1"]["bias"])
     factor = z @ np.linalg.inv(np.asarray(params["layer_1"]["w_x"])) / np.asarray(first)
     assert set(np.round(factor, 6).ravel().tolist()) == {0.0, 2.0}
+
+
+NOISY = {
+    "zoneout": recurrent.lstm(H, zoneout_c=0.5),
+    "dropout": recurrent.gru(H, dropout_h=0.5),
+    "with statistics": recurrent.bn_lstm(H, max_steps=5, zoneout_h=0.5),
+    "in a stack": recurrent.stack([recurrent.rnn(H), recurrent.rnn(H, zoneout_h=0.5)]),
+    "between": recurrent.stack([recurrent.rnn(H), recurrent.rnn(H)], dropout=0.5),
+    "one direction": recurrent.bidirectional(recurrent.rnn(H), recurrent.rnn(H, dropout_h=0.5)),
+    "reparametrized": nj.reparam(recurrent.lstm(H, dropout_h=0.5), {"w_h": nj.weight_norm()}),
+}
+
+
+@pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
+def test_noise_needs_a_key_unless_the_call_wants_none(layer):
+    x = _x(jnp.float32)
+    params, state = layer.init(jax.random.key(0), F)
+    key, other = jax.random.key(1), jax.random.key(2)
+
+    def run(stats, **how):
+        return layer.apply(params, state, x, stats=stats, **how)[0][0]
+
+    for refused in (layer.apply, layer.info):
+        with pytest.raises(ValueError, match=r'mode "batch": write apply\(…, key=key\), or noise='):
+            refused(params, state, x, stats="batch")
+        with pytest.raises(ValueError, match="draw with noise=True"):
+            refused(params, state, x, stats="running", noise=True)
+    for stats in ("batch", "running"):  # statistics and noise are two questions
+        still = run(stats, noise=False)
+        np.testing.assert_array_equal(run(stats, noise=False, key=key), still)
+        drawn = run(stats, noise=True, key=key)
+        assert np.abs(drawn - still).max() > 1e-3
+        assert np.abs(drawn - run(stats, noise=True, key=other)).max() > 1e-3
+    np.testing.assert_array_equal(run("batch", key=key), run("batch", noise=True, key=key))
+    np.testing.assert_array_equal(run("running", key=key), run("running", noise=False))
+
+
+def test_population_statistics_draw_where_a_batch_brings_a_key():
+    layer, x = NOISY["with statistics"], _x(jnp.float32)
+    params, state = layer.init(jax.random.key(0), F)
+    still = nj.population_statistics(layer, params, state, [x])["norm_h"]
+    accumulator = nj.accumulate_statistics(state)
+    _, accumulator = layer.apply(params, accumulator, x, stats="batch", noise=False)
+    want = nj.finalize_statistics(accumulator)["norm_h"]
+    np.testing.assert_allclose(still.var, want.var, rtol=1e-5, atol=1e-7)
+    noisy = nj.population_statistics(layer, params, state, [{"x": x, "key": jax.random.key(1)}])[
+        "norm_h"
+    ]
+    assert np.abs(noisy.var - still.var).max() > 1e-4
 
 
 ONE = recurrent.lstm(H)

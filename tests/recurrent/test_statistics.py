@@ -295,3 +295,31 @@ def test_statistics_that_are_no_kind_of_their_own_travel_whole():
     measured = layer.info(params, state, x, stats="batch").moments["norm_h"]
     np.testing.assert_array_equal(measured.groups.count, np.full((5, 2, 4), 3))
     np.testing.assert_array_equal(measured.whole.count, np.full((5, 4), 6))
+
+
+UNEVEN = np.array([6, 4, 6, 2, 6, 3, 6, 5, 6, 1, 6, 6, 6, 2, 6, 4])
+
+
+@pytest.mark.parametrize("measure", ["running", "population"])
+@pytest.mark.parametrize("norm", [nj.batch_norm(), nj.decorrelated_batch_norm(), nj.batch_renorm()])
+def test_steps_that_no_sequence_reached_take_the_last_known_statistics(norm, measure):
+    layer = recurrent.lstm(H, norm_h=recurrent.per_step(norm, max_steps=10))
+    params, state, x = _case(layer, jnp.float32, steps=10)
+    if measure == "running":
+        _, state = layer.apply(params, state, 3 * x, stats="batch", lengths=UNEVEN)
+    else:
+        batch = {"x": 3 * x, "lengths": UNEVEN}
+        state = nj.population_statistics(layer, params, state, [batch])
+    start = layer.init(jax.random.key(0), F)[1]["norm_h"]
+    for leaf, initial in zip(state["norm_h"], start, strict=True):
+        np.testing.assert_array_equal(leaf[6:], initial[6:])  # tells these steps from the others
+    known = jax.tree.map(lambda leaf: leaf.at[6:].set(leaf[5]), state)
+    (want, _), _ = layer.apply(params, known, x, stats="running")
+    (got, _), after = layer.apply(params, state, x, stats="running")
+    np.testing.assert_array_equal(got, want)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    y, _ = layer.norm_h.apply(params["norm_h"], state["norm_h"], x @ params["w_x"], stats="running")
+    other, _ = layer.norm_h.apply(
+        params["norm_h"], known["norm_h"], x @ params["w_x"], stats="running"
+    )
+    np.testing.assert_array_equal(y, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,38 @@ def test_conv(padding):
     near(conv(*nj.fold_conv(kernel, bias, nj.fold(norm, params, state))), want)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("inputs", [4, 3])
+def test_a_transposed_convolution_is_folded_over_its_outputs(inputs, transposed):
+    norm = nj.batch_norm()
+    params, state = norm.init((1, 1, 1, 4))
+    draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)  # noqa: E731
+    x = draw(2, 5, 5, inputs)
+    state = nj.Running(draw(4), draw(4) ** 2 + 0.5)
+    layer = nn.ConvTranspose(4, (3, 3), strides=(2, 2), transpose_kernel=transposed)
+    own = layer.init(jax.random.key(0), x)["params"]
+    own = {**own, "bias": draw(4)}
+    want, _ = norm.apply(params, state, layer.apply({"params": own}, x), stats="running")
+    folded = nj.fold(norm, params, state)
+    axis = -2 if transposed else -1
+    kernel, bias = nj.fold_conv(own["kernel"], own["bias"], folded, output_axis=axis)
+    near(layer.apply({"params": {"kernel": kernel, "bias": bias}}, x), want)
+    if inputs == 4:
+        with pytest.raises(ValueError, match=r"as many inputs as outputs.*output_axis=-2"):
+            nj.fold_conv(own["kernel"], own["bias"], folded)
+    elif transposed:
+        with pytest.raises(ValueError, match=r"axis -1 must be the outputs.*output_axis=…"):
+            nj.fold_conv(own["kernel"], own["bias"], folded)
+    with pytest.raises(ValueError, match="output_axis=4 is no axis"):
+        nj.fold_conv(own["kernel"], own["bias"], folded, output_axis=4)
+
+
+def test_the_outputs_of_a_convolution_of_pytorch_are_first():
+    folded = nj.Affine(jnp.array([2.0, 3.0]), jnp.zeros(2))
+    kernel, _ = nj.fold_conv(jnp.ones((2, 5, 3, 3)), None, folded, output_axis=0)
+    np.testing.assert_array_equal(kernel, np.broadcast_to([[[[2]]], [[[3]]]], (2, 5, 3, 3)))
+
+
 def test_a_gathering_state_folds_what_normalizes():
     norm = nj.batch_norm()
     params, state = warm(norm)
@@ -100,7 +133,7 @@ def test_what_cannot_be_folded_says_so():
             nj.fold(norm, *norm.init((1, 4, 4, 2)))
     with pytest.raises(TypeError, match="leave it out"):
         nj.fold(nj.identity(), *nj.identity().init((1, 2)))
-    with pytest.raises(ValueError, match="its last axis must be the outputs"):
+    with pytest.raises(ValueError, match="its axis -1 must be the outputs"):
         nj.fold_dense(jnp.ones((5, 3)), None, nj.Affine(jnp.ones(5), jnp.ones(5)))
     with pytest.raises(ValueError, match="what fold"):
         nj.fold_dense(jnp.ones((5, 3)), None, nj.Affine(None, jnp.ones(3)))

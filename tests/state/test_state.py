@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 
 import normjax as nj
 from normjax import linen, recurrent
 from normjax.state import _names
 from normjax.testing import SAMPLES
+from tests.conftest import unchecked
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(24, 3)).astype(np.float32) * 2 + 5
@@ -260,6 +262,44 @@ def test_norm_params_of_flax():
     assert mask["Dense_0"] == {"kernel": True, "bias": False}
     assert mask["BatchNorm_0"] == mask["LayerNorm_0"] == {"scale": False, "bias": False}
     assert not any(jax.tree.leaves(mask["WeightNorm_0"]))
+
+
+def test_norm_params_by_the_names_of_other_frameworks():
+    haiku = {
+        "net/~/linear": {"w": 0.0, "b": 0.0},
+        "net/~/layer_norm": {"scale": 0.0, "offset": 0.0},
+    }
+    mask = jax.tree_util.tree_map_with_path(lambda p, _: nj.is_norm_param(p, "haiku"), haiku)
+    assert mask["net/~/linear"] == {"w": False, "b": True}
+    assert mask["net/~/layer_norm"] == {"scale": True, "offset": True}
+    assert not nj.is_norm_param(("offset",))
+
+    equinox = {
+        ("layers", "0", "weight"): False,
+        ("layers", "0", "bias"): True,
+        ("norm1", "weight"): True,
+        ("norms", "0", "weight"): True,
+        ("NormBlock", "linear", "weight"): False,
+        ("weight",): False,
+        (): False,
+    }
+    for path, want in equinox.items():
+        assert nj.is_norm_param(path, "equinox") is want, path
+    assert nj.is_norm_param(("a", "gamma"), {"gamma"}) and not nj.is_norm_param((), {"gamma"})
+    assert nj.is_norm_param(("a", "b"), lambda names: names == ("a", "b"))
+    with pytest.raises(ValueError, match="rules"):
+        unchecked(nj.is_norm_param)(("a",), "keras")
+
+
+def test_restoring_takes_a_frozen_dict_on_either_side():
+    old = {"encoder": {"mean": jnp.zeros(2)}, "head": {"mean": jnp.zeros(2)}}
+    new = jax.tree.map(lambda v: v + 1, old)
+    where = lambda path: path[0].key == "encoder"  # noqa: E731
+    for before, after in ((freeze(old), new), (old, freeze(new)), (freeze(old), freeze(new))):
+        got = nj.restore_statistics(before, after, where)
+        assert jax.tree.structure(got) == jax.tree.structure(after)
+        np.testing.assert_array_equal(got["encoder"]["mean"], 0)
+        np.testing.assert_array_equal(got["head"]["mean"], 1)
 
 
 @standard

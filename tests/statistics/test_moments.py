@@ -346,3 +346,43 @@ def test_gradients_through_shared_statistics():
         out_specs=PartitionSpec(),
     )
     close(jax.jit(jax.grad(run))(jnp.asarray(X), weights, MASK), want, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(("decay", "bound"), [(0.99, 1e-6), (0.999, 2e-6), (0.9999, 1e-5)])
+def test_the_pace_of_a_running_average_is_that_of_the_exact_recursion(decay, bound):
+    """In its first 1 / (1 - decay) updates, where the weight of the new value shows."""
+    steps = round(1 / (1 - decay))
+    means = (3 + RNG.normal(size=(steps, 4))).astype(np.float32)
+
+    def update(state, mean):
+        measured = nj.Moments(mean, mean**2, jnp.full(4, 8.0))
+        return nj.ema(state, measured, decay=decay), None
+
+    start = nj.Running(jnp.zeros(4), jnp.ones(4))
+    got = jax.jit(lambda m: jax.lax.scan(update, start, m)[0])(means)
+    mean, var = np.zeros(4), np.ones(4)
+    for new in means.astype(np.float64):
+        mean, var = decay * mean + (1 - decay) * new, decay * var + (1 - decay) * new**2
+    np.testing.assert_allclose(got.mean, mean, rtol=bound)
+    np.testing.assert_allclose(got.var, var, rtol=bound)
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.9999])
+def test_a_running_average_stops_within_half_a_unit_of_its_last_place(decay):
+    m = nj.Moments(jnp.full(1, 3.0), jnp.full(1, 7.0), jnp.full(1, 8.0))
+    start = nj.Running(jnp.zeros(1), jnp.ones(1))
+    update = lambda _, state: nj.ema(state, m, decay=decay)  # noqa: E731
+    got = jax.jit(lambda: jax.lax.fori_loop(0, round(20 / (1 - decay)), update, start))()
+    np.testing.assert_allclose(got.mean, 3, rtol=6e-8 / (1 - decay))
+    np.testing.assert_allclose(got.var, 7, rtol=6e-8 / (1 - decay))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.25])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_running_average_that_forgets_does_not_round_through_the_old_value(decay, traced):
+    m = nj.Moments(jnp.full(1, 1e-10), jnp.full(1, 1e-12), jnp.full(1, 8.0))
+    state = nj.Running(jnp.zeros(1), jnp.zeros(1) if decay else jnp.ones(1))
+    given = jnp.float32(decay) if traced else decay
+    got = jax.jit(lambda s, d: nj.ema(s, m, decay=d if traced else decay))(state, given)
+    np.testing.assert_allclose(got.mean, (1 - decay) * 1e-10, rtol=1e-6)
+    np.testing.assert_allclose(got.var, (1 - decay) * 1e-12, rtol=1e-6)
