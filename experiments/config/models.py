@@ -9,7 +9,7 @@ from typing import Any
 
 import normjax
 from experiments.config.defaults import timesteps
-from experiments.usage import UsageError, check_number, nearest, one_of
+from experiments.usage import UsageError, check_number, nearest, one_of, short
 from normjax import recurrent
 
 CELLS: dict[str, Callable[..., recurrent.Recurrent]] = {
@@ -79,6 +79,8 @@ class NormConfig:
     @classmethod
     def parse(cls, norm: Mapping[str, Any], where: str = "norm") -> NormConfig:
         """Read a mapping of a config."""
+        if not isinstance(norm, Mapping):
+            raise UsageError(f"{where}={short(norm)} is no norm; write {where}.name=batch_norm.")
         if "name" not in norm:
             raise UsageError(f"{where} names no norm; write for instance {where}.name=batch_norm.")
         rest = sorted((k, v) for k, v in norm.items() if k not in ("name", "lift"))
@@ -158,9 +160,14 @@ def _norm_at(model: Mapping[str, Any], place: str) -> Any:
 def check_steps(config: Mapping[str, Any]) -> None:
     """Refuse a per-step norm with fewer steps than the data, unless it says what follows them."""
     length, model = timesteps(config), config["model"]
+    for key in ("cell", "head_init"):
+        if key not in model:
+            raise UsageError(f"config.model.{key} is missing; it is one of the default config's.")
     one_of("config.model.cell", model["cell"], tuple(CELLS))
     for place in (*places(model["cell"]), BETWEEN):
         norm = model.get(place)
+        if norm is not None:
+            NormConfig.parse(norm, f"config.model.{place}")
         if norm and norm.get("lift") == "per_step" and norm.get("name") != "none":
             steps = norm.get("max_steps")
             if isinstance(steps, int) and steps < length and "beyond" not in norm:

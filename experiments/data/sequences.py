@@ -33,6 +33,7 @@ from experiments.usage import UsageError
 
 RATE, WINDOW, HOP, MELS = 8000, 400, 160, 20  # 50 ms of sound every 20 ms
 UNKNOWN = "<unk>"
+LARGEST = 10**9  # tokens of a split's segments, 4 GB
 
 
 class Sequences(NamedTuple):
@@ -224,6 +225,11 @@ def text(
             raise UsageError(
                 f"the {split} split of text {name!r} has {len(ids[split])} {unit}; write "
                 f"--config.data.length={max(1, len(ids[split]) - 1)} or less."
+            )
+        if len(starts) * (length + 1) > LARGEST:
+            raise UsageError(
+                f"{len(starts):,} segments of config.data.length={length} from text {name!r} do "
+                "not fit in memory; write a larger --config.data.stride, or a smaller length."
             )
         return Segments(ids[split][starts[:, None] + np.arange(length + 1)])
 
