@@ -54,12 +54,35 @@ def _check_arguments(
             raise UsageError(f"{where}: {function.__name__} needs {name!r}; write {name}=VALUE.")
 
 
+SIMPLE = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+
+
+def _typed(where: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Require the types that a factory's annotations name, and make a float of 1 where it is one.
+
+    Python would take forget_bias="identity", and the first step fail.
+    """
+    typed = dict(arguments)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        value = typed.get(name)
+        if name not in typed or not set(kinds) <= SIMPLE.keys():
+            continue
+        truth = isinstance(value, bool) and "bool" not in kinds
+        if truth or not any(isinstance(value, SIMPLE[kind]) for kind in kinds):
+            raise UsageError(f"{where}.{name}={short(value)} must be {' or '.join(kinds)}.")
+        if "float" in kinds and isinstance(value, int):
+            typed[name] = float(value)
+    return typed
+
+
 def _call(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a factory and turn its errors into `UsageError`s."""
+    kwargs = _typed(where, function, kwargs)
     try:
         return function(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{where}: {' '.join(str(error).split())[:500]}") from error
 
 
 @dataclasses.dataclass(frozen=True)
