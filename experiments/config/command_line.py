@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import ml_collections
 from absl import flags
 
+from experiments.config import switch
 from experiments.config.defaults import flatten
 from experiments.usage import UsageError, nearest, usage
 
@@ -22,7 +23,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         argument = _config_argument(argv)
         config = None if argument is None else load(argument)
         try:
-            return flags.FLAGS(list(argv))
+            rest = flags.FLAGS(list(argv))
+            if config is not None:
+                _switch_norms(argv, config, flags.FLAGS["config"].value)
+            return rest
         except (AttributeError, KeyError, TypeError) as error:
             # The locked config that refused the key is not at hand here: it was loaded above.
             message = _misspelt(argv, config) if config is not None else ""
@@ -31,6 +35,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             # A config file that refuses its variant arrives here with its traceback in the text.
             line = str(error).strip().splitlines()[-1]
             raise UsageError(_unreadable(line) or line.removeprefix("ValueError: ")) from error
+
+
+def _switch_norms(
+    argv: Sequence[str], before: ml_collections.ConfigDict, config: ml_collections.ConfigDict
+) -> None:
+    """Make a norm that was switched by --config.model.PLACE.name one that can be built."""
+    words = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
+    written = {word.removeprefix("config.") for word in words if word.startswith("config.")}
+    for note in switch.switch_norms(config, switch.names(before), written):
+        print(f"note: {note}", flush=True)
 
 
 def load(argument: str) -> ml_collections.ConfigDict:
