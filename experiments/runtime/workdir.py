@@ -152,6 +152,9 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    events = workdir / "tensorboard"
+    if events.exists() and not events.is_dir():
+        raise UsageError(f"{events} is a file and must be a folder; move it away.")
     if path.exists():
         there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
