@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -33,15 +33,61 @@ def one_of(what: str, value: Any, known: Sequence[str]) -> None:
     """Require one of the known values."""
     if value not in known:
         names = ", ".join(known)
-        raise UsageError(f"{what}={value!r} is unknown; known: {names}.{nearest(value, known)}")
+        hint = nearest(value, known)
+        raise UsageError(f"{what}={short(value)} is unknown; known: {names}.{hint}")
 
 
 def check_number(
-    key: str, value: Any, low: float, high: float = float("inf"), *, open_low=False
+    key: str,
+    value: Any,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    integer: bool = False,
 ) -> None:
     """Require a number within bounds."""
-    bad = isinstance(value, bool) or not isinstance(value, int | float)
-    if bad or not (low < value if open_low else low <= value) or not value <= high:
+    kinds = int if integer else int | float
+    bad = isinstance(value, bool) or not isinstance(value, kinds)
+    low_is_kept = not bad and (low < value if open_low else low <= value)
+    if not low_is_kept or not (value < high if open_high else value <= high):
+        kind = "an integer" if integer else "a number"
         relation = "greater than" if open_low else "at least"
-        upper = "" if high == float("inf") else f" and at most {high:g}"
-        raise UsageError(f"config.{key}={value!r} must be a number {relation} {low:g}{upper}.")
+        below = "less than" if open_high else "at most"
+        upper = "" if high == float("inf") else f" and {below} {_plain(high)}"
+        raise UsageError(
+            f"config.{key}={short(value)} must be {kind} {relation} {_plain(low)}{upper}."
+        )
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """Return a value's repr, cut to a length that fits in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def check_like(where: str, values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Require known keys, and values of the types that the usual ones have."""
+    kinds: dict[type, tuple[Any, str]] = {
+        bool: (bool, "True or False"),
+        int: (int, "an integer"),
+        float: (int | float, "a number"),
+        str: (str, "a word"),
+        tuple: (list | tuple, "a list"),
+        dict: (Mapping, "a group with a name"),
+    }
+    for key, value in values.items():
+        if key not in usual:
+            raise UsageError(f"{where}.{key} is no key.{nearest(key, usual)}")
+        kind, words = kinds[type(usual[key])]
+        truth = isinstance(value, bool) and kind is not bool
+        if truth or not isinstance(value, kind):
+            raise UsageError(f"{where}.{key}={short(value)} must be {words}, as {usual[key]!r} is.")

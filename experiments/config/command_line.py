@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import pathlib
 import runpy
+import traceback
 from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
 
+from experiments.config import switch
 from experiments.config.defaults import flatten
 from experiments.usage import UsageError, nearest, usage
 
@@ -17,22 +20,82 @@ from experiments.usage import UsageError, nearest, usage
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse flags with absl, and turn its errors into one paragraph and exit status 2."""
     with usage():
-        path, _, variant = _config_argument(argv).partition(":")
-        if path and not pathlib.Path(path).is_file():
-            raise UsageError(
-                f"there is no config file {path!r}; paths start at {pathlib.Path.cwd()}."
-            )
+        argument = _config_argument(argv)
+        config = None if argument is None else load(argument)
         try:
-            return flags.FLAGS(list(argv))
-        except (AttributeError, KeyError) as error:
-            # The locked config that refused the key is not at hand here: load it again.
-            get_config = runpy.run_path(path)["get_config"]
-            message = _misspelt(argv, get_config(variant) if variant else get_config())
+            rest = flags.FLAGS(list(argv))
+            if config is not None:
+                _switch_norms(argv, config, flags.FLAGS["config"].value)
+            return rest
+        except (AttributeError, KeyError, TypeError) as error:
+            # The locked config that refused the key is not at hand here: it was loaded above.
+            message = _misspelt(argv, config) if config is not None else ""
             raise UsageError(message or f"a --config key was refused: {error}") from error
         except flags.Error as error:
             # A config file that refuses its variant arrives here with its traceback in the text.
             line = str(error).strip().splitlines()[-1]
             raise UsageError(_unreadable(line) or line.removeprefix("ValueError: ")) from error
+
+
+def _switch_norms(
+    argv: Sequence[str], before: ml_collections.ConfigDict, config: ml_collections.ConfigDict
+) -> None:
+    """Make a norm that was switched by --config.model.PLACE.name one that can be built."""
+    words = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
+    written = {word.removeprefix("config.") for word in words if word.startswith("config.")}
+    for note in switch.switch_norms(config, switch.names(before), written):
+        print(f"note: {note}", flush=True)
+
+
+def load(argument: str) -> ml_collections.ConfigDict:
+    """Make the config of FILE:VARIANT, or say why there is none."""
+    path, _, variant = argument.partition(":")
+    if not path:
+        raise UsageError("--config is empty; write --config=configs/recurrent_bn/digits.py:lstm.")
+    if not pathlib.Path(path).is_file():
+        raise UsageError(f"there is no config file {path!r}; paths start at {pathlib.Path.cwd()}.")
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:  # whatever the file raises
+        raise UsageError(f"{path} is no config file: {_told(error, path)}.") from error
+    get_config = names.get("get_config")
+    if not callable(get_config):
+        raise UsageError(
+            f"{path} is no config: it defines no get_config(variant) that returns one, as "
+            "configs/recurrent_bn/digits.py does."
+        )
+    arms = getattr(names.get("CLAIM"), "arms", ())
+    if variant and arms and variant not in arms:
+        raise UsageError(
+            f"{path} has no variant {variant!r}; variants: {', '.join(arms)}."
+            f"{nearest(variant, arms)}"
+        )
+    parameters = inspect.signature(get_config).parameters.values()
+    if not variant and any(p.default is p.empty for p in parameters):
+        known = f", one of {', '.join(arms)}" if arms else ""
+        raise UsageError(f"{path} wants a variant{known}; write --config={path}:VARIANT.")
+    try:
+        config = get_config(variant) if variant else get_config()
+    except ValueError as error:  # written for its reader
+        raise UsageError(str(error)) from error
+    except KeyError as error:
+        raise UsageError(f"{path} has no variant {variant!r} ({_told(error, path)}).") from error
+    except Exception as error:
+        raise UsageError(f"{path} makes no config: {_told(error, path)}.") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError(
+            f"{path} makes no config: get_config returns {type(config).__name__}; start from "
+            "experiments.config.defaults.default() and return it."
+        )
+    return config
+
+
+def _told(error: Exception, path: str) -> str:
+    """Say in a line what a config file raised, and in which of its lines."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 0
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    return f"{type(error).__name__}: {text[:200]}" + (f", line {line}" if line else "")
 
 
 def _unreadable(line: str) -> str:
@@ -56,9 +119,9 @@ def no_arguments(argv: Sequence[str]) -> None:
         raise UsageError(f"did not understand {argv[1]!r}; options are written --key=value.")
 
 
-def _config_argument(argv: Sequence[str]) -> str:
-    """Return FILE:VARIANT of the last --config=FILE:VARIANT or --config FILE:VARIANT."""
-    argument = ""
+def _config_argument(argv: Sequence[str]) -> str | None:
+    """Return FILE:VARIANT of the last --config=FILE:VARIANT or --config FILE:VARIANT, if any."""
+    argument = None
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if word.startswith("-") and name.lstrip("-") == "config":
@@ -72,6 +135,8 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
         if not word.lstrip("-").startswith("config."):
             continue
         at, node = "config", config
+        if not all(word.lstrip("-").partition("=")[0].split(".")):
+            return f"{word!r} names no key; write for instance --config.steps=100."
         for key in word.lstrip("-").partition("=")[0].split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
                 here = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import normjax
 from experiments.config.defaults import timesteps
-from experiments.usage import UsageError, check_number, nearest, one_of
+from experiments.usage import UsageError, check_number, nearest, one_of, short
 from normjax import recurrent
 
 CELLS: dict[str, Callable[..., recurrent.Recurrent]] = {
@@ -54,12 +54,35 @@ def _check_arguments(
             raise UsageError(f"{where}: {function.__name__} needs {name!r}; write {name}=VALUE.")
 
 
+SIMPLE = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+
+
+def _typed(where: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Require the types that a factory's annotations name, and make a float of 1 where it is one.
+
+    Python would take forget_bias="identity", and the first step fail.
+    """
+    typed = dict(arguments)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kinds = str(parameter.annotation).split(" | ")
+        value = typed.get(name)
+        if name not in typed or not set(kinds) <= SIMPLE.keys():
+            continue
+        truth = isinstance(value, bool) and "bool" not in kinds
+        if truth or not any(isinstance(value, SIMPLE[kind]) for kind in kinds):
+            raise UsageError(f"{where}.{name}={short(value)} must be {' or '.join(kinds)}.")
+        if "float" in kinds and isinstance(value, int):
+            typed[name] = float(value)
+    return typed
+
+
 def _call(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a factory and turn its errors into `UsageError`s."""
+    kwargs = _typed(where, function, kwargs)
     try:
         return function(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{where}: {' '.join(str(error).split())[:500]}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +102,8 @@ class NormConfig:
     @classmethod
     def parse(cls, norm: Mapping[str, Any], where: str = "norm") -> NormConfig:
         """Read a mapping of a config."""
+        if not isinstance(norm, Mapping):
+            raise UsageError(f"{where}={short(norm)} is no norm; write {where}.name=batch_norm.")
         if "name" not in norm:
             raise UsageError(f"{where} names no norm; write for instance {where}.name=batch_norm.")
         rest = sorted((k, v) for k, v in norm.items() if k not in ("name", "lift"))
@@ -158,9 +183,14 @@ def _norm_at(model: Mapping[str, Any], place: str) -> Any:
 def check_steps(config: Mapping[str, Any]) -> None:
     """Refuse a per-step norm with fewer steps than the data, unless it says what follows them."""
     length, model = timesteps(config), config["model"]
+    for key in ("cell", "head_init"):
+        if key not in model:
+            raise UsageError(f"config.model.{key} is missing; it is one of the default config's.")
     one_of("config.model.cell", model["cell"], tuple(CELLS))
     for place in (*places(model["cell"]), BETWEEN):
         norm = model.get(place)
+        if norm is not None:
+            NormConfig.parse(norm, f"config.model.{place}")
         if norm and norm.get("lift") == "per_step" and norm.get("name") != "none":
             steps = norm.get("max_steps")
             if isinstance(steps, int) and steps < length and "beyond" not in norm:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+import normjax
 from experiments import tasks
 from experiments.config.defaults import (
     BATCH_STATS,
@@ -25,7 +28,8 @@ from experiments.config.defaults import (
     default,
     flatten,
 )
-from experiments.usage import UsageError, check_number, nearest, one_of
+from experiments.config.models import factories
+from experiments.usage import UsageError, check_number, nearest, one_of, short
 
 CHOICES = {
     "dataset": DATASETS,
@@ -40,28 +44,47 @@ CHOICES = {
     "data.shuffle": SHUFFLE,
     "data.unit": UNITS,
 }
-AT_LEAST_0 = (
-    *("data.train_size", "data.valid_size", "data.test_size", "data.side", "data.stride"),
-    *("devices", "nonfinite_limit", "optim.eps", "optim.l2", "optim.l1", "optim.clip_norm"),
-)
-AT_LEAST_1 = (
-    *("data.length", "data.vocabulary", "steps", "steps_per_call", "keep_checkpoints"),
-    *("log_every", "eval_every", "checkpoint_every", "batch_size", "eval_batch_size"),
-    "population.batch_size",
-)
-UP_TO_1 = ("optim.decay", "optim.momentum")
-SEEDS = ("seed", "permutation_seed")
+# Whole numbers by key, with their bounds. Above them a run would not end, or an array not fit.
+COUNTS = {
+    **dict.fromkeys(("data.train_size", "data.valid_size", "data.test_size"), (0, 10**9)),
+    **dict.fromkeys(("data.side", "devices", "nonfinite_limit"), (0, 10**6)),
+    **dict.fromkeys(("data.stride", "permutation_seed", "seed"), (0, 2**31 - 1)),
+    **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), (1, 2**31 - 1)),
+    "log_every": (1, 10**6),  # a number for each step since the last row is on the device
+    **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "population.batch_size"), (1, 10**7)),
+    "data.vocabulary": (1, 10**7),
+    "model.embed": (0, 10**5),
+    "model.depth": (1, 1000),
+    "model.channels": (1, 10**4),
+    "model.kernel": (1, 1000),
+}
+# Of sequences, by data set: recordings last seconds, reviews have at most 2,500 words.
+LONGEST = {"fsdd": 1000, "imdb_reviews": 10_000, "text": 10**6}
+LARGEST = 1e20  # beyond it, float32 overflows in the squares of a loss or a gradient
+SMALLEST_RATE = 1e-12  # below it, no step changes a float32 parameter
+NAME_LENGTH = 200
 
 
 def check(config: Mapping[str, Any]) -> dict[str, Any]:
     """Check a whole config and return it as plain nested dictionaries, every reference resolved."""
-    plain: dict[str, Any] = json.loads(json.dumps(as_dict(config)))
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(as_dict(config)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the config cannot be written as JSON ({error}): its values are numbers, words, True, "
+            "False, and lists and groups of these."
+        ) from error
     _check_keys(plain)
+    _check_types(plain)
+    _check_words(plain)
     _check_values(plain)
     _check_side(plain)
+    _check_layout(plain)
     _check_periods(plain)
     _check_batch_sizes(plain)
     tasks.check(plain)
+    _check_batch_statistics(plain)
     return plain
 
 
@@ -76,10 +99,60 @@ def _check_keys(plain: Mapping[str, Any]) -> None:
     for key in plain:
         if key not in reference and key != "gamma":
             raise UsageError(f"config.{key} is no key of a run.{nearest(key, reference)}")
+    for group in ("data", "optim", "population", "model"):
+        if not isinstance(plain[group], Mapping):
+            raise UsageError(
+                f"config.{group}={short(plain[group])} must be a group of keys; write "
+                f"--config.{group}.KEY=VALUE."
+            )
     for group in ("data", "optim", "population"):
         for key in plain[group]:
             if key not in reference[group]:
                 raise UsageError(f"config.{group}.{key} is no key.{nearest(key, reference[group])}")
+        for key in reference[group]:
+            if key not in plain[group]:
+                raise UsageError(
+                    f"the config has no key '{group}.{key}'; start from "
+                    "experiments.config.defaults.default()."
+                )
+
+
+def _check_types(plain: Mapping[str, Any]) -> None:
+    """Require the type of each default, and numbers that float32 has."""
+    reference, flat = flatten(as_dict(default())), flatten(plain)
+    for key, usual in reference.items():
+        if key.startswith("model."):
+            continue
+        if key not in flat:  # a group of keys, where the default is a value
+            raise UsageError(f"config.{key} must be a single value, as {usual!r} is.")
+        if isinstance(usual, str) and not isinstance(flat[key], str):
+            raise UsageError(f"config.{key}={short(flat[key])} must be a word, as {usual!r} is.")
+    for key, value in flat.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= LARGEST:
+                raise UsageError(
+                    f"config.{key}={short(value)} must be a finite number, of size {LARGEST:g} at "
+                    "most."
+                )
+
+
+def _check_words(plain: Mapping[str, Any]) -> None:
+    """Refuse control characters, which no terminal, legend or file name shows as they are."""
+    for key, value in flatten(plain).items():
+        for word in (key, value):
+            if isinstance(word, str) and any(
+                unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in word
+            ):
+                raise UsageError(
+                    f"config.{short(key)[1:-1]}={short(value)} holds a control character (a line "
+                    "break, for instance); write it without."
+                )
+    name = plain["name"]
+    if not name.strip() or len(name) > NAME_LENGTH:
+        raise UsageError(
+            f"config.name={short(name)} must have from 1 to {NAME_LENGTH} characters; write for "
+            "instance --config.name=lstm."
+        )
 
 
 def _check_values(plain: Mapping[str, Any]) -> None:
@@ -87,17 +160,34 @@ def _check_values(plain: Mapping[str, Any]) -> None:
     flat = flatten(plain)
     for key, known in CHOICES.items():
         one_of(f"config.{key}", flat[key], known)
-    for key in AT_LEAST_0:
-        check_number(key, flat[key], 0)
-    for key in AT_LEAST_1:
-        check_number(key, flat[key], 1)
-    for key in UP_TO_1:
-        check_number(key, flat[key], 0, 1)
-    for key in SEEDS:
-        check_number(key, flat[key], 0, 2**31 - 1)
+    for key, (low, high) in COUNTS.items():
+        if key in flat or key == "model.hidden":
+            check_number(key, flat.get(key), low, high, integer=True)
+    check_number("data.length", flat["data.length"], 1, 10**6, integer=True)
+    if (longest := LONGEST.get(plain["dataset"], 10**6)) < flat["data.length"]:
+        raise UsageError(
+            f"config.data.length={flat['data.length']} is longer than any sequence of "
+            f"{plain['dataset']}; write {longest} or less."
+        )
     check_number("target_accuracy", flat["target_accuracy"], 0, 1, open_low=True)
-    check_number("optim.learning_rate", flat["optim.learning_rate"], 0, open_low=True)
-    check_number("model.hidden", flat.get("model.hidden"), 1)
+    check_number("optim.learning_rate", flat["optim.learning_rate"], 0, LARGEST, open_low=True)
+    if flat["optim.learning_rate"] < SMALLEST_RATE:
+        raise UsageError(
+            f"config.optim.learning_rate={flat['optim.learning_rate']!r} changes no float32 "
+            f"parameter; write {SMALLEST_RATE:g} or more."
+        )
+    for key in ("optim.decay", "optim.momentum"):
+        check_number(key, flat[key], 0, 1, open_high=True)
+    check_number("optim.eps", flat["optim.eps"], 0, 1)
+    for key in ("optim.l2", "optim.l1", "optim.clip_norm"):
+        check_number(key, flat[key], 0, LARGEST)
+    for key, value in flat.items():
+        if key.startswith("model.") and key.endswith(".decay"):
+            check_number(key, value, 0, 1, open_high=True)
+        if key.startswith("model.") and key.endswith(".eps"):
+            check_number(key, value, 0, 1)
+        if key.startswith("model.") and key.endswith(".max_steps"):
+            check_number(key, value, 1, 10**6, integer=True)
 
 
 def _check_side(plain: Mapping[str, Any]) -> None:
@@ -107,6 +197,15 @@ def _check_side(plain: Mapping[str, Any]) -> None:
         raise UsageError(
             f"config.data.side={side} does not divide {native}, the side of {plain['dataset']}; "
             f"write one of {', '.join(str(k) for k in range(1, native + 1) if native % k == 0)}."
+        )
+
+
+def _check_layout(plain: Mapping[str, Any]) -> None:
+    """Refuse pictures for a layer that reads sequences."""
+    if plain["task"] in ("sequence", "language") and plain["data"]["layout"] == "images":
+        raise UsageError(
+            f"config.data.layout='images' is for config.task='image' or 'generate'; "
+            f"config.task={plain['task']!r} reads 'pixels' or 'rows'."
         )
 
 
@@ -130,3 +229,29 @@ def _check_batch_sizes(plain: Mapping[str, Any]) -> None:
                 f"config.{key}={plain[key]} is more than the {size} training examples of "
                 f"{plain['dataset']}; write a number from 1 to {size}."
             )
+
+
+def _check_batch_statistics(plain: Mapping[str, Any]) -> None:
+    """Refuse evaluation in batches of one example where a norm needs the batch's statistics.
+
+    Norms of convolutions and of whole sequences also average over places or time.
+    """
+    known = factories(normjax, "Norm")
+    for place, norm in plain["model"].items():
+        if not isinstance(norm, Mapping) or "decay" not in _arguments(known.get(norm.get("name"))):
+            continue
+        if place in ("norm_conv", "response", "norm") or norm.get("lift") == "sequence_wise":
+            continue
+        keys = ("eval_batch_size", "population.batch_size", "data.valid_size", "data.test_size")
+        flat = flatten(plain)
+        for key in keys:
+            if flat[key] == 1:
+                raise UsageError(
+                    f"config.{key}=1, but {norm['name']} at config.model.{place} measures the "
+                    "variance over the examples of a batch, and one example has none; write 2 or "
+                    "more."
+                )
+
+
+def _arguments(factory: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(factory).parameters) if factory else ()

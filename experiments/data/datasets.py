@@ -67,13 +67,20 @@ def load(
 
 def load_config_data(config: Mapping[str, Any]) -> Dataset:
     """Read the data set of a checked config."""
-    return load(
+    dataset = load(
         config["dataset"],
         data_dir=config["data_dir"],
         permutation=config["permutation"],
         seed=config["permutation_seed"],
         options=config["data"],
     )
+    examples = size(dataset.train)
+    if config["batch_size"] > examples:  # of a text, which was counted only now
+        raise UsageError(
+            f"config.batch_size={config['batch_size']}, but there are {examples} training "
+            f"examples; write a number from 1 to {examples}."
+        )
+    return dataset
 
 
 def require(config: Mapping[str, Any]) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 from absl import logging
-from etils import epath
 
 from experiments.config.defaults import SIDE, TRAIN_SIZE
+from experiments.data import records
 from experiments.data.locate import FOLDERS, cache_locally, find
 from experiments.data.splits import Dataset, Split, take
-from experiments.usage import UsageError
 
 
 def arrange(dataset: Dataset, native: int, side: int | None, layout: str | None) -> Dataset:
@@ -73,40 +71,18 @@ def load_images(name: str, data_dir: str) -> Dataset:
 
 def _tfds(name: str, data_dir: str, sizes: dict[str, int]) -> dict[str, Split]:
     folder = cache_locally(find(name, data_dir))
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it would recommend a faster image library, each time
     splits = {}
-    for split, size in sizes.items():
-        source: Any = builder.as_data_source(split=split)
-        if len(source) != size:
-            raise UsageError(f"{folder} has {len(source)} {split} examples; {name} has {size}.")
-        _whole(folder, split)
+    for split, source in records.sources(folder, sizes, ("image", "label")).items():
+        size = sizes[split]
         pixels = np.empty((size, SIDE[name] ** 2), np.uint8)
         labels = np.empty((size,), np.int32)
-        for start in range(0, size, 256):  # in chunks: several times faster than one by one
-            chunk = source.__getitems__(range(start, min(start + 256, size)))
-            for i, example in enumerate(chunk, start):
-                pixels[i], labels[i] = example["image"].reshape(-1), example["label"]
+        with records.reading(folder):
+            for start in range(0, size, 256):  # in chunks: several times faster than one by one
+                chunk = source.__getitems__(range(start, min(start + 256, size)))
+                for i, example in enumerate(chunk, start):
+                    pixels[i], labels[i] = example["image"].reshape(-1), example["label"]
         splits[split] = Split(pixels, labels)
     logging.set_verbosity(verbosity)
     return splits
-
-
-def _whole(folder: epath.Path, split: str) -> None:
-    """Refuse record files that were cut short: what remains may read as an empty set."""
-    from array_record.python import array_record_module
-
-    for file in sorted(folder.glob(f"*-{split}.array_record-*")):
-        try:
-            reader = array_record_module.ArrayRecordReader(str(file))
-            if not (count := reader.num_records()):
-                raise RuntimeError("it holds no record")
-            reader.read([count - 1])
-            reader.close()
-        except (RuntimeError, IndexError) as error:
-            raise UsageError(
-                f"{file} is damaged ({str(error)[:120]}); remove {folder} and prepare it again."
-            ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from etils import epath
 
+from experiments.data import records
 from experiments.runtime.checkpoints import local
 from experiments.usage import UsageError
 
@@ -42,7 +42,7 @@ def find(name: str, data_dir: str = "") -> epath.Path:
             "Point NORMJAX_DATA_DIR or --config.data_dir at the folder that has it, or "
             f"{instruction}"
         )
-    file_format = json.loads(versions[-1].read_text()).get("fileFormat", "tfrecord")
+    file_format = records.read_json(versions[-1]).get("fileFormat", "tfrecord")
     if file_format != "array_record":
         raise UsageError(
             f"data set {name!r} in {root} is stored as {file_format}, which needs TensorFlow to "

@@ -29,10 +29,12 @@ import numpy as np
 from etils import epath
 
 from experiments.config.defaults import TRAIN_SIZE
+from experiments.data import records
 from experiments.usage import UsageError
 
 RATE, WINDOW, HOP, MELS = 8000, 400, 160, 20  # 50 ms of sound every 20 ms
 UNKNOWN = "<unk>"
+LARGEST = 10**9  # tokens of a split's segments, 4 GB
 
 
 class Sequences(NamedTuple):
@@ -73,16 +75,14 @@ def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
 @functools.lru_cache(maxsize=2)
 def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
     """Read the Free Spoken Digit Dataset in three splits, every mel band standardized."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
+    sizes = {"train": 2700, "test": 300}
     parts: dict[str, list[Any]] = {"train": [], "valid": [], "test": []}
-    for split in ("train", "test"):
-        source: Any = builder.as_data_source(split=split)
-        for example in source.__getitems__(range(len(source))):
-            validation = split == "train" and 5 <= int(example["index"]) < 10
-            frames = log_mel(np.asarray(example["audio"]), length)
-            parts["valid" if validation else split].append((frames, int(example["label"])))
+    for split, source in records.sources(folder, sizes, ("audio", "label", "index")).items():
+        with records.reading(folder):
+            for example in source.__getitems__(range(len(source))):
+                validation = split == "train" and 5 <= int(example["index"]) < 10
+                frames = log_mel(np.asarray(example["audio"]), length)
+                parts["valid" if validation else split].append((frames, int(example["label"])))
     frames_read = np.concatenate([frames for frames, _ in parts["train"]])
     mean, std = frames_read.mean(0), frames_read.std(0)
 
@@ -113,19 +113,17 @@ def imdb(
     folder: epath.Path, length: int, size: int
 ) -> tuple[tuple[Sequences, Sequences, Sequences], dict[str, int]]:
     """Read reviews as the numbers of their last `length` words, and the words by number."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(folder)
     read: dict[str, tuple[list[list[str]], np.ndarray]] = {}
-    for split in ("train", "test"):
-        source: Any = builder.as_data_source(split=split)
+    sizes = {"train": 25_000, "test": 25_000}
+    for split, source in records.sources(folder, sizes, ("text", "label")).items():
         texts: list[list[str]] = []
         labels_read: list[int] = []
-        for start in range(0, len(source), 512):
-            for example in source.__getitems__(range(start, min(start + 512, len(source)))):
-                text = example["text"].decode().lower().replace("<br />", " ")
-                texts.append(re.findall(r"[a-z0-9']+", text))
-                labels_read.append(int(example["label"]))
+        with records.reading(folder):
+            for start in range(0, len(source), 512):
+                for example in source.__getitems__(range(start, min(start + 512, len(source)))):
+                    text = example["text"].decode().lower().replace("<br />", " ")
+                    texts.append(re.findall(r"[a-z0-9']+", text))
+                    labels_read.append(int(example["label"]))
         read[split] = texts, np.array(labels_read, np.int32)
     cut = TRAIN_SIZE["imdb_reviews"]
     texts, labels = read["train"]
@@ -150,26 +148,62 @@ def vectors(path: epath.PathLike, known: Mapping[str, int], size: int) -> np.nda
     Each line is a word and its numbers.
     """
     by_word: dict[str, np.ndarray] = {}
-    width = 0
-    with epath.Path(path).expanduser().open("r") as file:
-        for i, line in enumerate(file, 1):
-            word, *numbers = line.rstrip().split(" ")
-            width = width or len(numbers)
-            if len(numbers) != width or not width:
-                raise UsageError(
-                    f"line {i} of config.data.vectors={os.fspath(path)} has {len(numbers)} numbers "
-                    f"and the first has {width}: each line is a word and its vector, as in GloVe's "
-                    "files."
-                )
-            if word in known and word != UNKNOWN:
-                by_word[word] = np.array(numbers, np.float32)
+    width, at = 0, f"config.data.vectors={os.fspath(path)}"
+    try:
+        with epath.Path(path).expanduser().open("r", encoding="utf-8") as file:
+            for i, line in enumerate(file, 1):
+                word, *numbers = line.rstrip().split(" ")
+                width = width or len(numbers)
+                if len(numbers) != width or not width:
+                    raise UsageError(
+                        f"line {i} of {at} has {len(numbers)} numbers and the first has {width}: "
+                        "each line is a word and its vector, as in GloVe's files."
+                    )
+                if word in known and word != UNKNOWN:
+                    by_word[word] = _vector(numbers, f"line {i} of {at}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{at} cannot be read as UTF-8 text ({error}); write the path of a file such as "
+            "glove.6B.50d.txt, unpacked."
+        ) from error
+    if not width:
+        raise UsageError(f"{at} is empty; write the path of a file with a word and its vector.")
     table = np.full((size, width), np.nan, np.float32)
     for word, vector in by_word.items():
         table[known[word]] = vector
     return table
 
 
+def _vector(numbers: Sequence[str], where: str) -> np.ndarray:
+    """Read a word's numbers, all of them finite."""
+    try:
+        vector = np.array(numbers, np.float32)
+    except ValueError as error:
+        raise UsageError(f"{where} holds what is no number ({str(error)[:80]}).") from error
+    if not np.isfinite(vector).all():
+        raise UsageError(f"{where} holds a number that is not finite.")
+    return vector
+
+
 # --------------------------------------------------------------------------------------- text
+
+
+def read_text(path: epath.Path) -> str:
+    """Read a file of UTF-8 text."""
+    try:
+        body = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read as UTF-8 text ({error}); write it as UTF-8, with "
+            "iconv -f latin1 -t utf-8, for instance."
+        ) from error
+    if "\0" in body:
+        raise UsageError(f"{path} holds zero bytes: it is no text; write one in UTF-8.")
+    return body
+
+
+def _text_files(folder: epath.Path) -> list[epath.Path]:
+    return sorted(path for path in folder.glob("*.txt") if path.is_file())
 
 
 def find_text(name: str, data_dir: str = "") -> dict[str, list[epath.Path]]:
@@ -179,7 +213,7 @@ def find_text(name: str, data_dir: str = "") -> dict[str, list[epath.Path]]:
         roots.append(epath.Path(root).expanduser())
     candidates = [epath.Path(name).expanduser()]
     candidates += [p for root in roots for p in (root / "text" / name, root.parent / "text" / name)]
-    files = next((f for p in candidates if (f := sorted(p.glob("*.txt")))), [])
+    files = next((f for p in candidates if (f := _text_files(p))), [])
     if not files:
         looked = ", ".join(str(p) for p in candidates)
         raise UsageError(
@@ -205,7 +239,7 @@ def text(
 ) -> tuple[Segments, Segments, Segments, int]:
     """Read a text in three splits, and its vocabulary's size; only training segments overlap."""
     files = find_text(name, data_dir)
-    whole = {s: "".join(p.read_text(encoding="utf-8") for p in files[s]) for s in files}
+    whole = {s: "".join(map(read_text, files[s])) for s in files}
     if "all" in whole:
         body = whole["all"]
         a, b = int(0.9 * len(body)), int(0.95 * len(body))
@@ -224,6 +258,11 @@ def text(
             raise UsageError(
                 f"the {split} split of text {name!r} has {len(ids[split])} {unit}; write "
                 f"--config.data.length={max(1, len(ids[split]) - 1)} or less."
+            )
+        if len(starts) * (length + 1) > LARGEST:
+            raise UsageError(
+                f"{len(starts):,} segments of config.data.length={length} from text {name!r} do "
+                "not fit in memory; write a larger --config.data.stride, or a smaller length."
             )
         return Segments(ids[split][starts[:, None] + np.arange(length + 1)])
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from experiments import tasks, usage
-from experiments.config import defaults, validate
+from experiments.config import defaults, switch, validate
 from experiments.data import datasets, splits
 from experiments.runtime import metrics, run, step
 from experiments.runtime.checkpoints import Checkpoints
@@ -37,7 +37,10 @@ def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.Conf
     for key in changes:
         if key not in known:
             raise UsageError(f"config.{key} is no key.{usage.nearest(key, known)}")
+    before = switch.names(config)
     config.update_from_flattened_dict(dict(changes))
+    for note in switch.switch_norms(config, before, changes):
+        print(f"note: {note}", flush=True)
     return config
 
 

@@ -37,9 +37,11 @@ from experiments.runtime.step import (
     static,
 )
 from experiments.runtime.workdir import (
+    check_workdir,
     hardware,
-    open_workdir,
+    make_workdir,
     read_json,
+    removed_if_refused,
     versions,
     write_json,
     writer_lock,
@@ -58,7 +60,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
     datasets.require(config)  # before the workdir is made
     layout = parallel.DeviceLayout(config["parallel"], config["devices"], config["batch_stats"])
     if jax.process_index() == 0:
-        open_workdir(folder, config, layout.count)
+        check_workdir(folder, config, layout.count)
     if layout.processes > 1:
         multihost_utils.sync_global_devices("workdir")
         distributed.require_one_config(config)
@@ -67,11 +69,22 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
         final = read_json(done, "steps")
         if final["steps"] == config["steps"]:
             return final
-    with (
-        writer_lock(folder),
-        exits.reraise_as_broken(f"the newest whole checkpoint in {folder}/checkpoints is kept."),
-    ):
-        return _Run(config, folder, layout).finish()
+    # What can refuse the config comes before anything is made: the data, the model, its start.
+    dataset = datasets.load_config_data(config)
+    task = tasks.build(config, dataset)
+    jax.eval_shape(lambda key: task.init(key), jax.random.key(0))
+    with removed_if_refused(folder):
+        if jax.process_index() == 0:
+            make_workdir(folder, config, layout.count)
+        if layout.processes > 1:
+            multihost_utils.sync_global_devices("made")
+        with (
+            writer_lock(folder),
+            exits.reraise_as_broken(
+                f"the newest whole checkpoint in {folder}/checkpoints is kept."
+            ),
+        ):
+            return _Run(config, folder, layout, task, dataset.on_device()).finish()
 
 
 class _Run:
@@ -81,12 +94,17 @@ class _Run:
     far) and "seconds".
     """
 
-    def __init__(self, config: dict, workdir: epath.Path, layout: parallel.DeviceLayout):
+    def __init__(
+        self,
+        config: dict,
+        workdir: epath.Path,
+        layout: parallel.DeviceLayout,
+        task: tasks.Task,
+        dataset: splits.Dataset,
+    ):
         self.config, self.workdir, self.layout = config, workdir, layout
         self.finish_writing = True  # at the end, wait for what is still being written
-        dataset = datasets.load_config_data(config).on_device()
-        self.size = splits.size(dataset.train)
-        self.task = tasks.build(config, dataset)
+        self.task, self.size = task, splits.size(dataset.train)
         self.dataset = dataset.each(layout.replicate)
         self.optim, self.rate = static(config["optim"])
         self.skip = config["nonfinite"] == "skip"

@@ -146,12 +146,15 @@ def _notes(there: dict, config: dict, devices: int) -> list[str]:
     return notes
 
 
-def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
-    """Make the workdir, or check that the run in it belongs to this config."""
+def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
+    """Check that a workdir may be made, or that the run in it belongs to this config."""
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    events = workdir / "tensorboard"
+    if events.exists() and not events.is_dir():
+        raise UsageError(f"{events} is a file and must be a folder; move it away.")
     if path.exists():
         there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
@@ -172,10 +175,46 @@ def open_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
         raise UsageError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir."
         )
+
+
+def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
+    """Make a checked workdir and write its config.json."""
+    workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"config": config, "versions": versions(), "hardware": hardware(devices)})
+        described = {"config": config, "versions": versions(), "hardware": hardware(devices)}
+        write_json(workdir / "config.json", described)
     except OSError as error:
         raise UsageError(
             f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can."
         ) from error
+
+
+@contextlib.contextmanager
+def removed_if_refused(workdir: epath.PathLike) -> Iterator[None]:
+    """Take a new workdir away again if its first command is refused before anything is trained.
+
+    The corrected command would otherwise be another config's.
+    """
+    workdir = epath.Path(workdir)
+    was_there, new = workdir.exists(), not (workdir / "config.json").exists()
+    try:
+        yield
+    except UsageError:
+        made = new and local(workdir) and (workdir / "config.json").exists()
+        if made and jax.process_index() == 0 and not _trained(workdir):
+            for name in ("config.json", "metrics.jsonl", "lock"):
+                (workdir / name).unlink(missing_ok=True)
+            for name in ("checkpoints", "tensorboard"):
+                if (workdir / name).is_dir():
+                    (workdir / name).rmtree()
+            if not was_there and workdir.is_dir() and not any(workdir.iterdir()):
+                workdir.rmdir()
+        raise
+
+
+def _trained(workdir: epath.Path) -> bool:
+    """Whether a workdir holds a row of metrics or a checkpoint."""
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    rows = metrics.exists() and metrics.stat().length
+    return bool(rows or (checkpoints.is_dir() and any(checkpoints.iterdir())))

@@ -176,9 +176,7 @@ class Generator(Task):
 
 def check(config: Mapping[str, Any]) -> None:
     """Check the model's keys, and its norm against its factory."""
-    for key in config["model"]:
-        if key not in DEFAULTS:
-            raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
+    usage.check_like("config.model", config["model"], DEFAULTS)
     model = {**DEFAULTS, **config["model"]}
     one_of("config.dataset", config["dataset"], tuple(SIDE))
     one_of("config.data.layout", config["data"]["layout"], ("images",))

@@ -261,15 +261,13 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(config: Mapping[str, Any]) -> None:
     """Check the model's keys, and its norms against their factories."""
-    for key in config["model"]:
-        if key not in DEFAULTS:
-            raise UsageError(f"config.model.{key} is no key.{usage.nearest(key, DEFAULTS)}")
+    usage.check_like("config.model", config["model"], DEFAULTS)
     model = _model(config)
     one_of("config.dataset", config["dataset"], tuple(SIDE))
     one_of("config.data.layout", config["data"]["layout"], ("images",))
     one_of("config.model.arch", model["arch"], ARCHITECTURES)
     one_of("config.model.activation", model["activation"], ACTIVATIONS)
-    for step in model["order"]:
+    for step in model["order"]:  # a list's entries may be anything
         one_of("config.model.order", step, STEPS)
     if "act" not in model["order"] or len(set(model["order"])) < len(model["order"]):
         raise UsageError("config.model.order names each step once at most, and 'act'.")

@@ -79,8 +79,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise UsageError(
             f"config.task='language' reads config.dataset='text', not {config['dataset']!r}."
         )
-    one_of("config.model.head_init", config["model"]["head_init"], HEADS)
     check_steps(config)
+    one_of("config.model.head_init", config["model"]["head_init"], HEADS)
     build_layer(config["model"], OWN)
 
 

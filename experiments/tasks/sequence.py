@@ -99,7 +99,6 @@ OWN = ("head_init", "embed")
 def check(config: Mapping[str, Any]) -> None:
     """Check that the layer can be built, and its steps against the data's."""
     model = config["model"]
-    one_of("config.model.head_init", model["head_init"], HEADS)
     if config["dataset"] == "text":
         raise UsageError("config.dataset='text' has no labels; write config.task='language'.")
     if config["dataset"] == "imdb_reviews" and not model.get("embed"):
@@ -107,6 +106,7 @@ def check(config: Mapping[str, Any]) -> None:
     if config["dataset"] != "imdb_reviews" and config["data"]["vectors"]:
         raise UsageError("config.data.vectors is for dataset 'imdb_reviews', whose words it knows.")
     check_steps(config)
+    one_of("config.model.head_init", model["head_init"], HEADS)
     build_layer(model, OWN)
 
 

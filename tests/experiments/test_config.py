@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -166,11 +167,11 @@ def test_gamma_is_one_key_for_all_norms():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("steps", 0, "config.steps=0 must be a number at least 1"),
+        ("steps", 0, "config.steps=0 must be an integer at least 1"),
         ("batch_size", 5000, "more than the 1437 training examples of digits; write a number"),
         ("dataset", "digts", "fashion_mnist, fsdd, imdb_reviews, text. Did you mean 'digits'?"),
         ("dataset", "mnist", "max_steps=64, but a sequence of mnist has 784 steps; write"),
-        ("seed", -1, "config.seed=-1 must be a number at least 0"),
+        ("seed", -1, "config.seed=-1 must be an integer at least 0"),
         ("target_accuracy", 90.0, "must be a number greater than 0 and at most 1"),
         ("permutation", "random", "known: permute, sample"),
         ("optim.name", "rmsprob", "Did you mean 'rmsprop'?"),
@@ -179,8 +180,8 @@ def test_gamma_is_one_key_for_all_norms():
         ("model.cell", "lsdm", "Did you mean 'lstm'?"),
         ("data.shuffle", "never", "config.data.shuffle='never' is unknown; known: epoch, once"),
         ("model.recurrent_init", "idendity", "recurrent_init='idendity'"),
-        ("model.hidden", 0, "config.model.hidden=0 must be a number at least 1"),
-        ("model.norm_x.eps", -1.0, "config.model.norm_x: "),
+        ("model.hidden", 0, "config.model.hidden=0 must be an integer at least 1"),
+        ("model.norm_x.eps", -1.0, "config.model.norm_x.eps=-1.0 must be a number at least 0"),
     ],
 )
 def test_check_says_what_to_write_instead(key, value, message):
@@ -247,3 +248,106 @@ def test_a_value_of_another_type_is_told(word, message, monkeypatch):
     with pytest.raises(flags.Error) as error:
         values(sys.argv)
     assert command_line._unreadable(str(error.value)) == message
+
+
+SENSELESS = {
+    "optim.learning_rate": [float("inf"), float("nan"), 1e24, 1e-300, -1.0],
+    "optim.decay": [1.0, -0.1],
+    "optim.momentum": [1.0, 2.0],
+    "optim.eps": [float("inf"), 10.0],
+    "optim.l2": [float("inf"), -1.0],
+    "model.norm_h.decay": [1.0, float("inf")],
+    "model.norm_h.eps": [float("inf")],
+    "model.norm_h.scale_init": [float("inf")],
+    "model.forget_bias": [float("inf"), 1e300],
+    "model.hidden": [100.5, 10**9, True],
+    "model.embed": [-1, 2.5],
+    "eval_batch_size": [1, 2.5],
+    "population.batch_size": [1],
+    "data.valid_size": [1],
+    "steps": [100.5, 10**20, True],
+    "log_every": [10**11],
+    "data.length": [10**9, 1.5],
+    "data.layout": ["images"],
+    "name": ["a\nb", "a\x1b[31m", "", " ", "x" * 500, 3],
+    "data_dir": ["a\0b"],
+    "seed": [0.5, 2**31],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in SENSELESS.items() for value in values]
+)
+def test_values_that_make_no_sense_are_refused_by_their_key(key, value):
+    plain = digits.get_config("bn_lstm").to_dict()
+    *groups, last = key.split(".")
+    node = plain
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    with pytest.raises(UsageError, match=rf"config\.{key}\b") as error:
+        validate.check(plain)
+    assert "\n" not in str(error.value)
+
+
+def test_evaluation_one_by_one_is_for_norms_without_batch_statistics():
+    for variant, refused in (("lstm", False), ("ln_lstm", False), ("bn_shared", True)):
+        config = digits.get_config(variant)
+        config.eval_batch_size = 1
+        if refused:
+            with pytest.raises(UsageError, match=r"eval_batch_size=1, but batch_norm at .*norm_"):
+                validate.check(config)
+        else:
+            validate.check(config)
+
+
+def test_a_config_that_is_no_json_is_refused():
+    plain = digits.get_config("lstm").to_dict()
+    plain["name"] = object()
+    with pytest.raises(UsageError, match="cannot be written as JSON"):
+        validate.check(plain)
+    del plain["name"]
+    with pytest.raises(UsageError, match="has no key 'name'"):
+        validate.check(plain)
+
+
+FILES = {
+    "no get_config": ("x = 1\n", "it defines no get_config"),
+    "a syntax error": ("def get_config(:\n", r"is no config file: SyntaxError: .*, line 1\."),
+    "an error": ("x = 1\nx.y\n", r"is no config file: AttributeError: .*, line 2\."),
+    "nothing returned": ("def get_config():\n    pass\n", "get_config returns NoneType"),
+    "a dict": ("def get_config():\n    return {}\n", "get_config returns dict"),
+    "a wrong variant": ("def get_config(v='a'):\n    return {'a': 1}[v]\n", "no variant 'foo'"),
+    "no argument": ("def get_config():\n    pass\n", "makes no config: TypeError"),
+    "bytes": (b"\xff\xfe\x00", "is no config file"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_is_no_config_is_told(kind, tmp_path):
+    content, message = FILES[kind]
+    path = tmp_path / "config.py"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    variant = ":foo" if kind in ("a wrong variant", "no argument") else ""
+    with pytest.raises(UsageError, match=message) as error:
+        command_line.load(f"{path}{variant}")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", sorted(str(p) for p in pathlib.Path("configs").rglob("*.py")))
+def test_no_config_of_ours_takes_a_variant_that_is_none(file):
+    with pytest.raises(UsageError, match=r"variant|no get_config|CLAIM\.ARM|data set"):
+        command_line.load(f"{file}:foo")
+
+
+def test_an_empty_config_flag_and_a_key_without_a_name_are_told(tmp_path):
+    with pytest.raises(UsageError, match=r"--config is empty; write --config="):
+        command_line.load("")
+    with pytest.raises(UsageError, match="no config file"):
+        command_line.load(str(tmp_path))
+    with pytest.raises(UsageError, match=r"wants a variant, one of .*; write --config="):
+        command_line.load("configs/mlp_cnn/claim_13_lenet_batch_128.py")
+    config = digits.get_config("lstm")
+    assert "names no key" in command_line._misspelt(["--config.=1"], config)
+    assert command_line._config_argument(["train", "--config="]) == ""
+    assert command_line._config_argument(["train", "--workdir=x"]) is None

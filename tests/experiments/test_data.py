@@ -7,7 +7,7 @@ import pytest
 
 from experiments import prepare
 from experiments.config.defaults import TRAIN_SIZE
-from experiments.data import batches, datasets, images, locate
+from experiments.data import batches, datasets, images, locate, records
 from experiments.usage import UsageError
 
 
@@ -128,9 +128,10 @@ def test_records_that_were_cut_short_are_told(tmp_path):
     for i in range(300):
         writer.write(bytes([i % 256]) * 1000)
     writer.close()
-    images._whole(tmp_path, "test")
+    info = {"splits": [{"name": "test", "numBytes": "300000"}]}
+    records._check_split(tmp_path, info, "test", 300)
     whole = file.read_bytes()
     for left in (len(whole) // 2, 100, 0):
         file.write_bytes(whole[:left])
         with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
-            images._whole(tmp_path, "test")
+            records._check_split(tmp_path, info, "test", 300)

@@ -136,9 +136,10 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
     ):
         now = {**plain, **changes, "model": {**plain["model"], **changes.get("model", {})}}
         folder = tmp_path / ("run" if now["model"]["h0_noise"] else "still")
-        workdir.open_workdir(folder, now, devices)
+        workdir.check_workdir(folder, now, devices)
+        workdir.make_workdir(folder, now, devices)
         assert ("other noise" in capsys.readouterr().out) == noted
-    workdir.open_workdir(folder, {**now, "parallel": "jit"}, 2)
+    workdir.check_workdir(folder, {**now, "parallel": "jit"}, 2)
     assert "other noise" not in capsys.readouterr().out
 
 

@@ -76,7 +76,7 @@ def test_a_report_names_what_went_first():
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)
-    config.optim.update(name="sgd", clip_norm=0.0, learning_rate=1e38)
+    config.optim.update(name="sgd", clip_norm=0.0, learning_rate=1e20, l2=0.03)
     with pytest.raises(exits.Diverged) as error:
         train.train(config, tmp_path / "run")
     text = str(error.value)

@@ -53,7 +53,7 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", checkpoint_every=24)
-    config.optim.update(name="sgd", learning_rate=1e38, clip_norm=0.0)
+    config.optim.update(name="sgd", learning_rate=1e20, clip_norm=0.0, l2=1.0)
     result = members.run_member(config, tmp_path / "run")
     metrics = result["metrics"]
     assert metrics["diverged"] == 1 and metrics["test.population.accuracy"] == 0.1

@@ -163,7 +163,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=2)
     config.optim.name = "sgd"
     config.optim.clip_norm = 0.0
-    config.optim.learning_rate = 1e38
+    config.optim.learning_rate = 1e20
+    config.optim.l2 = 0.03  # parameters then grow until they overflow
     with pytest.raises(exits.Diverged, match=r"not finite at step \d+; .*learning_rate"):
         train.train(config, tmp_path / "run")
 
@@ -212,3 +213,29 @@ def test_a_lstm_has_no_population_statistics_to_estimate(tiny, tmp_path):
     final = train.train(tiny("lstm"), tmp_path / "run")
     assert final["test"]["population"] == final["test"]["batch"] == final["test"]["running"]
     assert os.path.getsize(tmp_path / "run" / "final.json") > 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_first_command_leaves_no_workdir(tiny, tmp_path, there, monkeypatch):
+    """The corrected command would be refused there, as another config's."""
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    config = tiny("lstm")
+    config.data.valid_size = 100_000  # seen when the data are read
+    with pytest.raises(UsageError, match="the valid split of digits has 180 examples"):
+        train.train(config, folder)
+    assert folder.exists() == there
+    config.data.valid_size = 0
+    with monkeypatch.context() as patch:  # the most that a first command does
+        patch.setattr(run._Run, "finish", _refused)
+        with pytest.raises(UsageError, match="refused at last"):
+            train.train(config, folder)
+    assert folder.exists() == there and not list(folder.glob("*"))
+    config.model.hidden = 3
+    train.train(config, folder)
+
+
+def _refused(self):
+    self.close()
+    raise UsageError("refused at last")
