@@ -349,7 +349,7 @@ class Reparam(abc.ABC):
 def _from_names(norm: Norm, params: PyTree, state: PyTree, x: jax.Array) -> tuple[PyTree, PyTree]:
     """Return params and state, where they are mappings, in the structure that `init` returns."""
     shapes = jax.eval_shape(lambda: norm.start(x.shape, x.dtype, jax.random.key(0)))
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         _names.from_dict(template, values) if isinstance(values, Mapping) else values
         for template, values in zip(shapes, (params, state), strict=True)
     )

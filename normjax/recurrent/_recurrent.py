@@ -26,6 +26,7 @@ from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import input_terms
 from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
+from normjax.state import _names
 from normjax.state._population import start_accumulators
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
@@ -329,6 +330,7 @@ class Recurrent(Layer):
     ) -> Run:
         """Run over x `[time, batch, features]`: input terms, scan, update of the state."""
         norms = self.norms()
+        params, state = self._norms_from_names(params, state)
         calls = call.of_norms(norms)
         if call.stats == "batch" and not call.needs_scan:
             run = self.run_by_kernel(params, state, x, carry, calls)
@@ -384,6 +386,19 @@ class Recurrent(Layer):
             for place, norm in norms.items()
         }
         return Run(outputs.y, carry, state, measured, outputs.gates)
+
+    def _norms_from_names(self, params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """Return params and state with norms in their own types, where they are mappings."""
+        params, state = dict(params), dict(state)
+        for place, norm in self.norms().items():
+            if not (isinstance(params[place], Mapping) or isinstance(state[place], Mapping)):
+                continue
+            shape = (1, self.places[place] * self.hidden)
+            templates = jax.eval_shape(lambda n=norm, s=shape: n.init(s, key=jax.random.key(0)))
+            for tree, template in zip((params, state), templates, strict=True):
+                if isinstance(tree[place], Mapping):
+                    tree[place] = _names.from_dict(template, tree[place])
+        return params, state
 
     def _noise(self, key: jax.Array | None, x: jax.Array) -> tuple[jax.Array | None, Any]:
         """Return the dropout factor `[batch, hidden]`, one a sequence, and a zoneout key a step."""

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
+from normjax.state import _names
 from tests._support import reference
 from tests.conftest import unchecked
 
@@ -477,3 +478,17 @@ def test_a_missing_weight_is_named(layer, name):
     del params[name]
     with pytest.raises(ValueError, match=rf"{layer.factory} needs \[.*'{name}'.*\] in params"):
         layer.apply(params, state, jnp.ones((2, 5, 3)), stats="batch")
+
+
+def test_norms_restored_as_dictionaries_are_read_by_their_names():
+    layer = recurrent.bn_lstm(4, max_steps=5)
+    params, state = layer.init(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (6, 5, 3))
+    loose = _names.to_dict(params), _names.to_dict(state)
+    assert isinstance(loose[0]["norm_h"], dict) and isinstance(loose[1]["norm_h"], dict)
+    for stats in ("batch", "running"):
+        (want, _), moved = layer.apply(params, state, x, stats=stats)
+        (got, _), after = layer.apply(*loose, x, stats=stats)
+        np.testing.assert_array_equal(got, want)
+        assert jax.tree.structure(after) == jax.tree.structure(moved)
+        jax.tree.map(np.testing.assert_array_equal, after, moved)
