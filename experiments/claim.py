@@ -198,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
         print(table.description(records.module(number)), flush=True)
         path = records.record_path(number, results)
         recorded = path.exists() and not _FRESH.value
-        record = run(number, epath.Path(_WORKDIR.value), results, fresh=_FRESH.value)
+        record = run(number, epath.Path(_WORKDIR.value).expanduser(), results, fresh=_FRESH.value)
         print(table.summary(records.module(number).CLAIM, record))
         again = f"; --fresh --records=runs/again runs it again beside this of {record['date']}"
         print(f"record: {path}{again if recorded else ''}")

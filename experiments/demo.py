@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         command_line.no_arguments(argv)
         if not _WORKDIR.value:
             raise UsageError("write --workdir=DIR, for instance --workdir=runs/demo.")
-        print(demo(epath.Path(_WORKDIR.value), fresh=_FRESH.value))
+        print(demo(epath.Path(_WORKDIR.value).expanduser(), fresh=_FRESH.value))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         if not _WORKDIR.value:
             raise UsageError("write --workdir=DIR, the folder of a run.")
         scores = evaluate(
-            _WORKDIR.value,
+            epath.Path(_WORKDIR.value).expanduser(),
             split=_SPLIT.value,
             stats=_STATS.value,
             how=_HOW.value,

@@ -24,8 +24,14 @@ def prepare(name: str, folder: str = "") -> str:
     """Prepare one set, if it is missing, and return its folder."""
     if name == "digits":
         return "nothing to do: the digits are inside scikit-learn"
+    if name == "fsdd":
+        raise UsageError(
+            "spoken digits are not TFDS's to download. Either copy the folder fsdd from a machine "
+            f"that has it, or {locate.FSDD} The folder of all sets is "
+            f"{locate.root_folder(folder)}."
+        )
     if name not in SETS:
-        known = ("digits", *SETS)
+        known = ("digits", *SETS, "fsdd")
         raise UsageError(
             f"unknown data set {name!r}; known: {', '.join(known)}.{nearest(name, known)}"
         )

@@ -78,11 +78,16 @@ def table(results: Sequence[Mapping[str, Any]], select: str) -> str:
         numbers = []
         for name in (f"valid.batch.{select}", f"test.population.{select}"):
             values = np.array([run["metrics"][name] for run in runs])
-            spread = values.std(ddof=1) if len(values) > 1 else 0.0
-            numbers.append(f"{name} {values.mean():.4f} ± {spread:.4f}")
+            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+            numbers.append(f"{name} {values.mean():.4f}{spread}")
         diverged = int(sum(run["metrics"]["diverged"] for run in runs))
         end = f", {diverged} diverged" if diverged else ""
         lines.append(f"{words}: {', '.join(numbers)}{end}")
+    seeds = len({r["seed"] for r in results})
+    if seeds > 1:
+        lines.append(
+            f"mean ± sample standard deviation over {seeds} seeds (of the runs, not of their mean)"
+        )
     return "\n".join(lines)
 
 
@@ -97,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         if _SEEDS.value < 1:
             raise UsageError(f"--seeds={_SEEDS.value} must be at least 1.")
         cells = list(grid(_GRID.value))
-        results = sweep(config, epath.Path(workdir), seeds=_SEEDS.value, cells=cells)
+        results = sweep(config, epath.Path(workdir).expanduser(), seeds=_SEEDS.value, cells=cells)
         print(table(results, config.select))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from experiments.config import command_line
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("write --workdir=DIR, the folder for this run.")
         distributed.main()
         with exits.reraise_as_broken("nothing was changed."):
-            final = train(_CONFIG.value, _WORKDIR.value)
+            final = train(_CONFIG.value, epath.Path(_WORKDIR.value).expanduser())
         if jax.process_index() == 0:
             print(summary(final))
 

@@ -11,6 +11,10 @@ from experiments.runtime.checkpoints import local
 from experiments.usage import UsageError
 
 FOLDERS = {"pmnist": "mnist"}  # names of TFDS where they differ
+FSDD = (
+    "store github.com/Jakobovski/free-spoken-digit-dataset there as array_record, with features "
+    "audio, label, speaker and index, by tfds.dataset_builders.store_as_tfds_dataset."
+)
 SUBSETS = {"imdb_reviews": "imdb_reviews/plain_text"}
 
 
@@ -30,11 +34,7 @@ def find(name: str, data_dir: str = "") -> epath.Path:
     short, name = name, SUBSETS.get(name, name)
     instruction = f"run: python -m experiments.prepare {short} --data_dir={root}"
     if name == "fsdd":
-        instruction = (
-            "store github.com/Jakobovski/free-spoken-digit-dataset there as array_record, with "
-            "features audio, label, speaker and index, by tfds.dataset_builders."
-            "store_as_tfds_dataset."
-        )
+        instruction = FSDD
     versions = sorted((root / name).glob("*/dataset_info.json"))
     if not versions:
         raise UsageError(

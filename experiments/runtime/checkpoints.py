@@ -104,7 +104,7 @@ class Checkpoints:
         # Orbax wants whole paths, and `resolve` would put a bucket into the working directory.
         self.folder = (folder.resolve() if local(folder) else folder) / "checkpoints"
         self.keep, self.write = keep, write
-        if self.folder.exists() and not self.folder.is_dir():
+        if local(folder) and self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file and must be a folder; remove it.")
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)

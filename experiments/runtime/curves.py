@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from experiments.config.defaults import SIDE, timesteps
@@ -15,7 +17,9 @@ from experiments.usage import UsageError
 from normjax.analysis.plots import COLOURS
 
 # Line styles differ as well as colours, for print in grey; a baseline is always the first.
-STYLES = ("-", "-", "--", "-.", ":", "--", "-.")
+STYLES = ("-", "-", "--", "-.", ":", "--")  # of the six colours
+LINES = ("-", "--", "-.", ":")
+LEGEND_CHARACTERS, LONGEST_LABEL = 120, 80  # on a line of the legend; of a run's name in it
 RC = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -51,7 +55,7 @@ class Run(NamedTuple):
 def find(folders: Sequence[str | os.PathLike]) -> list[Run]:
     """Read the runs in and below some folders, each with a label of its own."""
     paths: list[epath.Path] = []
-    for folder in map(epath.Path, folders):
+    for folder in (epath.Path(f).expanduser() for f in folders):
         here = list(folders_with("metrics.jsonl", folder))
         if not here:
             raise UsageError(f"there is no run in {folder} (no metrics.jsonl in it or below).")
@@ -146,11 +150,28 @@ def _data_line(config: Mapping[str, Any]) -> str:
     return f"{name}: at most {timesteps(config)} steps, one {unit} per step"
 
 
-def label_of(run: Run, metric: str) -> str:
-    """Label a run's curve; a `$` is no formula, and a leading `_` would hide it from the legend."""
-    label = run.label
-    if run.final:
-        score = run.final["test"]["population"][metric]
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group runs that differ in their seed alone and were logged at the same steps."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        same = {k: v for k, v in run.config.items() if k not in ("seed", "data_dir", "resume")}
+        steps = [run.curve(split, "loss")[0] for split in ("train", "valid")]
+        groups.setdefault(json.dumps([same, steps], sort_keys=True), []).append(run)
+    result = []
+    for group in groups.values():
+        distinct = len({run.config["seed"] for run in group}) == len(group)
+        result += [group] if distinct else [[run] for run in group]
+    return result
+
+
+def label_of(group: Sequence[Run], metric: str) -> str:
+    """Label a curve; a `$` is no formula, and a leading `_` would hide it from the legend."""
+    several = len(group) > 1
+    label = f"{group[0].config['name']}, {len(group)} seeds" if several else group[0].label
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[: LONGEST_LABEL - 1]}…"
+    if all(run.final for run in group):
+        score = float(np.mean([run.final["test"]["population"][metric] for run in group]))
         label += f" (test {_percent(score) if metric == 'accuracy' else f'loss {score:.4g}'})"
     label = label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
@@ -170,10 +191,16 @@ def draw(runs: Sequence[Run], path: epath.Path) -> None:
     # A task without right and wrong answers has no accuracy to show.
     metric = "loss" if all(r.config["task"] == "generate" for r in runs) else "accuracy"
     with plt.rc_context(RC):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(2, 2, figsize=(12, 7.6), sharex="col", sharey="row")
-        for i, run in enumerate(runs):
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-            _plot_run(axes, run, metric, style)
+        groups = by_seed(runs)
+        labels = [label_of(group, metric) for group in groups]
+        columns = max(1, min(3, len(groups), LEGEND_CHARACTERS // (max(map(len, labels)) + 6)))
+        legend_rows = -(-len(groups) // columns)
+        above = 0.6 + 0.28 * legend_rows  # inches of title and legend
+        height = 7.0 + above
+        figure, axes = plt.subplots(2, 2, figsize=(12, height), sharex="col", sharey="row")
+        for i, group in enumerate(groups):
+            style = _look(i)
+            _plot_group(axes, group, metric, labels[i], style)
         _dress_axes(axes, metric)
         if metric == "accuracy":
             for target in {run.config["target_accuracy"] for run in runs}:
@@ -182,25 +209,43 @@ def draw(runs: Sequence[Run], path: epath.Path) -> None:
         figure.suptitle(heading, x=0.01, ha="left", fontsize=15)
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
-            loc="upper right",
-            ncols=min(len(runs), 3),
+            loc="upper left",
+            bbox_to_anchor=(0.005, 1 - 0.45 / height),
+            ncols=columns,
             fontsize=13,
         )
-        rows_of_legend = -(-len(runs) // 3)
-        figure.tight_layout(rect=(0, 0, 1, 0.98 - 0.035 * (rows_of_legend - 1)))
+        figure.tight_layout(rect=(0, 0, 1, 1 - above / height))
         with path.open("wb") as file:
             figure.savefig(file, dpi=130)
         plt.close(figure)
 
 
-def _plot_run(axes: Any, run: Run, metric: str, style: Mapping[str, Any]) -> None:
-    """Draw one run: the training loss above, the validation metric below."""
-    label = label_of(run, metric)
+def _look(i: int) -> dict[str, str]:
+    """Return colour and line style of a curve; no pair comes twice among 24."""
+    colour = i % len(COLOURS)
+    line = LINES[(LINES.index(STYLES[colour]) + i // len(COLOURS)) % len(LINES)]
+    return {"color": COLOURS[colour], "linestyle": line}
+
+
+def _plot_group(
+    axes: Any, group: Sequence[Run], metric: str, label: str, style: Mapping[str, Any]
+) -> None:
+    """Draw the training loss above and the validation metric below.
+
+    Of several seeds the mean, in a band of one standard deviation.
+    """
     for row, (split, value) in enumerate((("train", "loss"), ("valid", metric))):
-        steps, seconds, values = run.curve(split, value)
+        curves = [run.curve(split, value) for run in group]
+        steps = curves[0][0]
+        seconds, values = (np.array([curve[k] for curve in curves]) for k in (1, 2))
         marker = "o" if len(steps) < 3 else ""  # one point draws no line
-        axes[row, 0].plot(steps, values, label=label, lw=2.2, marker=marker, **style)
-        axes[row, 1].plot(seconds, values, lw=2.2, marker=marker, **style)
+        mean, std = values.mean(0), values.std(0, ddof=1) if len(group) > 1 else None
+        for column, x in enumerate((steps, seconds.mean(0))):
+            named = {"label": label} if column == 0 else {}
+            axes[row, column].plot(x, mean, lw=2.2, marker=marker, **named, **style)
+            if std is not None:
+                low = np.maximum(mean - std, values.min(0))  # a logarithm needs it above 0
+                axes[row, column].fill_between(x, low, mean + std, color=style["color"], alpha=0.2)
 
 
 def _dress_axes(axes: Any, metric: str) -> None:
@@ -251,7 +296,8 @@ def report(folders: Sequence[str | os.PathLike], out: str | os.PathLike = "") ->
     runs = find(folders)
     if not out and any("://" in os.fspath(f) for f in folders):
         raise UsageError("write --out=DIR, where curves.png and table.md of a bucket's runs go.")
-    where = epath.Path(out or os.path.commonpath([epath.Path(f).resolve() for f in folders]))
+    whole = [epath.Path(f).expanduser().resolve() for f in folders]
+    where = epath.Path(out or os.path.commonpath(whole)).expanduser()
     where.mkdir(parents=True, exist_ok=True)
     draw(runs, where / "curves.png")
     shown = text(table(runs))

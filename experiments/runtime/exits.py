@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import logging as python_logging
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from experiments.usage import UsageError
 
@@ -95,6 +97,15 @@ def reraise_as_broken(what: str) -> Iterator[None]:
         raise Broken(f"{meaning}: {what}") from error
 
 
+def hide_explained(record: python_logging.LogRecord) -> bool:
+    """Filter log records: not those of an error that ends the run with a message of its own.
+
+    Orbax logs what a writer raised with its whole traceback, twice.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (error is not None and cause(error))
+
+
 class Stop:
     """Hold back a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
 
@@ -154,6 +165,7 @@ def exit_with(status: int) -> None:
 @contextlib.contextmanager
 def statuses() -> Iterator[None]:
     """End the program with the message and the exit status of what went wrong."""
+    logging.get_absl_logger().addFilter(hide_explained)
     try:
         yield
     except (UsageError, Diverged, Broken) as error:

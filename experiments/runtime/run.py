@@ -55,6 +55,7 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
     """Run a config in a workdir, resuming if possible, and return the contents of final.json."""
     config = validate.check(config)
     folder = epath.Path(workdir)
+    config["resume"] = os.path.expanduser(config["resume"])
     if config["resume"] and not (epath.Path(config["resume"]) / "checkpoints").is_dir():
         raise UsageError(f"config.resume={config['resume']!r} holds no checkpoints folder.")
     datasets.require(config)  # before the workdir is made

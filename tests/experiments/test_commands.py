@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from experiments import prepare
+from experiments.usage import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
@@ -59,3 +63,12 @@ def test_a_flag_of_another_command_is_refused(command, words, unknown, tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and repr(unknown) in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tilde_is_the_home_and_spoken_digits_say_where_they_are(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "experiments.evaluate", "--workdir=~/nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 2 and f"{tmp_path}/nothing holds no run" in done.stderr
+    with pytest.raises(UsageError, match=r"github\.com/Jakobovski/free-spoken-digit-dataset"):
+        prepare.prepare("fsdd", str(tmp_path))

@@ -216,3 +216,10 @@ def test_the_digest_of_rows_is_that_of_their_text(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert metrics.digest(metrics.read_rows(path)) == metrics.digest(rows)
     assert metrics.digest(rows[:1]) != metrics.digest(rows)
+
+
+def test_a_tensorboard_that_is_a_file_is_named(folder, tiny):
+    shutil.rmtree(folder / "tensorboard")
+    (folder / "tensorboard").write_text("")
+    with pytest.raises(UsageError, match=r"tensorboard is a file and must be a folder"):
+        run.train(tiny(), folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -27,7 +28,7 @@ def two_runs(tmp_path, tiny):
         (folder / "metrics.jsonl").write_text(lines + '{"step": 50, "spl')
         if finished:
             kinds = {k: {"loss": 0.1, "accuracy": 0.9} for k in ("batch", "population", "running")}
-            final = {"valid": kinds, "test": kinds, "seconds": 4.6}
+            final = {"steps": 46, "valid": kinds, "test": kinds, "seconds": 4.6}
             (folder / "final.json").write_text(json.dumps(final))
     return tmp_path
 
@@ -88,7 +89,7 @@ def test_labels_are_no_formulas_and_are_in_the_legend(two_runs):
     path = two_runs / "lstm" / "config.json"
     path.write_text(path.read_text().replace('"lstm"', '"_a $x$_ $y"'))
     runs = curves.find([two_runs])
-    labels = [curves.label_of(run, "accuracy") for run in runs]
+    labels = [curves.label_of([run], "accuracy") for run in runs]
     assert labels == [r" _a \$x\$_ \$y", "bn_lstm (test 90.0 %)"]
     curves.draw(runs, two_runs / "drawn.png")
     assert (two_runs / "drawn.png").read_bytes().startswith(b"\x89PNG")
@@ -97,3 +98,31 @@ def test_labels_are_no_formulas_and_are_in_the_legend(two_runs):
 def test_a_folder_without_runs_is_told(tmp_path):
     with pytest.raises(UsageError, match="there is no run in"):
         curves.find([tmp_path])
+
+
+def test_seeds_are_one_curve_with_a_band_and_the_legend_is_inside(two_runs, monkeypatch):
+    """Fourteen curves, of which one is three seeds: nothing leaves the figure or covers an axis."""
+    for i in range(12):
+        folder = shutil.copytree(two_runs / "lstm", two_runs / f"other{i}")
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"lstm"', f'"a run of a long name {i}"'))
+    for seed in (1, 2):
+        folder = shutil.copytree(two_runs / "lstm", two_runs / f"seed{seed}")
+        config = json.loads((folder / "config.json").read_text())
+        config["config"]["seed"] = seed
+        (folder / "config.json").write_text(json.dumps(config))
+    drawn = []
+    monkeypatch.setattr("matplotlib.pyplot.close", drawn.append)
+    runs = curves.find([two_runs])
+    assert sorted(map(len, curves.by_seed(runs)))[-2:] == [1, 3]
+    curves.draw(runs, two_runs / "drawn.png")
+    figure = drawn[0]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == 14 and sum(name == "lstm, 3 seeds" for name in names) == 1
+    assert len(figure.axes[0].collections) == 1  # the band
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure._suptitle.get_window_extent().y0 + 1
+    assert all(legend.y0 >= axis.get_window_extent().y1 for axis in figure.axes)
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 14 and len({colour for colour, _ in looks}) == 6
