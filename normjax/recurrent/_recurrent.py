@@ -304,7 +304,8 @@ class Recurrent(Layer):
 
         Sequences are then time-major, and weights in the dtype of the computation.
         """
-        _checks.stats(call.stats)
+        if call.stats not in _checks.STATS:
+            _checks.stats(call.stats)
         if call.hyper:
             _checks.hyper(call.hyper, sorted(self.hyper_names), self.factory)
         x = _checks.floating(x, self.factory)

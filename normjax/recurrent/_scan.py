@@ -16,7 +16,6 @@ from normjax.recurrent._base import Gates
 from normjax.recurrent._carry import hidden_of, with_hidden
 from normjax.recurrent._input_terms import input_term
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.statistics._kinds import kind_of
 from normjax.statistics._types import Array, PyTree
 
 # Backward, a step's products, statistics and values of exp's kin are read back. Masks, differences
@@ -192,8 +191,9 @@ class Step:
         counts = dict(carry.counts)
         for place, before in carry.counts.items():
             m = measured[place]
-            if kind_of(m) is None or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
-                continue  # a bundle of statistics, or of other sets than the state's
+            bundle = "count" not in getattr(m, "_fields", ())
+            if bundle or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
+                continue  # several statistics, or those of other sets than the state's
             counts[place], measured[place] = m.count, m._replace(count=None)
         return StepCarry(cell, counts), StepOutputs(y, measured, gates if self.with_info else {})
 

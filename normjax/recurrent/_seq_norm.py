@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks
 from normjax.base import Call, Hyper, Norm, Stats
-from normjax.statistics import _kinds, _running
+from normjax.statistics import _running
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 Beyond = Literal["last", "merge", "error"]
@@ -168,7 +168,7 @@ class SeqNorm(abc.ABC):
     def zero_counts(self, state: PyTree) -> jax.Array | None:
         """Return 0 in the shape of one step's counts; `None` where the state does not say it."""
         running = state.running if isinstance(state, Accumulator) else state
-        if _kinds.kind_of(running) is None:
+        if "mean" not in getattr(running, "_fields", ()):
             return None
         shape = _running.count_shape(running)[self.state_axes :]
         return jnp.zeros(shape, jnp.finfo(running.mean.dtype).dtype)

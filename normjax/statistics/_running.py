@@ -60,10 +60,7 @@ def ema(
         )
 
     olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
-    moved = []
-    for old, value in zip(olds, new, strict=True):
-        # A half-precision average would stall a few percent away from its target.
-        moved.append(_average(old, jnp.asarray(value).astype(old.dtype), decay))
+    moved = _average(olds, new, decay)
     # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
     # spread of a feature move together or not at all.
     good = (m.count > 0) & _finite(m.count, moved)
@@ -77,19 +74,26 @@ def ema(
     )
 
 
-def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-    """Return decay * old + (1 - decay) * new, with the weight of the new value to its last bit."""
-    real = jnp.finfo(old.dtype).dtype
-    if isinstance(decay, int | float | np.number):
-        # In float32 1 - 0.9999 is off by 2e-4 of itself, and with it the pace of the average.
-        weight = jnp.asarray(1 - float(decay), real)
-    else:
-        weight = 1 - jnp.asarray(decay).astype(real)
-    # The step from the old value is exact where it is small; one that forgets the old value, at
-    # decay 0 altogether, must not pass through the old value's rounding.
-    step = old + (weight.astype(old.dtype) * new - weight.astype(old.dtype) * old)
-    mix = (1 - weight).astype(old.dtype) * old + weight.astype(old.dtype) * new
-    return jnp.where(weight > 0.5, mix, step)
+def _average(olds: list[jax.Array], news: tuple[Array, ...], decay: Any) -> list[jax.Array]:
+    """Return decay * old + (1 - decay) * new of each, in the dtype of the old values.
+
+    A half-precision average would stall a few percent away from its target.
+    """
+    # In float32 1 - 0.9999 is off by 2e-4 of itself, and with it the pace of the average.
+    static = isinstance(decay, int | float | np.number)
+    weight = 1 - float(decay) if static else 1 - jnp.asarray(decay)
+    moved = []
+    for old, new in zip(olds, news, strict=True):
+        w = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
+        new = jnp.asarray(new).astype(old.dtype)
+        # The step from the old value is exact where it is small; one that forgets the old value,
+        # at decay 0 altogether, must not pass through the old value's rounding.
+        step, mix = old + (w * new - w * old), (1 - w) * old + w * new
+        if static:
+            moved.append(mix if weight > 0.5 else step)
+        else:
+            moved.append(jnp.where(weight > 0.5, mix, step))
+    return moved
 
 
 def to_running(m: Any, correction: int = 0) -> Any:
