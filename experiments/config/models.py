@@ -54,7 +54,13 @@ def _check_arguments(
             raise UsageError(f"{where}: {function.__name__} needs {name!r}; write {name}=VALUE.")
 
 
-SIMPLE = {"bool": bool, "int": int, "float": (int, float), "str": str, "None": type(None)}
+SIMPLE: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "None": type(None),
+}
 
 
 def _typed(where: str, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -238,7 +238,9 @@ def _check_batch_statistics(plain: Mapping[str, Any]) -> None:
     """
     known = factories(normjax, "Norm")
     for place, norm in plain["model"].items():
-        if not isinstance(norm, Mapping) or "decay" not in _arguments(known.get(norm.get("name"))):
+        if not isinstance(norm, Mapping) or "decay" not in _arguments(
+            known.get(str(norm.get("name")))
+        ):
             continue
         if place in ("norm_conv", "response", "norm") or norm.get("lift") == "sequence_wise":
             continue
