@@ -52,8 +52,8 @@ from normjax.state._torch import (
     running_to_torch,
 )
 from normjax.state._whole_model import is_norm_param, reset_statistics, restore_statistics
-from normjax.statistics._kinds import merge
-from normjax.statistics._measure import mean_square, moments, second_moments
+from normjax.statistics._merge import merge
+from normjax.statistics._moments import mean_square, moments, second_moments
 from normjax.statistics._normalize import normalize
 from normjax.statistics._running import ema
 from normjax.statistics._types import (

@@ -60,7 +60,7 @@ def averages(path: pathlib.Path):
                 of in NUMERIC
             ):
                 return name in AVERAGES
-            # `x.mean()`, but not `_measure.mean()` of a module.
+            # `x.mean()`, but not `_moments.mean()` of a module.
             case ast.Call(func=ast.Attribute(value=value, attr=name)):
                 of_module = isinstance(value, ast.Name) and value.id in {*brought, *NUMERIC}
                 return name in METHODS and not of_module
@@ -131,10 +131,10 @@ def test_an_average_elsewhere_is_found(tmp_path, line):
     assert not violations(path, "normjax/statistics/_new.py")
 
 
-@pytest.mark.parametrize("line", ["state.mean", "Running(mean=x)", "_measure.mean(x)", "sum(x)"])
+@pytest.mark.parametrize("line", ["state.mean", "Running(mean=x)", "_moments.mean(x)", "sum(x)"])
 def test_names_of_statistics_and_sums_of_python_are_no_averages(tmp_path, line):
     path = tmp_path / "_new.py"
-    path.write_text(f"from normjax import _measure\ndef moments(x):\n    return {line}\n")
+    path.write_text(f"from normjax import _moments\ndef moments(x):\n    return {line}\n")
     assert not violations(path, "normjax/norms/_new.py")
 
 

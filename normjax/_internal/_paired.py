@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax._internal._manual_axes import vary_together
-from normjax._internal._saved import STATISTICS, checkpoint_name
 
 Arrays = tuple[jax.Array, ...]
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Inexact
 from normjax._internal import _checks
 from normjax.analysis._tree_math import length, minus, probe, ratio
 from normjax.base import DirectionAndGain, Norm, Reparam
-from normjax.statistics import _formulas, _measure, _shapes
+from normjax.statistics import _formulas, _moments, _shapes
 from normjax.statistics._types import Array, PyTree
 
 
@@ -116,10 +116,10 @@ def norm_identities(
 
     x, dx, g = split(x), split(dx), split(g)
     remaining = [a for a in range(x.ndim) if a not in averaged]
-    m = _measure.moments(x, averaged)
+    m = _moments.moments(x, averaged)
 
     def mean(v: jax.Array) -> Array:
-        return _measure.means(v, averaged).mean
+        return _moments.means(v, averaged).mean
 
     def expand(v: Array) -> jax.Array:
         return _shapes.expand(v, remaining, x.ndim)
@@ -241,4 +241,4 @@ def weight_identities(
 
 def _rms(v: Any, axes: Sequence[int]) -> jax.Array:
     """Return the root mean square over `axes`."""
-    return jnp.sqrt(_measure.mean_square(v, axes).var)
+    return jnp.sqrt(_moments.mean_square(v, axes).var)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact
 
 from normjax._internal import _checks
 from normjax.analysis._tree_math import cosine, length, minus, ratio
-from normjax.statistics import _measure
+from normjax.statistics import _moments
 from normjax.statistics._types import Array, PyTree
 
 
@@ -80,12 +80,12 @@ def covariate_shift(
                 f"layer {i} had inputs of shape {jnp.shape(old)} and has {jnp.shape(new)}: "
                 "features are last"
             )
-        m, n = _measure.moments(old, None), _measure.moments(new, None)
+        m, n = _moments.moments(old, None), _moments.moments(new, None)
         # Change of mean and of log standard deviation of each feature, [features].
         shift = (n.mean - m.mean) / jnp.sqrt(m.var + eps)
         spread = 0.5 * jnp.log((n.var + eps) / (m.var + eps))
-        means.append(jnp.sqrt(_measure.mean_square(shift, 0).var))
-        spreads.append(jnp.sqrt(_measure.mean_square(spread, 0).var))
+        means.append(jnp.sqrt(_moments.mean_square(shift, 0).var))
+        spreads.append(jnp.sqrt(_moments.mean_square(spread, 0).var))
     return CovariateShift(jnp.stack(means), jnp.stack(spreads))
 
 

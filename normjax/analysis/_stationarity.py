@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from normjax._internal import _checks
-from normjax.statistics import _kinds, _measure, _types
+from normjax.statistics import _merge, _moments, _types
 from normjax.statistics._types import Array
 
 
@@ -113,13 +113,13 @@ def stationarity(
     last = max(1, round(tail * len(mean)))
     # Merge the late steps: their mean, and their variance including that of their means.
     ones = jnp.ones_like(var[-last:])
-    late = _kinds.merge_axis(_types.Moments(mean[-last:], var[-last:], ones))
+    late = _merge.merge_axis(_types.Moments(mean[-last:], var[-last:], ones))
     scale = jnp.sqrt(late.var + eps)
     shift = (mean - late.mean[None]) / scale[None]
     spread = 0.5 * jnp.log((var + eps) / (late.var[None] + eps))
 
     def rms(v: Any) -> Any:
-        return jnp.sqrt(_measure.mean_square(v, 1).var)
+        return jnp.sqrt(_moments.mean_square(v, 1).var)
 
     far = jnp.maximum(rms(shift), rms(spread)) > tolerance  # [time]
     far_each = jnp.maximum(jnp.abs(shift), jnp.abs(spread)) > tolerance  # [time, features]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Inexact
 
 from normjax._internal import _checks
 from normjax.norms._per_sample import spatial_axes
-from normjax.statistics import _measure, _normalize, _shapes
+from normjax.statistics import _moments, _normalize, _shapes
 from normjax.statistics._types import Array
 
 
@@ -67,8 +67,8 @@ def adain(
             f"adain got content of shape {content.shape} and style of shape {style.shape}: they "
             f"may differ in the spatial axes {space} alone; repeat or broadcast the style first"
         )
-    m = _measure.moments(content, space, mask=mask)
-    s = _measure.moments(style, space, mask=style_mask)
+    m = _moments.moments(content, space, mask=mask)
+    s = _moments.moments(style, space, mask=style_mask)
     # The style's statistics are an affine per sample: [batch, 1, ..., 1, channels].
     return _normalize.normalize(
         content,

@@ -13,7 +13,7 @@ import numpy as np
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
-from normjax.statistics import _core, _kinds, _shapes
+from normjax.statistics import _core, _merge, _shapes
 from normjax.statistics._types import Array, Moments, PyTree
 
 
@@ -47,7 +47,7 @@ class GhostBatchNorm(BatchNorm):
         del params
         xs, masks, axes, _ = self._split(x, call.mask)
         groups = _core.moments(xs, axes, masks)
-        whole = _core.pool(_kinds.merge_axis(groups), call.axis_name, self.axis_index_groups)
+        whole = _core.pool(_merge.merge_axis(groups), call.axis_name, self.axis_index_groups)
         return GhostMoments(groups, whole)
 
     def transform(

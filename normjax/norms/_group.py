@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
-from normjax.statistics import _core, _kinds
+from normjax.statistics import _core, _merge
 from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Moments, PyTree
 
@@ -53,7 +53,7 @@ class GroupNorm(PerSampleNorm):
         groups = self.count(x.shape[-1])
         if self._has_kernel(x, call):  # measures single channels; merge those of a group
             channels = _core.moments(x, self._space(x.ndim), call.mask, impl="kernel")
-            return _kinds.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
+            return _merge.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
         mask = split(call.mask, groups)
         return _core.moments(split(x, groups), self.averaged(x.ndim), mask)
 

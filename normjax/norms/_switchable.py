@@ -13,7 +13,7 @@ from jaxtyping import Num
 from normjax._internal import _hints
 from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm
-from normjax.statistics import _core, _kinds, _running, _shapes
+from normjax.statistics import _core, _merge, _running, _shapes
 from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
@@ -66,7 +66,7 @@ class SwitchableNorm(ChannelStatsNorm):
         space = self.space(x.ndim)
         own = _core.moments(x, space, call.mask)  # [batch, channels]
         # Merging a sample's instance statistics gives its layer statistics: one pass for both.
-        layer = _kinds.merge_axis(own, -1)
+        layer = _merge.merge_axis(own, -1)
         batch = _running.select(state, measured, call.stats)
 
         def blend(logits: Array, instance: Array, layer: Array, batch: Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from normjax._internal._saved import ACTIVATIONS, checkpoint_name
+from normjax._internal._checkpoint_names import ACTIVATIONS, checkpoint_name
 
 
 @jax.custom_jvp

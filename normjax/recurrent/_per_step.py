@@ -13,7 +13,7 @@ from normjax._internal import _checks, _hints
 from normjax.base import Call, Norm
 from normjax.recurrent._seq_norm import Beyond, SeqNorm
 from normjax.state._whole_model import map_statistics, running_of
-from normjax.statistics import _kinds, _running
+from normjax.statistics import _merge, _running
 from normjax.statistics._types import Accumulator, Array, PyTree
 
 
@@ -116,7 +116,7 @@ class PerStep(SeqNorm):
         steps = jax.tree.leaves(measured)[0].shape[0]
         n = min(steps, self.max_steps)
         if self.beyond == "merge" and steps > n:
-            last = _kinds.merge_axis(jax.tree.map(lambda m: m[n - 1 :], measured))
+            last = _merge.merge_axis(jax.tree.map(lambda m: m[n - 1 :], measured))
             measured = jax.tree.map(lambda m, end: m[:n].at[n - 1].set(end), measured, last)
         else:
             measured = jax.tree.map(lambda m: m[:n], measured)

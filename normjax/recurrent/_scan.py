@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from normjax._internal._saved import ACTIVATIONS, POOLED, STATISTICS
+from normjax._internal._checkpoint_names import ACTIVATIONS, POOLED, STATISTICS
 from normjax.base import Call
 from normjax.recurrent._base import Gates
 from normjax.recurrent._carry import hidden_of, with_hidden

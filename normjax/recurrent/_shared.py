@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from normjax._internal import _hints
 from normjax.base import Call, Norm
 from normjax.recurrent._seq_norm import SeqNorm
-from normjax.statistics import _kinds
+from normjax.statistics import _merge
 from normjax.statistics._types import PyTree
 
 
@@ -22,7 +22,7 @@ class Shared(SeqNorm):
         """Move the one set of statistics by the moments of all steps together."""
         if measured is None:
             return state
-        return self.norm.update(state, _kinds.merge_axis(measured), call)
+        return self.norm.update(state, _merge.merge_axis(measured), call)
 
 
 @_hints.with_hints()

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from normjax.statistics import _kinds, _running
+from normjax.statistics import _merge, _running
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 
@@ -81,12 +81,12 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
             return Accumulator(
                 running, BatchMeans(biased, unbiased, measured["batches"], measured["pairs"])
             )
-        kind = _kinds.kind_of(running)
+        kind = _merge.kind_of(running)
         assert kind is not None
         return Accumulator(running, kind.measured(**measured))
     if any(isinstance(value, Mapping) for value in values.values()):
         return None
-    for kind in _kinds.kinds():
+    for kind in _merge.kinds():
         if names == set(kind.names):
             return kind.running(**values)
     return None

@@ -1,6 +1,6 @@
 """Measures and normalizes without checking arguments, and chooses the program that does it.
 
-Arguments are checked once, in the public functions (`_measure.py`, `_normalize.py`) and in
+Arguments are checked once, in the public functions (`_moments.py`, `_normalize.py`) and in
 `Norm.apply`. The functions here take floating arrays, resolved axes and a boolean mask of the
 rank of x, and trust them. This is also the one place that chooses which program computes a norm:
 the plain formulas, the formulas for large arrays on a CPU, or a kernel.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from normjax._internal._saved import POOLED, STATISTICS, checkpoint_name
+from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large_cpu
 from normjax.statistics._shapes import (
     abs2,

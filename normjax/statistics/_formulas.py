@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact, Num
 
-from normjax._internal._saved import STATISTICS, checkpoint_name
+from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 

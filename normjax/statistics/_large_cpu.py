@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax._internal._paired import with_fast_vjp
-from normjax._internal._saved import STATISTICS, checkpoint_name
 from normjax.statistics._formulas import is_roundoff, moments_about
 from normjax.statistics._shapes import expand
 

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Num
 
 from normjax._internal import _checks
-from normjax.statistics._kinds import _KINDS, State, kind_of, merge
+from normjax.statistics._merge import _KINDS, State, kind_of, merge
 from normjax.statistics._shapes import append_axes, scale_by_weight, stat_dtype
 from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Running
 

@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 
 from normjax._internal import _checks, _hints
 from normjax.base import Norm, Stats
-from normjax.statistics import _formulas, _measure, _shapes
+from normjax.statistics import _formulas, _moments, _shapes
 from normjax.statistics._types import Array, PyTree
 from normjax.weights import _direction
 
@@ -109,7 +109,7 @@ class CosineDense:
 def _centre(x: jax.Array, axis: int) -> jax.Array:
     """Subtract the mean over one axis."""
     remaining = [a for a in range(x.ndim) if a != axis]
-    return x - _shapes.expand(_measure.moments(x, axis).mean, remaining, x.ndim)
+    return x - _shapes.expand(_moments.moments(x, axis).mean, remaining, x.ndim)
 
 
 @_hints.with_hints()

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Inexact
 
 from normjax._internal import _checks
 from normjax.base import Affine, DirectionAndGain, Reparam
-from normjax.statistics import _formulas, _measure, _shapes
+from normjax.statistics import _formulas, _moments, _shapes
 from normjax.statistics._types import Array, AxisName
 from normjax.weights import _weight_norm
 
@@ -58,7 +58,7 @@ def data_dependent_init(
     """
     _checks.positive("eps", eps)
     _checks.positive("scale", scale)
-    m = lax.stop_gradient(_measure.moments(t, None, mask=mask, axis_name=axis_name))
+    m = lax.stop_gradient(_moments.moments(t, None, mask=mask, axis_name=axis_name))
     g = scale * lax.rsqrt(m.var + eps)
     return Affine(scale=g, bias=-m.mean * g.astype(m.mean.dtype))
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from normjax._internal import _checks, _hints
 from normjax.base import DirectionAndGain, Reparam, Stats
-from normjax.statistics import _measure, _normalize, _shapes
+from normjax.statistics import _moments, _normalize, _shapes
 from normjax.statistics._types import Array, PyTree
 from normjax.weights._direction import resolve_reduced_axes
 
@@ -70,7 +70,7 @@ class WeightStandardization(Reparam):
         _checks.stats(stats)
         v = jnp.asarray(params.v)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
-        m = _measure.moments(v, axes)
+        m = _moments.moments(v, axes)
         gain = jnp.ones_like(m.var) if params.g is None else params.g
         gain = jnp.asarray(gain).astype(m.var.dtype)
         if self.fan_in:  # m.count is n, the number of weights into one output

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import normjax as nj
-from normjax.statistics import _kinds, _measure
+from normjax.statistics import _merge, _moments
 from tests._support import reference
 
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_moments(shape, axes, masked, dtype):
     mean, var, n = reference.moments(x, axes_of(axes, len(shape)), mask)
     close(m.mean, mean), close(m.var, var), close(m.count, n, 0, 0)
     assert m.mean.dtype == dtype and m.var.dtype == m.count.dtype == np.float32
-    means = _measure.means(x, axes, mask=mask)
+    means = _moments.means(x, axes, mask=mask)
     close(means.mean, mean), close(means.count, n, 0, 0)
 
 
@@ -132,7 +132,7 @@ def test_covariance_of_averaged_features_is_refused():
 
 VERBS = {
     "moments": lambda x, **how: nj.moments(x, 0, **how),
-    "means": lambda x, **how: _measure.means(x, 0, **how),
+    "means": lambda x, **how: _moments.means(x, 0, **how),
     "second_moments": nj.second_moments,
 }
 
@@ -150,7 +150,7 @@ def test_merge_is_exact(verb, dtype):
     for got, want in zip(functools.reduce(nj.merge, parts), whole, strict=True):
         close(got, want, 2e-6, 2e-6)
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *parts)
-    for got, want in zip(_kinds.merge_axis(stacked), whole, strict=True):
+    for got, want in zip(_merge.merge_axis(stacked), whole, strict=True):
         close(got, want, 2e-6, 2e-6)
     # One of the two empty: the other, to the bit.
     for got, want in zip(nj.merge(parts[0], whole), whole, strict=True):
@@ -162,7 +162,7 @@ def test_merge_is_exact(verb, dtype):
 def test_ema_leaves_out_empty_and_nonfinite_batches(verb, correction):
     x = draw((5, 3))
     m = VERBS[verb](x)
-    kind = _kinds.kind_of(m)
+    kind = _merge.kind_of(m)
     old = [draw(v.shape) for v in m[:-1]]
     running = kind.running(*map(jnp.asarray, old))
     new = nj.ema(running, m, decay=0.75, correction=correction)
