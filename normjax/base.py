@@ -175,7 +175,7 @@ class Norm(abc.ABC):
             ValueError: `stats` or a name in `hyper` is unknown, a mapping lacks a name or has
                 another, or shapes do not fit.
         """
-        x, call = _checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
+        x, call = checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
         if isinstance(params, Mapping) or isinstance(state, Mapping):
             params, state = _from_names(self, params, state, x)
         measured = None
@@ -355,7 +355,7 @@ def _from_names(norm: Norm, params: PyTree, state: PyTree, x: jax.Array) -> tupl
     )
 
 
-def _checked_call(
+def checked_call(
     norm: Norm, params: PyTree, state: PyTree, x: Any, call: Call
 ) -> tuple[jax.Array, Call]:
     """Check the arguments of `Norm.apply`; return x as an array and the call with its mask.

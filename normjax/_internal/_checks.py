@@ -182,7 +182,7 @@ def resolve_axes(
     value: Sequence[int] | int | None, ndim: int, *, name: str = "axes"
 ) -> tuple[int, ...]:
     """Return sorted non-negative axes of an array with `ndim` axes; `None` is all but the last."""
-    if value == (-1,) and ndim:  # a shortcut for the most frequent call
+    if isinstance(value, tuple) and value == (-1,) and ndim:  # the most frequent call
         return (ndim - 1,)
     if value is None:
         if ndim < 2:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from normjax._internal._checkpoint_names import ACTIVATIONS, POOLED, STATISTICS
@@ -142,7 +143,7 @@ class Step:
     def start(self, cell: PyTree, call: Call, measured: Mapping[str, PyTree]) -> StepCarry:
         """Return the carry before the first step; `measured` are the places that are done."""
         counts: dict[str, jax.Array] = {}
-        # Without a mask all steps count the same values; which, only the norms know.
+        # Without a mask most norms count the same values in each step.
         if call.stats == "batch" and call.mask is None and call.axis_name is None:
             for place, norm in self.norms.items():
                 zeros = None if place in measured else norm.zero_counts(self.state[place])
@@ -187,14 +188,16 @@ class Step:
             cell = jax.tree.map(lambda new, old: jnp.where(inputs.mask, new, old), cell, carry.cell)
             y = jnp.where(inputs.mask, y, 0)
 
-        # Counts that every step shares go through the carry.
+        # Counts that every step shares go through the carry: those that are constants of this
+        # trace (see `value_counts`). A norm that counts what it finds in x, positive values say,
+        # has another count in each step.
         counts = dict(carry.counts)
         for place, before in carry.counts.items():
             m = measured[place]
-            bundle = "count" not in getattr(m, "_fields", ())
-            if bundle or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
+            shared = "count" in getattr(m, "_fields", ()) and isinstance(m.count, np.ndarray)
+            if not shared or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
                 continue  # several statistics, or those of other sets than the state's
-            counts[place], measured[place] = m.count, m._replace(count=None)
+            counts[place], measured[place] = jnp.asarray(m.count), m._replace(count=None)
         return StepCarry(cell, counts), StepOutputs(y, measured, gates if self.with_info else {})
 
     def over(

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from normjax._internal import _checks
-from normjax.base import Call, Hyper, Norm, Stats
+from normjax.base import Call, Hyper, Norm, Stats, checked_call
 from normjax.statistics import _running
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
@@ -75,10 +74,8 @@ class SeqNorm(abc.ABC):
         Returns:
             `(y, state)`.
         """
-        _checks.stats(stats)
-        _checks.hyper(hyper, self.norm.hyper_names, self.norm.factory)
-        x = _checks.floating(x, self.factory)
-        call = Call(stats, _checks.mask(mask, x.shape), axis_name, hyper)
+        call = Call(stats, mask, axis_name, hyper)
+        x, call = checked_call(self.norm, params, state, x, call)
         y, measured = self.sequence(params, state, x, call)
         return y, self.update_state(state, measured, call)
 

@@ -172,6 +172,14 @@ def normalize(
         return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine)
     wide = x.astype(stat_dtype(x.dtype))
     # Statistics of the remaining axes broadcast against x: size 1 on the averaged ones.
+    features = tuple(size for a, size in enumerate(x.shape) if a not in axes)
+    if not jnp.shape(m.mean) == jnp.shape(m.var) == features:
+        # Checked here, where they are reshaped: a variance of another shape would be scrambled.
+        raise ValueError(
+            f"statistics of shapes {jnp.shape(m.mean)} and {jnp.shape(m.var)} do not fit x of "
+            f"shape {x.shape} averaged over axes {axes}, which leaves {features}: init with the "
+            "shape of this x"
+        )
     shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
     real = jnp.finfo(wide.dtype).dtype
     mean = jnp.asarray(m.mean).reshape(shape).astype(wide.dtype)
@@ -232,12 +240,17 @@ def _sum_over_devices(tree: PyTree, axis_name: AxisName, axis_index_groups: Any)
     return checkpoint_name(total, POOLED)
 
 
-def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> jax.Array:
-    """Count the values in each set; the mask is summed in integers, before it is broadcast."""
+def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
+    """Count the values in each set; the mask is summed in integers, before it is broadcast.
+
+    Without a mask the count is known while tracing, and returned as a NumPy array then: a constant,
+    which `psum` multiplies instead of exchanging, and which a scan need not write once a step.
+    """
     shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        return jnp.full(shape, math.prod(x.shape[a] for a in axes), dtype)
+        count = np.full(shape, math.prod(x.shape[a] for a in axes), dtype)
+        return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
     # One masked position of size 1 on an averaged axis counts for all of x along that axis.
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
     real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats

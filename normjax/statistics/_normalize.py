@@ -57,7 +57,7 @@ def normalize(
     x = _checks.floating(x, "normalize")
     axes = _checks.resolve_axes(axes, x.ndim)
     expected = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    if jnp.shape(m.mean) != expected:
+    if not jnp.shape(m.mean) == jnp.shape(m.var) == expected:
         raise ValueError(
             f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
             f"over axes {axes}, which leaves {expected}: init with the shape of this x"

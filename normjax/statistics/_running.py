@@ -48,7 +48,8 @@ def ema(
         >>> float(run.mean[0]), float(run.var[0])
         (1.0, 1.0)
     """
-    if isinstance(decay, int | float | np.number) and not 0 <= decay <= 1:
+    number = isinstance(decay, int | float | np.number)
+    if isinstance(decay, bool) or (number and not 0 <= decay <= 1):
         _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     m = lax.stop_gradient(m)
     new = to_running(m, correction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import get_args
 
 import jax
@@ -323,3 +324,27 @@ def test_steps_that_no_sequence_reached_take_the_last_known_statistics(norm, mea
         params["norm_h"], known["norm_h"], x @ params["w_x"], stats="running"
     )
     np.testing.assert_array_equal(y, other)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PositiveBatchNorm(type(nj.batch_norm())):
+    """A user's norm that counts positive values alone: another count in each step."""
+
+    def measure(self, params, x, call):
+        return nj.moments(x, 0, mask=x > 0)
+
+
+def test_counts_that_depend_on_the_data_are_those_of_each_step():
+    norm = PositiveBatchNorm()
+    layer = recurrent.rnn(3, norm_h=recurrent.per_step(norm, 4))
+    params, state = layer.init(jax.random.key(0), 2)
+    x = jax.random.normal(jax.random.key(1), (6, 4, 2))
+    counts = layer.info(params, state, x, stats="batch").moments["norm_h"].count
+    (y, _), new = layer.apply(params, state, x, stats="batch")
+    # The hidden state before each step, by hand.
+    h = jnp.concatenate([jnp.zeros((6, 1, 3)), y[:, :-1]], axis=1)
+    want = ((h @ params["w_h"]) > 0).sum(0)
+    np.testing.assert_array_equal(counts, want)
+    # Nothing is positive in step 0: its statistics do not move.
+    np.testing.assert_array_equal(new["norm_h"].var[0], 1.0)
+    assert (np.asarray(new["norm_h"].var[1:]) != 1).any()
