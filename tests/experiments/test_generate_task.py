@@ -124,7 +124,7 @@ def test_a_config_builds_a_task_that_can_be_a_static_argument():
         ("model.goals", "copy", "Did you mean 'goal'?"),
         ("model.goal", "stile", "Did you mean 'style'?"),
         ("model.norm.name", "bach_norm", "Did you mean 'batch_norm'?"),
-        ("model.channels", 0, "must be at least 1"),
+        ("model.channels", 0, "must be an integer at least 1"),
         ("select", "accuracy", "write config.select='loss'"),
         ("data.side", 14, "cannot be halved twice; write config.data.side=28"),
         ("data.layout", "rows", "known: images"),
