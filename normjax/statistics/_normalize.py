@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
 from normjax._internal import _checks
@@ -56,12 +55,6 @@ def normalize(
     """
     x = _checks.floating(x, "normalize")
     axes = _checks.resolve_axes(axes, x.ndim)
-    expected = tuple(size for a, size in enumerate(x.shape) if a not in axes)
-    if not jnp.shape(m.mean) == jnp.shape(m.var) == expected:
-        raise ValueError(
-            f"statistics of shape {jnp.shape(m.mean)} do not fit x of shape {x.shape} averaged "
-            f"over axes {axes}, which leaves {expected}: init with the shape of this x"
-        )
     _checks.positive("eps", eps, zero=True)
     for name, v in (("scale", scale), ("bias", bias)):
         _checks.broadcasts(name, v, x.shape)
