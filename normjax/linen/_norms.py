@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding, _semantics
+from normjax.linen._lifted import StaticArguments
 from normjax.linen._wrap import COLLECTION, check_scanned
 from normjax.state import _names
 from normjax.statistics._types import Accumulator, Array, Running
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(StaticArguments, nn.BatchNorm):
     """Batch normalization, as `flax.linen.BatchNorm`.
 
     What differs: the variance never cancels, whatever `use_fast_variance` says; under `mask`

@@ -16,13 +16,14 @@ from normjax._flax import _padding
 from normjax._flax._variables import accumulates, draws_noise, named_leaves, nest, rebuild
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
+from normjax.linen._lifted import StaticArguments
 from normjax.recurrent._checks import check_layer
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 COLLECTION = "batch_stats"
 
 
-class Normalize(nn.Module):
+class Normalize(StaticArguments, nn.Module):
     """Any `Norm` as a Linen module.
 
     Parameters carry the norm's own names (`scale`, `bias`), statistics are the variables
@@ -60,8 +61,8 @@ class Normalize(nn.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         mask: Array | None = None,
         hyper: Hyper = None,
     ) -> jax.Array:
@@ -98,7 +99,7 @@ class Normalize(nn.Module):
         return y
 
 
-class Recurrent(nn.Module):
+class Recurrent(StaticArguments, nn.Module):
     """Any layer of `normjax.recurrent` as a Linen module.
 
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
@@ -142,8 +143,8 @@ class Recurrent(nn.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         lengths: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,
