@@ -67,7 +67,7 @@ def input_terms(
     weights: dict[str, jax.Array] = {}
     terms: dict[str, jax.Array | None] = {}
     measured: dict[str, Any] = {}
-    for place, (first, last) in layer.inputs.items():
+    for place, (first, last) in layer.input_places.items():
         norm = norms.get(place)
         weight = params["w_x"][:, first * layer.hidden : last * layer.hidden]
         weights[place], terms[place] = weight, None
