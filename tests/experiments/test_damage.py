@@ -147,7 +147,7 @@ def test_a_reader_changes_nothing(folder, capsys):
     before = sorted(str(p) for p in folder.rglob("*"))
     scores = evaluate.evaluate(folder, split="valid", stats="batch")
     printed = capsys.readouterr().out
-    assert "step 10 is used instead" in printed and "now" not in printed
+    assert "step 10 is used instead" in printed and "The damaged one is now" not in printed
     assert scores["step"] == 10
     assert sorted(str(p) for p in folder.rglob("*")) == before
     with pytest.raises(UsageError, match="no checkpoint yet"):
