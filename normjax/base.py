@@ -25,6 +25,7 @@ from jaxtyping import Bool, Inexact, Num
 
 from normjax._internal import _checks, _hints
 from normjax.state import _names
+from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import (
     Accumulator,
     Array,
@@ -86,12 +87,15 @@ class Call:
         mask: True where a value counts; boolean, of the rank of x.
         axis_name: device axis or axes that the batch is split over.
         hyper: numbers that replace hyperparameters of the norm in this call, by name.
+        dtype: half-precision dtype of the x that the caller gave, where x was widened to float32;
+            else `None`.
     """
 
     stats: Stats = "batch"
     mask: Array | None = None
     axis_name: AxisName = None
     hyper: Hyper = None
+    dtype: Any = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -182,6 +186,7 @@ class Norm(abc.ABC):
         if stats == "batch" or not self.stateful or is_accumulator(state):
             measured = self.measure(params, x, call)
         y = self.transform(params, state, measured, x, call)
+        y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update(state, measured, call)
 
     def moments(
@@ -210,7 +215,7 @@ class Norm(abc.ABC):
         x = _checks.floating(x, self.factory)
         return self.measure(params, x, Call("batch", _checks.mask(mask, x.shape), axis_name))
 
-    # The methods that a subclass defines; x is floating and the mask fits it.
+    # The methods that a subclass defines; x is floating, at least float32, and the mask fits it.
 
     @abc.abstractmethod
     def start(
@@ -371,6 +376,9 @@ def checked_call(
         _checks.floating(x, norm.factory)
     if call.mask is not None:
         call = dataclasses.replace(call, mask=_checks.mask(call.mask, x.shape))
+    if x.dtype.itemsize < 4:
+        call = dataclasses.replace(call, dtype=x.dtype)
+        x = widen_half(x)
     if isinstance(params, Mapping):
         _hints.refuse_flax_variables(params, norm.factory)
     swapped = isinstance(params, Running | RunningMean | RunningCov | Accumulator)

@@ -192,7 +192,8 @@ def batch_norm(
             real = jnp.finfo(dtypes.stored).dtype
             m = Running(m.mean.astype(dtypes.stored), m.var.astype(real))
             state = _running.ema(m, measured, decay=momentum, correction=correction)
-        m = m if running else measured
+        # The same wide x is normalized, so that its gradient is rounded once; see `widen_half`.
+        m, x = (m, x) if running else (measured, wide)
     return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask), state
 
 
@@ -219,7 +220,7 @@ def sample_norm(
         m = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
     else:
         m = _core.mean_square(wide, axes, mask, axis_name, groups)
-    return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask)
+    return normalize(wide, m, axes, features, scale, bias, eps, dtypes, mask)
 
 
 def group_norm(

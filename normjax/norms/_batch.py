@@ -57,7 +57,9 @@ class BatchNorm(Norm):
         axes = _checks.resolve_axes(self.axes, x.ndim)
         # Groups of devices have a meaning only together with a device axis.
         groups = self.axis_index_groups if call.axis_name is not None else None
-        return _core.moments(x, axes, call.mask, call.axis_name, groups, impl=self.impl)
+        return _core.moments(
+            x, axes, call.mask, call.axis_name, groups, impl=self.impl, dtype=call.dtype
+        )
 
     def transform(
         self,
@@ -76,7 +78,9 @@ class BatchNorm(Norm):
         if getattr(getattr(m, "mean", None), "shape", None) != of_features:
             _checks.same_features(state, of_features, self.factory)
         scale, bias = broadcast_affine(params, features, x.shape)
-        return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
+        return _core.normalize(
+            x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl, dtype=call.dtype
+        )
 
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call

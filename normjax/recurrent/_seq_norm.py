@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from normjax.base import Call, Hyper, Norm, Stats, checked_call
 from normjax.statistics import _running
+from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 Beyond = Literal["last", "merge", "error"]
@@ -77,6 +78,7 @@ class SeqNorm(abc.ABC):
         call = Call(stats, mask, axis_name, hyper)
         x, call = checked_call(self.norm, params, state, x, call)
         y, measured = self.sequence(params, state, x, call)
+        y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update_state(state, measured, call)
 
     # All steps at once; the mask of the call is `[time, batch, 1]`.
@@ -177,11 +179,14 @@ def normalize_without_update(
     norm: Norm, params: PyTree, state: PyTree, x: jax.Array, call: Call
 ) -> tuple[jax.Array, PyTree]:
     """Do as `Norm.apply` but for the state's update; return `(y, measured)`."""
-    measured = None
+    dtype, measured = x.dtype, None
+    if dtype.itemsize < 4:
+        call = dataclasses.replace(call, dtype=dtype)
+        x = widen_half(x)
     if call.stats == "batch" or needs_measuring(norm, state, call):
         measured = norm.measure(params, x, call)
     y = norm.transform(params, state, measured, x, call)
-    return y, (measured if norm.stateful else None)
+    return y.astype(dtype), (measured if norm.stateful else None)
 
 
 def needs_measuring(norm: Norm, state: PyTree, call: Call) -> bool:
