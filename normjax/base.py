@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
-from normjax._internal import _checks, _hints
+from normjax._internal import _checks, _hints, _single
 from normjax.state import _names
 from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import (
@@ -177,7 +177,8 @@ class Norm(abc.ABC):
             TypeError: `x` is not floating or complex, `mask` is not boolean, or params and state
                 are swapped or those of a Flax module.
             ValueError: `stats` or a name in `hyper` is unknown, a mapping lacks a name or has
-                another, or shapes do not fit.
+                another, shapes do not fit, or a batch statistic is that of a single value (where
+                shapes or a mask that is not traced tell it, and without `allow_single=True`).
         """
         x, call = checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
         if isinstance(params, Mapping) or isinstance(state, Mapping):
@@ -185,6 +186,9 @@ class Norm(abc.ABC):
         measured = None
         if stats == "batch" or not self.stateful or is_accumulator(state):
             measured = self.measure(params, x, call)
+            if stats == "batch" and not getattr(self, "allow_single", True):
+                groups = getattr(self, "axis_index_groups", None)
+                _single.check(self.factory, x.shape, measured, call.mask, axis_name, groups)
         y = self.transform(params, state, measured, x, call)
         y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update(state, measured, call)
