@@ -32,6 +32,7 @@ class ChannelStatsNorm(Norm):
     use_bias: bool = True
     scale_init: float = 1.0
     bias_init: float = 0.0
+    allow_single: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring `axes` into canonical form."""

@@ -29,6 +29,7 @@ class MeanOnlyBatchNorm(Norm):
     use_bias: bool = True
     bias_init: float = 0.0
     axis_index_groups: Sequence[Sequence[int]] | None = None
+    allow_single: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -84,6 +85,7 @@ def mean_only_batch_norm(
     use_bias: bool = True,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    allow_single: bool = False,
 ) -> Norm:
     r"""Mean-only batch normalization: subtracts the batch's mean and does not scale.
 
@@ -100,6 +102,8 @@ def mean_only_batch_norm(
         bias_init: initial beta.
         axis_index_groups: groups of device indices whose means are pooled separately, with
             `axis_name`.
+        allow_single: whether a mean may be that of a single value in training, so that the output
+            is the bias; else that is an error.
 
     Returns:
         A `Norm` with params `Affine(None, bias)` and state `RunningMean`.

@@ -36,6 +36,7 @@ class WhiteningNorm(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
     axis_index_groups: Sequence[Sequence[int]] | None = None
+    allow_single: bool = False
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
@@ -184,6 +185,7 @@ def decorrelated_batch_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    allow_single: bool = False,
 ) -> Norm:
     r"""Decorrelated batch normalization: whitens the features over the batch.
 
@@ -211,6 +213,7 @@ def decorrelated_batch_norm(
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
+        allow_single: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
@@ -248,6 +251,7 @@ def iterative_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    allow_single: bool = False,
 ) -> Norm:
     r"""Iterative normalization: whitens over the batch by a few steps of Newton's method.
 
@@ -275,6 +279,7 @@ def iterative_norm(
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
+        allow_single: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
