@@ -76,13 +76,10 @@ def dangling_link(path, draw):
 
 def link_to_a_copy(path, draw):
     """As one who moved files to a larger disk; what the link leads to is whole."""
-    away = path.parents[len(path.parts) - 1 - _depth(path)] / f"away {path.name}"
+    case = next(folder for folder in path.parents if folder.name.startswith("case-"))
+    away = case / f"away {path.name}"
     shutil.move(path, away)
     path.symlink_to(away)
-
-
-def _depth(path):
-    return next(i for i, part in enumerate(path.parts) if part.startswith("case-"))
 
 
 FILES = [
