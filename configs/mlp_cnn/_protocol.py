@@ -13,17 +13,30 @@ from typing import Any
 
 import ml_collections
 
-from experiments.config.defaults import default
+from experiments.config.defaults import TRAIN_SIZE, default
+from experiments.ledger.claims import Scale
 
 NORMS: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},
     "bn": {"name": "batch_norm", "decay": 0.9},
     "ln": {"name": "layer_norm"},
 }
-SCALE = "MNIST 14 x 14, 5,000 training images, a small LeNet, few hundred steps"
 
 
-def images(arm: str, *, dataset: str = "mnist", steps: int = 300, **model: Any) -> Any:
+def scale(name: str, train_size: int, *, steps: int = 300, minutes: float, **more: Any) -> Scale:
+    """Return a size of a group whose axis is the number of training images."""
+    text = f"MNIST 14 x 14, {train_size:,} training images drawn anew, {steps:,} updates of 128"
+    return Scale(name, train_size, text, minutes=minutes, **more)
+
+
+def images(
+    arm: str,
+    *,
+    dataset: str = "mnist",
+    steps: int = 300,
+    train_size: int = 5000,
+    **model: Any,
+) -> Any:
     """The config of an arm; `model` are keys of `experiments.tasks.image`."""
     config = default()
     config.name = arm
@@ -31,13 +44,13 @@ def images(arm: str, *, dataset: str = "mnist", steps: int = 300, **model: Any) 
     config.dataset = dataset
     config.data.side = 14
     config.data.layout = "images"
-    config.data.train_size = 5000
+    config.data.train_size = train_size if train_size < TRAIN_SIZE[dataset] else 0
     config.batch_size = 128
     config.eval_batch_size = 1000
     config.population.batch_size = 1000
     config.steps = steps
     config.log_every = steps // 10
-    config.eval_every = steps // 5
+    config.eval_every = steps // 10
     config.checkpoint_every = steps
     config.select = "loss"
     config.model = ml_collections.ConfigDict(model)

@@ -43,6 +43,7 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
+    config.data.draw = 0  # 0: the first ones; n: training and validation examples drawn by seed n
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]

@@ -48,7 +48,7 @@ CHOICES = {
 COUNTS = {
     **dict.fromkeys(("data.train_size", "data.valid_size", "data.test_size"), (0, 10**9)),
     **dict.fromkeys(("data.side", "devices", "nonfinite_limit"), (0, 10**6)),
-    **dict.fromkeys(("data.stride", "permutation_seed", "seed"), (0, 2**31 - 1)),
+    **dict.fromkeys(("data.stride", "data.draw", "permutation_seed", "seed"), (0, 2**31 - 1)),
     **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), (1, 2**31 - 1)),
     "log_every": (1, 10**6),  # a number for each step since the last row is on the device
     **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),

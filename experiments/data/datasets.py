@@ -28,7 +28,7 @@ from experiments.config.defaults import SIDE, TRAIN_SIZE
 from experiments.data import sequences
 from experiments.data.images import arrange, load_digits_set, load_images, pixel_order, reorder
 from experiments.data.locate import FOLDERS, cache_locally, find
-from experiments.data.splits import Dataset, size, take
+from experiments.data.splits import Dataset, draw, size, take
 from experiments.usage import UsageError
 
 
@@ -53,6 +53,9 @@ def load(
     if name == "pmnist":
         index = pixel_order(permutation, seed, dataset.train.pixels[0].size)
         dataset = dataset.each(lambda split: reorder(split, index))
+    if options.get("draw", 0):
+        # Segments of a text stay in their parts of it.
+        dataset = draw(dataset, options["draw"], pooled=name != "text")
     for split in ("train", "valid", "test"):
         whole, limit = getattr(dataset, split), options.get(f"{split}_size", 0)
         if limit > size(whole):
