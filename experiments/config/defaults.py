@@ -46,6 +46,8 @@ def default() -> ml_collections.ConfigDict:
     config.data.draw = 0  # 0: the first ones; n: training and validation examples drawn by seed n
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
+    config.data.shift = 0  # images: move each by up to so many pixels along both sides
+    config.data.contrast = 1.0  # images: divide the contrast of each by up to this
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
     config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
     config.data.stride = 0  # text: from one segment's start to the next; 0: length
