@@ -36,7 +36,8 @@ GROUP = Group(
             "than one for each activation",
             rule=more("map", "activation", "test.population.accuracy"),
             delta=0.01,
-            why="the source gives no number; one point, a seventh of the error without a norm (7 %)",
+            why="the source gives no number; one point, a seventh of the error without a norm "
+            "(7 %)",
             expect="batch norm obeys the convolutional property (an argument, no experiment)",
             change="photographs, whose content has no fixed place",
             methods=("batch norm",),

@@ -1,7 +1,8 @@
 """Trains an MLP with weight norm at large learning rates and in small batches.
 
 Rates are three, ten and thirty times about the plain network's best: 3, 10 and 30 in batches of
-128, 0.3, 1 and 3 in batches of 4, with as many updates. The source names recurrent networks too, which are not tried.
+128, 0.3, 1 and 3 in batches of 4, with as many updates. The source names recurrent
+networks too, which are not tried.
 """
 
 from configs.mlp_cnn import _protocol, _rates
