@@ -92,7 +92,7 @@ GROUP = Group(
             "e",
             "Layer norm trains at rates that plain networks do not bear",
             "As weights grow, layer norm lowers the rate at which they turn, so that it bears "
-            "rates at which the plain network fails: higher accuracy averaged over rates 3, 10 and 30",
+            "rates at which the plain network fails: higher mean accuracy over rates 3, 10 and 30",
             _rates.ahead("ln_", "none_"),
             0.13,
             "the source gives no number; half of what one more of the three rates is worth, from "
