@@ -258,9 +258,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def enough(found: Effect, delta: float, budget: int = 64) -> bool:
-    """Whether replicates may stop: the interval is narrow, or the budget is spent.
+def narrow(found: Effect, delta: float) -> bool:
+    """Whether the interval is at most half of the smallest effect that matters to either side.
 
-    The rule looks at the width alone, never at the estimate, so it costs no error.
+    The rule looks at the width alone, never at the estimate, so that stopping costs no error.
     """
-    return found.half_width() <= delta / 2 or min(found.replicates) >= budget
+    return found.half_width() <= delta / 2

@@ -121,15 +121,13 @@ def _check(
     return Check(control.label, largest < control.limit, largest, min(falls), largest)
 
 
-def enough(group: Group, scale: Scale, record: Mapping[str, Any], answers: Answers) -> bool:
-    """Whether the replicates suffice: every claim's interval is narrow, or the budget is spent.
+def enough(group: Group, record: Mapping[str, Any], answers: Answers) -> bool:
+    """Whether the replicates suffice: the interval of every claim is narrow.
 
     Only widths are looked at, never estimates, so that stopping costs no error.
     """
     return all(
-        inference.enough(
-            effect_of(claim.rule, record, answers, group.id(claim)), claim.delta, scale.replicates
-        )
+        inference.narrow(effect_of(claim.rule, record, answers, group.id(claim)), claim.delta)
         for claim in group.claims
     )
 

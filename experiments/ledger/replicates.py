@@ -30,8 +30,10 @@ from experiments.ledger.claims import Group, Scale
 from experiments.runtime import members, step
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
-KEPT = ("test.population.accuracy", "test.running.accuracy", "valid.batch.accuracy")
-KEPT += ("train.loss", "area.train", "fall.valid", "diverged")
+KEPT = (
+    *("test.population.accuracy", "test.running.accuracy", "valid.batch.accuracy"),
+    *("train.loss", "area.train", "fall.valid", "diverged"),
+)
 
 
 def config_of(study: ModuleType, scale: Scale, arm: str, rate: float | None, n: int) -> Any:
