@@ -80,7 +80,7 @@ class Recording(NamedTuple):
     frames: np.ndarray
     label: int
     speaker: int
-    index: int
+    number: int
 
 
 @functools.lru_cache(maxsize=2)
@@ -96,9 +96,7 @@ def _recordings(folder: epath.Path, length: int) -> list[Recording]:
 
 
 @functools.lru_cache(maxsize=6)
-def fsdd(
-    folder: epath.Path, length: int, fold: int = 0
-) -> tuple[Sequences, Sequences, Sequences]:
+def fsdd(folder: epath.Path, length: int, fold: int = 0) -> tuple[Sequences, Sequences, Sequences]:
     """Read the Free Spoken Digit Dataset in three splits, every mel band standardized.
 
     The test set is the data set's own, recordings 0 to 4 of each speaker and digit, or all of the
@@ -106,8 +104,8 @@ def fsdd(
     """
     parts: dict[str, list[Any]] = {"train": [], "valid": [], "test": []}
     for example in _recordings(folder, length):
-        held_out = example.speaker == fold - 1 if fold else example.index < 5
-        validation = 5 <= example.index < 10
+        held_out = example.speaker == fold - 1 if fold else example.number < 5
+        validation = 5 <= example.number < 10
         split = "test" if held_out else "valid" if validation else "train"
         parts[split].append((example.frames, example.label))
     frames_read = np.concatenate([frames for frames, _ in parts["train"]])

@@ -62,7 +62,7 @@ def one(study: ModuleType, config: Any, folder: pathlib.Path, tag: str) -> dict[
     result = members.run_member(config, folder)
     values, curves = result["metrics"], result["curves"]
     values["fall.valid"] = fall(curves["valid.step"], curves["valid.loss"]) if curves else math.nan
-    wanted = [m for m in study.GROUP.metrics() if answered(m)]
+    wanted = [m for m in study.GROUP.metrics() if answered(m) and one_test_set(config)]
     if values["diverged"] or not (wanted or hasattr(study, "extra")):
         return {**result, "answers": {}}
     path = folder / f"claim_{tag}.npz"
@@ -96,6 +96,11 @@ def _measure_finished(
 def answered(metric: str) -> bool:
     """Whether a metric is the share of right answers on the test set."""
     return metric.startswith("test.") and metric.endswith(".accuracy")
+
+
+def one_test_set(config: Any) -> bool:
+    """Whether all replicates answer the same test examples; each fold has its own."""
+    return not config.data.fold
 
 
 def fall(steps: Sequence[int], loss: Sequence[float]) -> float:
@@ -155,7 +160,7 @@ def gather(
     """Return the numbers of `count` replicates of every arm, as a record holds them.
 
     Of each arm: `metrics` by name, `[rates][replicates]`; `curves`, means over the replicates at
-    each rate; `seconds`. What is not finite is null.
+    each rate; `seconds`; `folds`, of each replicate, if it has any. What is not finite is null.
     """
     group: Group = study.GROUP
     arms: dict[str, Any] = {}
@@ -177,6 +182,9 @@ def gather(
         kept = dict.fromkeys((*group.metrics(), *KEPT))
         arms[arm] = {"rates": rate_list, **_lists(found, tuple(kept))}
         arms[arm]["seconds"] = round(sum(r["seconds"] for row in found for r in row), 1)
+        if not one_test_set(configs[0]):
+            arms[arm]["folds"] = [c.data.fold for c in configs]
+            continue
         for metric in (m for m in group.metrics() if answered(m)):
             answers[f"{arm}/{metric}"] = _stack(found, metric)
     return arms, answers

@@ -105,7 +105,7 @@ def test_a_fold_holds_out_a_speaker(monkeypatch):
     monkeypatch.setattr(sequences, "_recordings", lambda folder, length: said)
     parts = sequences.fsdd.__wrapped__("folder", 3, 2)
     assert [splits.size(part) for part in parts] == [defaults.FOLD_SIZE, 250, 500]
-    train = [r for r in said if r.speaker != 1 and not 5 <= r.index < 10]
+    train = [r for r in said if r.speaker != 1 and not 5 <= r.number < 10]
     values = np.array([r.frames[0, 0] for r in train])
 
     def speakers_and_numbers(part):
@@ -116,7 +116,7 @@ def test_a_fold_holds_out_a_speaker(monkeypatch):
     others = {0, 2, 3, 4, 5}
     assert speakers_and_numbers(parts[2]) == {(1, i) for i in range(50)}
     assert speakers_and_numbers(parts[1]) == {(s, i) for s in others for i in range(5, 10)}
-    assert speakers_and_numbers(parts[0]) == {(r.speaker, r.index) for r in train}
+    assert speakers_and_numbers(parts[0]) == {(r.speaker, r.number) for r in train}
 
 
 def test_a_draw_within_a_fold_leaves_its_validation_set(monkeypatch):
