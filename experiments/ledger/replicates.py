@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +62,8 @@ def one(study: ModuleType, config: Any, folder: pathlib.Path, tag: str) -> dict[
     result = members.run_member(config, folder)
     values, curves = result["metrics"], result["curves"]
     values["fall.valid"] = fall(curves["valid.step"], curves["valid.loss"]) if curves else math.nan
+    for metric in (m for m in study.GROUP.metrics() if m.startswith("gap.at_")):
+        values[metric] = gap_at(curves, float(metric.removeprefix("gap.at_")))
     wanted = [m for m in study.GROUP.metrics() if answered(m) and one_test_set(config)]
     if values["diverged"] or not (wanted or hasattr(study, "extra")):
         return {**result, "answers": {}}
@@ -114,6 +116,21 @@ def fall(steps: Sequence[int], loss: Sequence[float]) -> float:
         return math.nan
     slope = np.polyfit(x, y, 1)[0]
     return float(-slope * steps[-1] / 10 / y.mean())
+
+
+def gap_at(curves: Mapping[str, Sequence[float]], level: float) -> float:
+    """Return validation minus training loss where the training loss first falls to a level.
+
+    Between rows losses are interpolated, so that runs are compared at equal training loss. NaN if
+    the loss never falls so far, or has done so in the first row.
+    """
+    steps, losses = curves.get("train.step", ()), curves.get("train.loss", ())
+    after = next((i for i, loss in enumerate(losses) if loss <= level), 0)
+    if not after:
+        return math.nan
+    before = after - 1
+    at = np.interp(level, [losses[after], losses[before]], [steps[after], steps[before]])
+    return float(np.interp(at, curves["valid.step"], curves["valid.loss"])) - level
 
 
 def right_answers(finished: members.Finished, kind: str) -> np.ndarray:

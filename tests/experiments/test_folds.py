@@ -1,4 +1,4 @@
-"""Replicates scored on folds: no shared answers, and arms resampled together."""
+"""What a replicate is scored by: folds, two scores of one run, gaps at equal training loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 from experiments.config.defaults import default
 from experiments.ledger import inference, judge, replicates
-from experiments.ledger.claims import Claim, Group, Scale, more
+from experiments.ledger.claims import Claim, Group, Scale, more, small_is_good
 from experiments.ledger.inference import Arm
 
 ACCURACY = "test.population.accuracy"
@@ -99,3 +99,19 @@ def test_two_scores_of_one_run_are_resampled_together():
     rule = more("a", "a", "x", other="y")
     found = judge.effect_of(rule, {"arms": {"a": {"metrics": metrics}}}, {})
     assert found.estimate == pytest.approx(1.0) and found.error < 0.01
+
+
+def test_the_gap_at_a_training_loss_is_between_the_rows():
+    curves = {
+        "train.step": [10, 20, 30, 40],
+        "train.loss": [1.0, 0.6, 0.2, 0.3],
+        "valid.step": [20, 40],
+        "valid.loss": [0.8, 1.2],
+    }
+    # 0.3 is reached at step 27.5, where the validation loss is 0.8 + 0.4 * 7.5 / 20
+    assert replicates.gap_at(curves, 0.3) == pytest.approx(0.95 - 0.3)
+    for level in (0.1, 1.0):  # never, and in the first row already
+        assert np.isnan(replicates.gap_at(curves, level))
+    assert np.isnan(replicates.gap_at({}, 0.3))  # a diverged run
+    assert small_is_good("gap.at_0.3") and small_is_good("bits.population.100")
+    assert small_is_good("test.population.log_error")
