@@ -13,7 +13,7 @@ from experiments.usage import UsageError, one_of
 
 Kind = Literal["more", "same", "not_worse"]
 RULE_KINDS = ("more", "same", "not_worse")
-SMALL_IS_GOOD = ("area.", "steps", "gap.", "rough.", "fall.", "perplexity", "error")
+SMALL_IS_GOOD = ("area.", "steps", "gap.", "rough.", "fall.", "perplexity", "bits.", "error")
 
 
 def small_is_good(metric: str) -> bool:
