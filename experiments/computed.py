@@ -85,7 +85,9 @@ def page(record: Mapping[str, Any]) -> str:
         lines += [f"* It {'holds' if entry['holds'] else '**does not hold**'}."]
         lines += [f"* {entry['note']}"] if entry["note"] else []
         lines += ["", "| computed | |", "| --- | ---: |"]
-        lines += [f"| {name} | {value:.3g} |" for name, value in entry["numbers"].items()]
+        for name, value in entry["numbers"].items():
+            escaped = name.replace("|", "\\|")  # of |v|: a pipe ends a cell
+            lines.append(f"| {escaped} | {value:.4g} |")
     return "\n".join(lines) + "\n"
 
 
