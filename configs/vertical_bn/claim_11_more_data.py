@@ -61,7 +61,8 @@ GROUP = Group(
             "In one layer, what vertical batch norm gains does not depend on the training data",
             1,
             "same",
-            "one layer is harmed on 11,940 hours still: word error 13.55 to 14.40 % (Deep Speech 2)",
+            "one layer is harmed on 11,940 hours still: word error 13.55 to 14.40 % (Deep Speech "
+            "2)",
         ),
     ),
     rates=_small.RATES,
