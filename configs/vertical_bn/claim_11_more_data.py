@@ -22,7 +22,7 @@ def claim(letter, title, statement, depth, kind, expect):
         title=title,
         statement=statement,
         rule=contrast(
-            f"gain at this size − gain at {FEW} recordings, {depth} layers, log error",
+            f"gain at this size − gain at {FEW} recordings, depth {depth}, log error",
             (1.0, f"none_{depth}", _small.ERROR),
             (-1.0, f"bn_{depth}", _small.ERROR),
             (-1.0, f"none_{depth}_few", _small.ERROR),
