@@ -93,5 +93,5 @@ def get_config(arm, scale="words5"):
         config.steps = int(GROUP.scale(scale).at) * EPOCH // 100 * 100
         config.log_every = config.steps_per_call = 100
         config.eval_every = config.checkpoint_every = config.steps // 2000 * 100  # 20 of them
-        config.eval_batch_size = 200
+        config.eval_batch_size = config.population.batch_size = 200  # 10,000 logits a word
     return config
