@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ class Finished(NamedTuple):
 
 def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Copy a config and replace some keys, each written as a path."""
-    config = ml_collections.ConfigDict(config)
+    config = ml_collections.ConfigDict(copy.deepcopy(config))  # with groups of its own
     known = defaults.flatten(config.to_dict())
     for key in changes:
         if key not in known:

@@ -113,6 +113,7 @@ def equal(folder, whole):
     assert len(names) == 4 and sorted(p.name for p in folder.glob("*=*")) == names
     for name in names:
         compare(folder / name, whole / name)
+    assert len({json.dumps(rows(whole / name)) for name in names}) == 4
     results = [json.loads((where / "sweep.json").read_text()) for where in (folder, whole)]
     assert [{**m, "seconds": 0} for m in results[0]] == [{**m, "seconds": 0} for m in results[1]]
 
