@@ -62,7 +62,10 @@ def run(
     budget = limit or scale.replicates
     registered = record["registered"] if record else None if draft else registry.register(study)
     count = record["replicates"] if record else 0
-    while not record or not _enough(study, scale, record, path, budget):
+    while not record or (
+        record["replicates"] < budget
+        and not judge.enough(group, record, records.read_answers(path))
+    ):
         count = min(count + AT_ONCE, budget)
         began = time.perf_counter()
         arms, answers = replicates.gather(study, scale, count, workdir)
@@ -84,14 +87,6 @@ def run(
         }
         records.write(path, record, answers)
     return record
-
-
-def _enough(
-    study: ModuleType, scale: Scale, record: dict[str, Any], path: pathlib.Path, budget: int
-) -> bool:
-    if record["replicates"] >= budget:
-        return True
-    return judge.enough(study.GROUP, scale, record, records.read_answers(path))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 From GloVe's vectors: --config.data.vectors=glove.6B.100d.txt --config.model.embed=100.
 """
 
-from configs.imdb_lstm import _small
 from experiments.ledger.rules import Claim, less, same
+
+from configs.imdb_lstm import _small
 
 CLAIM = Claim(
     number=25,

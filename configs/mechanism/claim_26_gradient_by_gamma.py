@@ -8,10 +8,10 @@ of gammas; the figure is drawn by python -m experiments.gradient_flow.
 from __future__ import annotations
 
 import numpy as np
+from experiments.ledger.rules import Claim, contrast, more
 
 from configs.mechanism import _nets
 from experiments import gradient_flow
-from experiments.ledger.rules import Claim, contrast, more
 
 CLAIM = Claim(
     number=26,

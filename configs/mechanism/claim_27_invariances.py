@@ -15,10 +15,10 @@ than 5 %. 25 measurements on 100 MNIST images of 14 x 14, 64 units.
 from __future__ import annotations
 
 import jax
+from experiments.ledger.rules import Claim, contrast
 
 import normjax
 from configs.mechanism import _nets
-from experiments.ledger.rules import Claim, contrast
 from normjax import analysis
 
 ARMS = ("bn", "wn", "ln", "cosine")

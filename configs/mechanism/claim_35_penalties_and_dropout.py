@@ -17,9 +17,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.ledger.rules import Claim, contrast, more, same
 
 from configs.mechanism import _nets
-from experiments.ledger.rules import Claim, contrast, more, same
 
 CLAIM = Claim(
     number=35,

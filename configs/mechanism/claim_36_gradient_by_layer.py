@@ -15,10 +15,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.ledger.rules import Claim, contrast
 
 import normjax
 from configs.mechanism import _nets
-from experiments.ledger.rules import Claim, contrast
 
 CLAIM = Claim(
     number=36,

@@ -8,8 +8,9 @@ The source's mnist.ipynb has LeNet-5 with norms after the tanh of the two dense 
 higher.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, less
+
+from configs.mlp_cnn import _protocol
 
 CLAIM = Claim(
     number=13,

@@ -5,8 +5,9 @@ As claim 13, but with batch 8 and 5 epochs in the source's mnist.ipynb: training
 statistics; whether test accuracy follows is tested here too.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, less, more
+
+from configs.mlp_cnn import _protocol
 
 CLAIM = Claim(
     number=14,

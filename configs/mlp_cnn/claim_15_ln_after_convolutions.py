@@ -5,8 +5,9 @@ they have other statistics; tutorials turn this into "layer norm destroys the fe
 convolutions". The arms normalize over channels, rows and columns, or over channels alone.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, less
+
+from configs.mlp_cnn import _protocol
 
 WHOLE = {"name": "layer_norm", "axes": [-3, -2, -1], "feature_axes": [-1]}
 NORMS = {"none": {"name": "none"}, "ln": WHOLE, "ln_channels": {"name": "layer_norm"}}

@@ -4,8 +4,9 @@ In the source, statistics, scale and bias are a feature map's, so that all its p
 alike: 22 scales here, against 1,120 with one for each activation.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, more
+
+from configs.mlp_cnn import _protocol
 
 CLAIM = Claim(
     number=16,

@@ -6,8 +6,9 @@ point of batch norm at 128. An arm is norm_batch size. Test accuracy is with run
 in the papers: those are the averages over small batches.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, contrast, more, same
+
+from configs.mlp_cnn import _protocol
 
 NORMS = {
     "bn": {"name": "batch_norm", "decay": 0.9},

@@ -4,8 +4,9 @@ The source trains with rates of 5 and 30 times the baseline's, which the baselin
 The permutation-invariant MLP; the rate is the question, so none is tuned.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, more
+
+from configs.mlp_cnn import _protocol
 
 CLAIM = Claim(
     number=18,

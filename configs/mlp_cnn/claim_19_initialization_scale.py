@@ -4,8 +4,9 @@ LeNet with tanh, batch norm before each activation. All arms share one rate, 0.1
 each scale would hide what is tested.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, contrast
+
+from configs.mlp_cnn import _protocol
 
 ACCURACY = "test.population.accuracy"
 

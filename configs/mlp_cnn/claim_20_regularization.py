@@ -12,8 +12,9 @@ order. LeNet and this MLP on 1,024 images were tried before, for seed 0 without 
 not overfit there.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, contrast
+
+from configs.mlp_cnn import _protocol
 
 ACCURACY = "test.population.accuracy"
 CHANGES = {

@@ -5,8 +5,9 @@ a convolution, batch norm of one example still has its places). Test accuracy is
 statistics.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, contrast
+
+from configs.mlp_cnn import _protocol
 
 ACCURACY = "test.running.accuracy"
 

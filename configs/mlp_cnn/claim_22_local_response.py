@@ -1,7 +1,8 @@
 """Trains LeNet with batch norm, local response normalization and both."""
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, same
+
+from configs.mlp_cnn import _protocol
 
 CLAIM = Claim(
     number=22,

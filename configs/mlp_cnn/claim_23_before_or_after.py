@@ -4,8 +4,9 @@ In the source W u + b is normalized before the nonlinearity, since it is more sy
 effect and is left out.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, more, same
+
+from configs.mlp_cnn import _protocol
 
 ORDERS = {"before": ("norm", "act"), "before_bias": ("norm", "act"), "after": ("act", "norm")}
 

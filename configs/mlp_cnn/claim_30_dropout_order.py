@@ -6,8 +6,9 @@ accuracies, beside in the record, are with statistics estimated without dropout,
 shift.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, more
+
+from configs.mlp_cnn import _protocol
 
 ORDERS = {"after": ("norm", "act", "dropout"), "before": ("dropout", "norm", "act")}
 

@@ -8,8 +8,9 @@ the source names too, are not tried here. At rate 3 both arms ended near chance,
 only that weight norm did not rescue it.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, more
+
+from configs.mlp_cnn import _protocol
 
 ARMS = {
     "none_rate_3": (128, 3.0, {}),

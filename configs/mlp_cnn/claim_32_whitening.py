@@ -16,11 +16,11 @@ import time
 
 import jax
 import numpy as np
+from experiments.ledger.rules import Claim, less, more, same
 
 from configs.mlp_cnn import _protocol
 from experiments import tasks
 from experiments.config import validate
-from experiments.ledger.rules import Claim, less, more, same
 from experiments.runtime import step
 
 WHOLE = {"decay": 0.9, "use_scale": True, "use_bias": True}

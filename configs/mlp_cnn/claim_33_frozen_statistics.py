@@ -20,12 +20,12 @@ import itertools
 
 import jax
 import numpy as np
+from experiments.ledger.rules import Claim, contrast, more
 
 from configs.mlp_cnn import _protocol
 from experiments import tasks
 from experiments.config import defaults, validate
 from experiments.data import batches, datasets, splits
-from experiments.ledger.rules import Claim, contrast, more
 from experiments.runtime import step
 
 ACCURACY = "test.running.accuracy"

@@ -11,8 +11,9 @@ none. The source is about style and does not speak of copies: there an image's c
 instance norm removes, is part of what must be reproduced.
 """
 
-from configs.mlp_cnn import _protocol
 from experiments.ledger.rules import Claim, less
+
+from configs.mlp_cnn import _protocol
 
 NORMS = {"bn": _protocol.NORMS["bn"], "in": {"name": "instance_norm"}}
 LOSS = "test.population.loss"

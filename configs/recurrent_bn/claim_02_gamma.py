@@ -1,7 +1,8 @@
 """Trains BN-LSTMs on digits from different initial gammas."""
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less, more
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=2,

@@ -1,7 +1,8 @@
 """Trains BN-LSTMs on digits with one norm on the sum of both terms, or one on each."""
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, more
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=3,

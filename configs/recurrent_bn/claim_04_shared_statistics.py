@@ -1,7 +1,8 @@
 """Trains BN-LSTMs on digits with statistics of each step, or shared over time."""
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, more
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=4,

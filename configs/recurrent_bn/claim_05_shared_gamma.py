@@ -1,7 +1,8 @@
 """Trains BN-LSTMs on digits with one gamma for all steps, or one for each."""
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, same
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=5,

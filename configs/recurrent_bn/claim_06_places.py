@@ -1,7 +1,8 @@
 """Trains LSTMs on digits with a norm on the input term, the recurrent term, both or none."""
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=6,

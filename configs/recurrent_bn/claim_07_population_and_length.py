@@ -1,8 +1,9 @@
 """Scores character models with population and batch statistics on longer and longer segments."""
 
+from experiments.ledger.rules import Claim, less
+
 from configs.recurrent_bn import _text
 from experiments.data import datasets, splits
-from experiments.ledger.rules import Claim, less
 from experiments.runtime import step
 
 CLAIM = Claim(

@@ -7,8 +7,9 @@ is the remedy of the recurrent batch norm paper's authors for sequential MNIST, 
 black pixels as well. Arms, rules and margins are those of the first set.
 """
 
-from configs.recurrent_bn import _small
 from experiments.ledger.rules import Claim, less
+
+from configs.recurrent_bn import _small
 
 CLAIM = Claim(
     number=8,

@@ -1,7 +1,8 @@
 """Trains stacks of 1 to 7 recurrent layers on spoken digits, with and without batch norm."""
 
-from configs.vertical_bn import _small
 from experiments.ledger.rules import Claim, contrast, more
+
+from configs.vertical_bn import _small
 
 CLAIM = Claim(
     number=9,

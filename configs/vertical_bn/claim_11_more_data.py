@@ -1,7 +1,8 @@
 """Trains shallow and deep stacks on a quarter of the spoken digits and on all of them."""
 
-from configs.vertical_bn import _small
 from experiments.ledger.rules import Claim, contrast, more
+
+from configs.vertical_bn import _small
 
 CLAIM = Claim(
     number=11,

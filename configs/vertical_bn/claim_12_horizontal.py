@@ -1,7 +1,8 @@
 """Trains stacked RNNs on spoken digits with horizontal beside vertical batch norm."""
 
-from configs.vertical_bn import _small
 from experiments.ledger.rules import Claim, less, more
+
+from configs.vertical_bn import _small
 
 CLAIM = Claim(
     number=12,

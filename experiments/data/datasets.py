@@ -54,8 +54,9 @@ def load(
         index = pixel_order(permutation, seed, dataset.train.pixels[0].size)
         dataset = dataset.each(lambda split: reorder(split, index))
     if options.get("draw", 0):
-        # Segments of a text stay in their parts of it.
-        dataset = draw(dataset, options["draw"], pooled=name != "text")
+        # Segments of a text stay in their parts of it, and a fold says which recordings validate.
+        pooled = name != "text" and not options.get("fold", 0)
+        dataset = draw(dataset, options["draw"], pooled=pooled)
     for split in ("train", "valid", "test"):
         whole, limit = getattr(dataset, split), options.get(f"{split}_size", 0)
         if limit > size(whole):

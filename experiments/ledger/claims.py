@@ -13,7 +13,7 @@ from experiments.usage import UsageError, one_of
 
 Kind = Literal["more", "same", "not_worse"]
 RULE_KINDS = ("more", "same", "not_worse")
-SMALL_IS_GOOD = ("area.", "steps", "gap.", "rough.", "fall.", "perplexity", "error")
+SMALL_IS_GOOD = ("area.", "steps", "gap.", "rough.", "fall.", "perplexity", "bits.", "error")
 
 
 def small_is_good(metric: str) -> bool:
@@ -212,7 +212,8 @@ class Group:
         places = [scale.at for scale in self.scales]
         if not names or len(set(names)) < len(names) or places != sorted(set(places)):
             raise UsageError(
-                f"the scales of group {self.number} must have names and places of their own, small to large."
+                f"the scales of group {self.number} must have names and places of their own, "
+                "small to large."
             )
         for claim in self.claims:
             rules = [c.rule for c in claim.controls if isinstance(c, Control)]

@@ -71,6 +71,9 @@ def effect_of(rule: Rule, record: Mapping[str, Any], answers: Answers, name: str
     """Estimate a rule's contrast; its bootstrap draws follow from the claim's name."""
     arms: dict[str, inference.Arm] = {}
     weights: dict[str, float] = {}
+    runs = {term.arm: record["arms"][term.arm] for term in rule.terms}
+    # One run scored twice, or arms scored on the same folds, share what a replicate has drawn.
+    paired = len(runs) < len(rule.terms) or any("folds" in run for run in runs.values())
     for term in rule.terms:
         key, sign = f"{term.arm}/{term.metric}", -1.0 if small_is_good(term.metric) else 1.0
         scores = sign * _scores(record["arms"][term.arm], term.arm, term.metric)
@@ -81,7 +84,7 @@ def effect_of(rule: Rule, record: Mapping[str, Any], answers: Answers, name: str
         bits = answers.get(key)
         arms[key] = inference.Arm(scores[usable], None if bits is None else bits[usable])
         weights[key] = weights.get(key, 0.0) + sign * term.weight
-    return inference.effect(arms, weights, seed=zlib.crc32(name.encode()))
+    return inference.effect(arms, weights, paired=paired, seed=zlib.crc32(name.encode()))
 
 
 def _scores(arm: Mapping[str, Any], name: str, metric: str) -> np.ndarray:
@@ -121,15 +124,13 @@ def _check(
     return Check(control.label, largest < control.limit, largest, min(falls), largest)
 
 
-def enough(group: Group, scale: Scale, record: Mapping[str, Any], answers: Answers) -> bool:
-    """Whether the replicates suffice: every claim's interval is narrow, or the budget is spent.
+def enough(group: Group, record: Mapping[str, Any], answers: Answers) -> bool:
+    """Whether the replicates suffice: the interval of every claim is narrow.
 
     Only widths are looked at, never estimates, so that stopping costs no error.
     """
     return all(
-        inference.enough(
-            effect_of(claim.rule, record, answers, group.id(claim)), claim.delta, scale.replicates
-        )
+        inference.narrow(effect_of(claim.rule, record, answers, group.id(claim)), claim.delta)
         for claim in group.claims
     )
 

@@ -21,8 +21,10 @@ from experiments.ledger.claims import Claim, Group, Scale
 from experiments.usage import UsageError
 
 # Keys that a replicate changes, or that change no number.
-FREE = ("data_dir", "resume", "seed", "optim.learning_rate", "name", "data.draw", "data.fold")
-FREE += ("permutation_seed",)
+FREE = (
+    *("data_dir", "resume", "seed", "optim.learning_rate", "name"),
+    *("data.draw", "data.fold", "permutation_seed"),
+)
 
 
 # ------------------------------------------------------------------------------------ the files

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -30,8 +30,10 @@ from experiments.ledger.claims import Group, Scale
 from experiments.runtime import members, step
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
-KEPT = ("test.population.accuracy", "test.running.accuracy", "valid.batch.accuracy")
-KEPT += ("train.loss", "area.train", "fall.valid", "diverged")
+KEPT = (
+    *("test.population.accuracy", "test.running.accuracy", "valid.batch.accuracy"),
+    *("train.loss", "area.train", "fall.valid", "diverged"),
+)
 
 
 def config_of(study: ModuleType, scale: Scale, arm: str, rate: float | None, n: int) -> Any:
@@ -60,7 +62,9 @@ def one(study: ModuleType, config: Any, folder: pathlib.Path, tag: str) -> dict[
     result = members.run_member(config, folder)
     values, curves = result["metrics"], result["curves"]
     values["fall.valid"] = fall(curves["valid.step"], curves["valid.loss"]) if curves else math.nan
-    wanted = [m for m in study.GROUP.metrics() if answered(m)]
+    for metric in (m for m in study.GROUP.metrics() if m.startswith("gap.at_")):
+        values[metric] = gap_at(curves, float(metric.removeprefix("gap.at_")))
+    wanted = [m for m in study.GROUP.metrics() if answered(m) and one_test_set(config)]
     if values["diverged"] or not (wanted or hasattr(study, "extra")):
         return {**result, "answers": {}}
     path = folder / f"claim_{tag}.npz"
@@ -96,6 +100,11 @@ def answered(metric: str) -> bool:
     return metric.startswith("test.") and metric.endswith(".accuracy")
 
 
+def one_test_set(config: Any) -> bool:
+    """Whether all replicates answer the same test examples; each fold has its own."""
+    return not config.data.fold
+
+
 def fall(steps: Sequence[int], loss: Sequence[float]) -> float:
     """Return the share of its value by which a loss falls in a tenth of the run, at its end.
 
@@ -107,6 +116,21 @@ def fall(steps: Sequence[int], loss: Sequence[float]) -> float:
         return math.nan
     slope = np.polyfit(x, y, 1)[0]
     return float(-slope * steps[-1] / 10 / y.mean())
+
+
+def gap_at(curves: Mapping[str, Sequence[float]], level: float) -> float:
+    """Return validation minus training loss where the training loss first falls to a level.
+
+    Between rows losses are interpolated, so that runs are compared at equal training loss. NaN if
+    the loss never falls so far, or has done so in the first row.
+    """
+    steps, losses = curves.get("train.step", ()), curves.get("train.loss", ())
+    after = next((i for i, loss in enumerate(losses) if loss <= level), 0)
+    if not after:
+        return math.nan
+    before = after - 1
+    at = np.interp(level, [losses[after], losses[before]], [steps[after], steps[before]])
+    return float(np.interp(at, curves["valid.step"], curves["valid.loss"])) - level
 
 
 def right_answers(finished: members.Finished, kind: str) -> np.ndarray:
@@ -153,7 +177,7 @@ def gather(
     """Return the numbers of `count` replicates of every arm, as a record holds them.
 
     Of each arm: `metrics` by name, `[rates][replicates]`; `curves`, means over the replicates at
-    each rate; `seconds`. What is not finite is null.
+    each rate; `seconds`; `folds`, of each replicate, if it has any. What is not finite is null.
     """
     group: Group = study.GROUP
     arms: dict[str, Any] = {}
@@ -175,6 +199,9 @@ def gather(
         kept = dict.fromkeys((*group.metrics(), *KEPT))
         arms[arm] = {"rates": rate_list, **_lists(found, tuple(kept))}
         arms[arm]["seconds"] = round(sum(r["seconds"] for row in found for r in row), 1)
+        if not one_test_set(configs[0]):
+            arms[arm]["folds"] = [c.data.fold for c in configs]
+            continue
         for metric in (m for m in group.metrics() if answered(m)):
             answers[f"{arm}/{metric}"] = _stack(found, metric)
     return arms, answers

@@ -70,6 +70,7 @@ def _chance_metrics(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
     values |= {"train.loss": loss, "train.accuracy": scores["accuracy"], "diverged": 1.0}
     values |= {"area.train": loss, "area.valid": loss, "area.error": 1 - scores["accuracy"]}
     values |= {"rough.valid": math.nan, "gap.end": math.nan}  # 0 would be the best value there is
+    values |= _log_errors(values)
     never = float(config["steps"] + config["eval_every"])
     return {"metrics": {**values, "steps_to_target": never}, "curves": {}, "seconds": 0.0}
 
@@ -81,7 +82,8 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
     mean of the validation error: how fast the run learned. `rough.valid` is the mean absolute
     change of the validation loss from one evaluation to the next in the second half, `gap.end` the
     validation loss minus the training loss at the end. `steps_to_target` is one evaluation past
-    the end for a run that never reached the target.
+    the end for a run that never reached the target. A difference of 0.1 in `log_error`, the
+    logarithm of 1 - accuracy, is about a tenth of the errors, however many there are.
     """
     path = workdir / "metrics.jsonl"
     rows = metrics.read_rows(path)
@@ -99,6 +101,7 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
     late = [r["loss"] for r in by["valid"][len(by["valid"]) // 2 :]]
     values["rough.valid"] = float(np.abs(np.diff(late)).mean()) if len(late) > 1 else 0.0
     values["gap.end"] = by["valid"][-1]["loss"] - by["train"][-1]["loss"]
+    values |= _log_errors(values)
     config = final["config"]
     reached = final["steps_to_target"]
     values["steps_to_target"] = float(reached or config["steps"] + config["eval_every"])
@@ -109,6 +112,15 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
         for name in ("loss", "accuracy")
     } | {f"{split}.step": [r["step"] for r in by[split]] for split in by}
     return {"metrics": values, "curves": curves, "seconds": final["seconds"]}
+
+
+def _log_errors(values: Mapping[str, float]) -> dict[str, float]:
+    """Return `log_error` for every accuracy on a split; no error at all counts as one in 10,000."""
+    return {
+        name.removesuffix("accuracy") + "log_error": math.log(max(1 - value, 1e-4))
+        for name, value in values.items()
+        if name.startswith(("valid.", "test.")) and name.endswith(".accuracy")
+    }
 
 
 def load_finished(config: Any, workdir: epath.Path) -> Finished:

@@ -152,9 +152,8 @@ def test_holm_against_the_definition():
 
 def test_replicates_stop_by_the_width_alone():
     narrow, wide = Effect(9.0, 0.2, 30.0, (8, 8)), Effect(9.0, 0.6, 30.0, (8, 8))
-    assert inference.enough(narrow, 1.0) and not inference.enough(wide, 1.0)
-    assert inference.enough(Effect(9.0, 0.6, 30.0, (64, 64)), 1.0)
-    assert inference.enough(Effect(0.0, 0.2, 30.0, (8, 8)), 1.0)
+    assert inference.narrow(narrow, 1.0) and not inference.narrow(wide, 1.0)
+    assert inference.narrow(Effect(0.0, 0.2, 30.0, (8, 8)), 1.0)
 
 
 def test_mistakes_say_what_to_write():
