@@ -8,7 +8,7 @@
   function apply() {
     const chosen = fields.filter((field) => field.value);
     for (const row of rows) {
-      row.hidden = !chosen.every((f) => row.dataset[f.name].split("|").includes(f.value));
+      row.hidden = !chosen.every((f) => JSON.parse(row.dataset[f.name]).includes(f.value));
     }
     for (const body of document.querySelectorAll("table.overview tbody")) {
       body.hidden = !body.querySelector("tr.claim:not([hidden])");

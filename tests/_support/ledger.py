@@ -1,4 +1,4 @@
-"""A made-up ledger, built by the real code from made-up numbers: every verdict, hard names, no runs."""
+"""A made-up ledger, built by the real code from made-up numbers: every verdict, hard names."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ GROUPS = {
         from experiments.ledger.claims import Claim, Control, Group, Scale, less, more, same
 
         HARD = {hard!r}
+        PAYS = more("_bn & $c$", "none", "train.accuracy")
 
         GROUP = Group(
             number=1,
             title="Hard < names & $x$",
             topic="letters | & <more>",
-            source="Ba, Kiros, Hinton, 2016, arXiv:1607.06450, table <1>; Cooijmans et al., ICLR 2017",
+            source="Ba, Kiros, Hinton, 2016, arXiv:1607.06450, table <1>; Luo et al. 2017",
             axis="length in steps",
             scales=(
                 Scale("short", 49, "few steps <b>", minutes=3),
@@ -52,7 +53,7 @@ GROUPS = {
                     why="half of " + HARD,
                     expect=HARD,
                     published=0.04,
-                    controls=(Control("depth <pays>", more("_bn & $c$", "none", "train.accuracy"), 0.01),),
+                    controls=(Control("depth <pays>", PAYS, 0.01),),
                     change=HARD,
                     methods=("layer norm", "β & <norm>"),
                 ),

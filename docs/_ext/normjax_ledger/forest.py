@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from normjax_ledger.source import Entry, interval, unit
+from normjax_ledger.source import Entry, interval, number, unit
 
 LOW, HIGH = -2.0, 3.0  # ends of the axis, in units of the claim
 LEFT, WIDTH, LANE = 46, 300, 18  # pixels: room for the size's label, picture, height of a size
@@ -20,7 +20,7 @@ def axis(below: bool = False) -> str:
     """Draw the axis with its name, above or below the rows."""
     tick, text = (4, 17) if below else (30, 24)
     marks = "".join(
-        f'<text x="{place(t):.1f}" y="{text}" text-anchor="middle">{str(t).replace("-", "−")}</text>'
+        f'<text x="{place(t):.1f}" y="{text}" text-anchor="middle">{number(t, False)}</text>'
         f'<path d="M{place(t):.1f} {tick}v-4"/>'
         for t in TICKS
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from normjax_ledger.source import Entry, anchor, chance, interval, number, unit,
 
 CURVES = ("train.loss", "valid.loss")
 RULES = {
-    "more": "claims an effect of at least delta",
+    "more": "claims an effect in this direction, of at least delta",
     "same": "claims no effect of the size of delta, either way",
     "not_worse": "claims no loss of the size of delta",
 }
@@ -163,7 +164,8 @@ def _group_rows(group: Entry, links: Links) -> str:
     for claim in group["claims"]:
         size = unit(claim)
         tags = "".join(
-            f' data-{name}="{e("|".join(values))}"' for name, values in _tags(group, claim).items()
+            f' data-{name}="{e(json.dumps(values))}"'
+            for name, values in _tags(group, claim).items()
         )
         rows.append(
             f'<tr class="claim" id="row-{e(claim["id"])}"{tags}>'
@@ -272,7 +274,7 @@ def _claim(group: Entry, claim: Entry) -> str:
         "Verdict": phrase(claim),
         "Source": prose(claim["source"]),
         "It reports": prose(claim["expect"]) + published,
-        "Rule": f"<code>{e(claim['rule'])}</code>, in the claimed direction; {RULES[claim['kind']]}",
+        "Rule": f"<code>{e(claim['rule'])}</code>; {RULES[claim['kind']]}",
         "Metric": e(words(claim["metric"])),
         "Delta": f"{number(claim['delta'], False)}: {prose(claim['why'])}",
         "Controls": _controls(claim),
@@ -283,7 +285,8 @@ def _claim(group: Entry, claim: Entry) -> str:
     drawn = ""
     if run:
         drawn = _side_by_side([figures.effect(group, claim)]) + _effects(group, claim, size)
-    return f'<p class="statement">{prose(claim["statement"].rstrip("."))}.</p>{definitions(fields)}{drawn}'
+    statement = prose(claim["statement"].rstrip("."))
+    return f'<p class="statement">{statement}.</p>{definitions(fields)}{drawn}'
 
 
 def _controls(claim: Entry) -> str:
@@ -433,7 +436,7 @@ def dispute_sections(ledger: Entry, disputes: Sequence[Any], links: Links) -> li
 
 def _sign(stance: str) -> str:
     says, kind = SIGNS[stance]
-    return f'<span class="stance {kind}"><b>{stance}</b> {says}</span>'
+    return f'<span class="stance {kind}"><span class="sign">{stance}</span> {says}</span>'
 
 
 def _map(disputes: Sequence[Any], claims: Mapping[str, Any], links: Links) -> str:
