@@ -48,6 +48,8 @@ def default() -> ml_collections.ConfigDict:
     config.data.fold = 0  # fsdd: 0: its own test set; n from 1 to 6: speaker n is the test set
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
+    config.data.shift = 0  # images: move each by up to so many pixels along both sides
+    config.data.contrast = 1.0  # images: divide the contrast of each by up to this
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
     config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
     config.data.stride = 0  # text: from one segment's start to the next; 0: length

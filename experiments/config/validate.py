@@ -57,6 +57,7 @@ COUNTS = {
     **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),
     **dict.fromkeys(("batch_size", "eval_batch_size", "population.batch_size"), (1, 10**7)),
     "data.vocabulary": (1, 10**7),
+    "data.shift": (0, 14),
     "model.embed": (0, 10**5),
     "model.depth": (1, 1000),
     "model.channels": (1, 10**4),
@@ -173,6 +174,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             f"config.data.length={flat['data.length']} is longer than any sequence of "
             f"{plain['dataset']}; write {longest} or less."
         )
+    check_number("data.contrast", flat["data.contrast"], 1, 100)
     check_number("target_accuracy", flat["target_accuracy"], 0, 1, open_low=True)
     check_number("optim.learning_rate", flat["optim.learning_rate"], 0, LARGEST, open_low=True)
     if flat["optim.learning_rate"] < SMALLEST_RATE:

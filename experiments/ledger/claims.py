@@ -161,6 +161,7 @@ class Scale:
         minutes: about, for one replicate of all arms at all rates, on two CPU cores.
         device: "cpu", or "gpu" for what no CPU can do in an evening.
         of_source: whether this is the size of the source.
+        rates: learning rates tried at this size, in place of the group's.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Scale:
     minutes: float = 0.0
     device: Literal["cpu", "gpu"] = "cpu"
     of_source: bool = False
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.isalnum():
@@ -228,6 +230,10 @@ class Group:
         """Return a scale by name."""
         one_of(f"scale of group {self.number}", name, [scale.name for scale in self.scales])
         return next(scale for scale in self.scales if scale.name == name)
+
+    def rates_at(self, scale: Scale) -> tuple[float, ...]:
+        """Return the learning rates that are tried at a scale."""
+        return scale.rates or self.rates
 
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics that its rules read."""

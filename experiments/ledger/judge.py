@@ -76,7 +76,7 @@ def effect_of(rule: Rule, record: Mapping[str, Any], answers: Answers, name: str
     paired = len(runs) < len(rule.terms) or any("folds" in run for run in runs.values())
     for term in rule.terms:
         key, sign = f"{term.arm}/{term.metric}", -1.0 if small_is_good(term.metric) else 1.0
-        scores = sign * _scores(record["arms"][term.arm], term.arm, term.metric)
+        scores = sign * scores_of(record["arms"][term.arm], term.arm, term.metric)
         # A rate at which a run has no number cannot be picked.
         usable = np.isfinite(scores).all(1)
         if not usable.any():
@@ -87,7 +87,7 @@ def effect_of(rule: Rule, record: Mapping[str, Any], answers: Answers, name: str
     return inference.effect(arms, weights, paired=paired, seed=zlib.crc32(name.encode()))
 
 
-def _scores(arm: Mapping[str, Any], name: str, metric: str) -> np.ndarray:
+def scores_of(arm: Mapping[str, Any], name: str, metric: str) -> np.ndarray:
     """Return a metric of an arm, `[rates, replicates]`; NaN where there is no number."""
     if metric not in arm["metrics"]:
         known = ", ".join(sorted(arm["metrics"]))
@@ -98,7 +98,7 @@ def _scores(arm: Mapping[str, Any], name: str, metric: str) -> np.ndarray:
 def pick(arm: Mapping[str, Any], metric: str) -> int:
     """Return the index of the rate with the best mean over all replicates."""
     sign = -1.0 if small_is_good(metric) else 1.0
-    means = sign * _scores(arm, "", metric).mean(1)
+    means = sign * scores_of(arm, "", metric).mean(1)
     return int(np.where(np.isfinite(means), means, -np.inf).argmax())
 
 

@@ -104,7 +104,7 @@ def config_hash(study: ModuleType, scale: Scale) -> str:
     The number of replicates is not part of it: more of them continue the record.
     """
     group: Group = study.GROUP
-    parts: list[Any] = [group.arms, group.rates, scale.name, scale.at, scale.text]
+    parts: list[Any] = [group.arms, group.rates_at(scale), scale.name, scale.at, scale.text]
     if trains(study):
         for arm in group.arms:
             parts.append(own_keys(validate.check(study.get_config(arm, scale.name))))

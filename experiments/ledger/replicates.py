@@ -186,11 +186,16 @@ def gather(
     for arm in group.arms:
         if not registry.trains(study):
             began = time.perf_counter()
-            found = [[{"metrics": study.measure(arm, n, scale.name)} for n in range(1, count + 1)]]
-            arms[arm] = {"rates": [], **_lists(found, None)}
+            grid = group.rates_at(scale)
+            tried = [(rate,) for rate in grid] or [()]
+            found = [
+                [{"metrics": study.measure(arm, n, scale.name, *r)} for n in range(1, count + 1)]
+                for r in tried
+            ]
+            arms[arm] = {"rates": list(grid), **_lists(found, None)}
             arms[arm]["seconds"] = round(time.perf_counter() - began, 2)
             continue
-        rates = group.rates or (None,)
+        rates = group.rates_at(scale) or (None,)
         found = []
         for rate in rates:
             configs = [config_of(study, scale, arm, rate, n) for n in range(1, count + 1)]

@@ -166,3 +166,14 @@ def test_mistakes_say_what_to_write():
     arms = {"a": Arm(np.zeros((1, 4)), np.zeros((1, 4, 5), bool)), "b": Arm(np.zeros((1, 4)))}
     with pytest.raises(ValueError, match="different numbers of test examples"):
         inference.effect(arms, {"a": 1.0, "b": -1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number,scale,arm,metric", same_arm.POOLS)
+def test_an_arm_does_not_differ_from_itself(number, scale, arm, metric):
+    """From runs that were really trained; the rate is on the ledger's page."""
+    path = ROOT / records.path_of(number, scale)
+    record = json.loads(path.read_text())
+    shares = same_arm.false_verdicts(record, records.read_answers(path), arm, metric, 0.01)
+    assert shares["supported"] + shares["reversed"] <= 0.05
+    assert shares["excludes 0"] <= 0.07  # 0.05 and three standard errors of a thousand
