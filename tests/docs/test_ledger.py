@@ -173,10 +173,12 @@ def test_no_colour_stands_for_two_arms(ext, ledger, results, arms, colours, axes
     scale = group["scales"][0]
     record = ext.source.record(results, scale)
     text = ext.figures.training(group, scale, record, "valid.loss")
-    check(text)
-    assert len(set(re.findall(r"var\(--plot-\d\)", text))) == colours
-    assert len(re.findall(r'id="[^"]*axes_\d+"', text)) == axes
-    assert all(arm in Reader(text).text for arm in group["arms"])
+    read = check(text)
+    pictures = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert len(pictures) == axes
+    for picture in pictures:
+        assert len(set(re.findall(r"var\(--plot-\d\)", picture))) == colours
+    assert all(arm in read.text for arm in group["arms"])
 
 
 def test_one_rate_alone_has_no_curve_over_rates(ext, ledger, results):
@@ -218,11 +220,13 @@ def test_without_a_ledger_the_page_says_how_to_make_one(ext, links, tmp_path):
 
 
 def test_the_self_test_is_shown_where_it_was_run(ext, tmp_path):
-    cases = [{"what": "8 runs of <lstm>", "trials": 1000, "false": 31}]
-    found = {"cases": cases, "command": "pytest", "date": "2026-01-02"}
+    shares = {"supported": 0.02, "reversed": 0.011, "negligible": 0.6, "inconclusive": 0.369}
+    case = {"claim": 1, "scale": "mnist", "arm": "<lstm>", "metric": "train.loss"}
+    case |= {"replicates": 16, "times": 1000, "shares": {**shares, "excludes 0": 0.05}}
+    found = {"cases": [case], "command": "pytest", "date": "2026-01-02"}
     (tmp_path / "aa.json").write_text(json.dumps(found))
     read = check(ext.pages.self_test(tmp_path))
-    assert "8 runs of <lstm> 1,000 3.1 %" in read.text
+    assert "claim 1, mnist: <lstm> training loss 16 1,000 3.1 % 5.0 %" in read.text
 
 
 def test_effects_are_in_units_of_the_published_one_or_of_delta(ext):

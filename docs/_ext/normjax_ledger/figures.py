@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import io
-import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -21,6 +22,7 @@ INK = "#767676"  # of normjax.analysis.plots; replaced by the colour of the page
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)))
 SIZE = (4.6, 3.5)  # inches; two stand beside each other on a wide page
+SMALL = (2.9, 2.3)  # of an arm's own picture, where there are more arms than colours
 LIMIT = len(plots.COLOURS)
 
 
@@ -37,7 +39,7 @@ def to_svg(figure: Any, name: str, says: str) -> str:
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata=_NO_METADATA)
-    plots_close(figure)
+    plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     # Matplotlib's own style sheet would style the whole page.
@@ -60,13 +62,6 @@ def to_svg(figure: Any, name: str, says: str) -> str:
 
 
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-
-
-def plots_close(figure: Any) -> None:
-    """Close a figure."""
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
 
 
 def _plain(ax: Any, axis: str, at: Sequence[float]) -> None:
@@ -175,12 +170,12 @@ def rates(group: Entry, scale: Entry, found: Entry, metric: str) -> str | None:
     def draw(ax: Any, arm: str, look: dict[str, Any], shift: float) -> None:
         tried, rows = arms[arm]
         finite = [[v for v in row if v is not None] for row in rows]
-        mean = np.array([np.mean(row) if row else np.nan for row in finite])
+        mean = np.array(_means(rows))
         error = np.array([np.std(row, ddof=1) if len(row) > 1 else 0.0 for row in finite])
         x = np.array(tried) * 1.04**shift
         open_marks = {"markerfacecolor": "none", "markersize": 6, "elinewidth": 1.2, "capsize": 3}
         ax.errorbar(x, mean, yerr=error, **open_marks, **look)
-        if arm in chosen and "marker" in look:  # not what is grey behind another arm
+        if arm in chosen and "marker" in look:
             i = chosen[arm]
             ax.plot(x[i], mean[i], look["marker"], color=look["color"], markersize=8, zorder=4)
 
@@ -190,7 +185,16 @@ def rates(group: Entry, scale: Entry, found: Entry, metric: str) -> str | None:
 
     says = f"{words(metric)} by learning rate at {scale['name']}, one line an arm"
     name = f"rates-{scale['name']}-{re.sub('[^a-z0-9]+', '-', metric.lower())}"
-    return _each_arm(list(arms), draw, dress, "learning rate", words(metric), name, says)
+
+    def between(ax: Any) -> None:
+        _range(ax, [(tried, _means(rows)) for tried, rows in arms.values()])
+
+    return _each_arm(list(arms), draw, dress, between, "learning rate", words(metric), name, says)
+
+
+def _means(rows: Iterable[Sequence[float | None]]) -> list[float]:
+    finite = [[v for v in row if v is not None] for row in rows]
+    return [float(np.mean(row)) if row else math.nan for row in finite]
 
 
 def training(group: Entry, scale: Entry, found: Entry, curve: str) -> str | None:
@@ -219,13 +223,27 @@ def training(group: Entry, scale: Entry, found: Entry, curve: str) -> str | None
 
     says = f"{words(curve)} by update at {scale['name']}, one line an arm"
     name = f"training-{scale['name']}-{curve.replace('.', '-')}"
-    return _each_arm(list(lines), draw, dress, "update", words(curve), name, says)
+
+    def between(ax: Any) -> None:
+        _range(ax, lines.values())
+
+    return _each_arm(list(lines), draw, dress, between, "update", words(curve), name, says)
 
 
-def _each_arm(arms: list[str], draw: Any, dress: Any, x: str, y: str, name: str, says: str) -> str:
+def _each_arm(
+    arms: list[str], draw: Any, dress: Any, between: Any, x: str, y: str, name: str, says: str
+) -> str:
     """Draw all arms in one picture; more than there are colours each in one of its own.
 
-    In its own picture an arm has the colour, and the others are behind it in grey.
+    Args:
+        arms: their names.
+        draw: draws an arm on axes, in a look, shifted by some marks.
+        dress: prepares axes.
+        between: fills the range of all arms, behind an arm that is alone.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+        name: of the picture, unique on the page.
+        says: what it shows.
     """
     if len(arms) <= LIMIT:
         ax = plots.new_axes(figsize=SIZE)
@@ -238,26 +256,37 @@ def _each_arm(arms: list[str], draw: Any, dress: Any, x: str, y: str, name: str,
         _name_y(ax, y)
         _legend(ax)
         return to_svg(ax.figure, name, says)
-    columns = 3
-    rows = -(-len(arms) // columns)
-    size = (2 * SIZE[0], 2.0 * rows + 0.4)
-    axes = plots.new_axes(rows, columns, figsize=size, sharex=True, sharey=True)
-    for ax, arm in itertools.zip_longest(np.ravel(axes), arms):
-        if arm is None:
-            ax.set_visible(False)
-            continue
+    everything = plots.new_axes(figsize=SMALL)
+    dress(everything)
+    for arm in arms:
+        draw(everything, arm, {"color": INK}, 0.0)
+    limits = everything.get_xlim(), everything.get_ylim()
+    plt.close(everything.figure)
+    parts = []
+    for i, arm in enumerate(arms):
+        ax = plots.new_axes(figsize=SMALL)
         dress(ax)
-        for other in arms:
-            if other != arm:
-                draw(ax, other, {"color": INK, "alpha": 0.3, "linestyle": "-"}, 0.0)
+        between(ax)
         look = {"color": plots.COLOURS[0], "marker": "o", "linestyle": "-", "zorder": 3}
         draw(ax, arm, look, 0.0)
-        ax.set_title(_label(arm), color=INK, fontsize=11, loc="left")
+        ax.set(xlim=limits[0], ylim=limits[1])
+        ax.set_title(arm, color=INK, fontsize=12, loc="left")
+        ax.set_xlabel(x, fontsize=11)
         ax.tick_params(labelsize=10)
-    figure = np.ravel(axes)[0].figure
-    figure.supxlabel(x, color=INK, fontsize=12)
-    figure.suptitle(y, x=0.01, ha="left", color=INK, fontsize=12)
-    return to_svg(figure, name, says)
+        parts.append(to_svg(ax.figure, f"{name}-{i}", f"{arm}: {says}"))
+    grey = "grey: from the lowest to the highest of all arms"
+    return f'<figcaption>{y} ({grey})</figcaption><div class="multiples">{"".join(parts)}</div>'
+
+
+def _range(ax: Any, lines: Iterable[tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Fill the range of all lines, where they have the same places."""
+    places: dict[float, list[float]] = {}
+    for xs, ys in lines:
+        for at, value in zip(xs, ys, strict=True):
+            places.setdefault(at, []).append(value)
+    at = sorted(places)
+    low, high = ([limit(places[p]) for p in at] for limit in (np.nanmin, np.nanmax))
+    ax.fill_between(at, low, high, color=INK, alpha=0.18, lw=0)
 
 
 def _label(arm: str) -> str:

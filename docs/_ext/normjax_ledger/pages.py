@@ -183,16 +183,25 @@ def _unit(size: source.Unit) -> str:
 
 
 def self_test(results: pathlib.Path) -> str:
-    """Write the figure of the A/A test, if it was run; else nothing."""
+    """Write the figures of the A/A test, if it was run; else nothing."""
     found = source.self_test(results)
     if found is None:
         return ""
-    rows = [
-        [e(case["what"]), f"{case['trials']:,}", f"{100 * case['false'] / case['trials']:.1f} %"]
-        for case in found["cases"]
-    ]
+    rows = []
+    for case in found["cases"]:
+        shares = case["shares"]
+        what = f"claim {case['claim']}, {case['scale']}: <code>{e(case['arm'])}</code>"
+        false = shares["supported"] + shares["reversed"]
+        rows.append(
+            [what, e(words(case["metric"])), f"{case['replicates']}", f"{case['times']:,}"]
+            + [f"{100 * share:.1f} %" for share in (false, shares["excludes 0"])]
+        )
+    head = ("runs of", "judged by", "replicates", "pairs", "false verdicts", "0 outside")
     return (
-        table(("two equal arms from", "draws", "false verdicts"), rows)
+        "<p>The protocol was tested on itself: from many runs of one arm two equal arms were "
+        "drawn, tuned and judged like any two. They differ by chance alone, so each verdict "
+        "“supported” or “reversed” is false; at most 5 % may be.</p>"
+        + table(head, rows)
         + f"<p><code>{e(found['command'])}</code>, {e(found['date'])}.</p>"
     )
 
@@ -250,12 +259,11 @@ def _heading(group: Entry, scale: Entry) -> str:
 
 
 def _about(group: Entry, links: Links) -> str:
-    rates = ", ".join(f"{rate:g}" for rate in group["rates"])
     fields = {
         "Topic": e(group["topic"]),
         "Source": prose(group["source"]),
         "Arms": ", ".join(f"<code>{e(arm)}</code>" for arm in group["arms"]),
-        "Learning rates": f"{rates}, for every arm" if rates else "not tuned",
+        "Numbers": "" if group["trains"] else "computed by the code of the group itself",
         "Declared in": f'<a href="{e(links.file(group["config"]))}">{e(group["config"])}</a>',
     }
     return definitions(fields)
@@ -360,6 +368,7 @@ def _runs(group: Entry, found: Entry, links: Links) -> str:
             )
         fields = {
             "Setup": prose(scale["text"].rstrip(".") + ". " + _OF_SOURCE * scale["of_source"]),
+            "Learning rates": _rates(scale["rates"]),
             "Budget": cost + (", on a GPU" if scale["device"] == "gpu" else ""),
             "Command": f"<code>{e(scale['command'])}</code>",
             "Record": _record(scale, links) if scale["record"] else "not run",
@@ -371,6 +380,10 @@ def _runs(group: Entry, found: Entry, links: Links) -> str:
             )
         parts.append(_heading(group, scale) + definitions(fields))
     return "".join(parts)
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return f"{', '.join(f'{rate:g}' for rate in rates)}, for every arm" if rates else "not tuned"
 
 
 _OF_SOURCE = "This is the size of the source."

@@ -84,6 +84,9 @@ def interval(entry: Entry) -> str:
 
 def words(metric: str) -> str:
     """Say a metric in words."""
+    if metric.startswith("gap.at_"):
+        level = metric.removeprefix("gap.at_")
+        return f"validation loss − training loss, where the latter is {level}"
     return WORDS.get(metric, metric.replace("_", " "))
 
 
