@@ -115,7 +115,9 @@ def hide_late_callbacks() -> None:
     before = sys.unraisablehook
 
     def hook(late: Any) -> None:
-        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(late.exc_value)
+        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(
+            late.exc_value
+        )
         if not closed:
             before(late)
 
