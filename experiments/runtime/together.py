@@ -44,7 +44,7 @@ from experiments.usage import UsageError, short
 # What members may differ in: values that enter the program as arrays, and the run's name.
 OWN_KEYS = ("seed", "optim.learning_rate", "name")
 # These change what is in the data set, and not its shapes; then each member has its own.
-DATA_KEYS = ("permutation", "permutation_seed")
+DATA_KEYS = ("permutation", "permutation_seed", "data.draw")
 MEMBERS = "members.json"
 
 
@@ -60,8 +60,8 @@ def train_together(
 
     Args:
         configs: one a member, equal but for "seed", "optim.learning_rate" and "name", and for
-            "permutation" and "permutation_seed", with which each member has a data set of its own
-            in memory. `plan` divides any configs into such groups.
+            "permutation", "permutation_seed" and "data.draw", with which each member has a data
+            set of its own in memory. `plan` divides any configs into such groups.
         workdirs: one a member, all in one folder.
 
     Returns:
@@ -147,8 +147,8 @@ def _check_together(configs: Sequence[dict], folders: Sequence[epath.Path]) -> N
             if a != b:
                 raise UsageError(
                     f"config.{key} is {short(a)} for one member and {short(b)} for another: runs "
-                    "that are trained together may differ in seed, optim.learning_rate and "
-                    f"permutation_seed alone. Train the runs of each {key} in a call of their "
+                    "that are trained together may differ in seed, optim.learning_rate, data.draw "
+                    f"and permutation_seed alone. Train the runs of each {key} in a call of their "
                     f"own, or write --grid={key}=VALUE,VALUE for experiments.sweep, which does."
                 )
     if configs[0]["resume"]:
@@ -266,7 +266,7 @@ def _members(
             for part in last[:-1]:
                 at = at[part]
             at[last[-1]] = value
-        key = json.dumps([config[k] for k in DATA_KEYS])
+        key = json.dumps([flatten(config)[k] for k in DATA_KEYS])
         if key not in loaded:
             dataset = datasets.load_config_data(config)
             task = tasks.build(config, dataset)
