@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,10 @@ import normjax
 from experiments.ledger.facts import Fact
 from normjax import analysis
 
-ROWS = ("weight_rescale", "weight_vector_rescale", "weight_recentre")
-ROWS += ("data_rescale", "feature_shift", "sample_rescale")
+ROWS = (
+    *("weight_rescale", "weight_vector_rescale", "weight_recentre"),
+    *("data_rescale", "feature_shift", "sample_rescale"),
+)
 EPS = 1e-30  # none in float64, but norms want a positive one
 #             weights: all, vector, recentred; data: all, shifted by feature, one sample
 TABLE = {"bn": "yynyyn", "wn": "yynnnn", "ln": "ynyyny", "cosine": "yynyny", "none": "nnnnnn"}
@@ -23,14 +27,14 @@ def invariances():
     x = jnp.asarray(rng.normal(0.3, 1.0, (100, 40)))
     w = jnp.asarray(rng.normal(size=(40, 20)) / 40**0.5)
     cosine = normjax.cosine_dense(20)
-    methods = {
+    methods: dict[str, Any] = {
         "bn": normjax.batch_norm(eps=EPS),
         "wn": normjax.weight_norm(),
         "ln": normjax.layer_norm(eps=EPS),
         "cosine": lambda x, w: cosine.apply({"kernel": w}, (), x, stats="batch")[0],
         "none": normjax.identity(),
     }
-    found = {}
+    found: dict[str, Any] = {}
     for name, method in methods.items():
         report = analysis.invariance(method, x, w)
         changes = [

@@ -6,13 +6,15 @@ its ghosts: its statistics are those of bn_small, its steps those of bn_large. T
 running statistics, as in the papers.
 """
 
+from typing import Any
+
 from configs.mlp_cnn import _protocol
 from experiments.ledger.claims import Claim, Control, Group, Scale, Settled, contrast, more, same
 from experiments.runtime import members
 
 ACCURACY = "test.running.accuracy"
 LARGE, EXAMPLES = 128, 100_000
-NORMS = {
+NORMS: dict[str, dict[str, Any]] = {
     "bn": {"name": "batch_norm", "decay": 0.9},
     "gn": {"name": "group_norm", "groups": 2},
     "ln": {"name": "layer_norm", "axes": [-3, -2, -1], "feature_axes": [-1]},

@@ -234,7 +234,7 @@ def gather(
         if not registry.trains(study):
             began = time.perf_counter()
             grid = group.rates_at(scale)
-            tried = [(rate,) for rate in grid] or [()]
+            tried: list[tuple[float, ...]] = [(rate,) for rate in grid] or [()]
             found = [
                 [{"metrics": study.measure(arm, n, scale.name, *r)} for n in range(1, count + 1)]
                 for r in tried
