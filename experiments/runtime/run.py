@@ -66,8 +66,10 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
         distributed.require_one_config(config)
     done = folder / "final.json"
     if done.exists():
-        final = read_json(done, "steps")
+        final = read_json(done, "steps", "name", "best_step", "seconds", "valid", "test")
         if final["steps"] == config["steps"]:
+            curves = folder / "metrics.jsonl"
+            metrics.check_complete(curves, metrics.read_rows(curves), final.get("metrics"))
             return final
     # What can refuse the config comes before anything is made: the data, the model, its start.
     dataset = datasets.load_config_data(config)

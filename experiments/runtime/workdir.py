@@ -101,6 +101,8 @@ def writer_lock(workdir: epath.PathLike) -> Iterator[None]:
         yield
         return
     path = pathlib.Path(workdir) / "lock"
+    if path.is_symlink() or path.is_dir():
+        raise UsageError(f"{path} is not the file that a run locks; remove it.")
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,9 +154,8 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
-    events = workdir / "tensorboard"
-    if events.exists() and not events.is_dir():
-        raise UsageError(f"{events} is a file and must be a folder; move it away.")
+    for name in ("checkpoints", "tensorboard"):
+        _require_folder(workdir / name)
     if path.exists():
         there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
@@ -174,6 +175,19 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UsageError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir."
+        )
+
+
+def _require_folder(path: epath.Path) -> None:
+    """Refuse what stands where a run makes a folder."""
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UsageError(f"{path} is a file and must be a folder; move it away.")
+    if local(path) and os.path.islink(path):
+        raise UsageError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist; remove it, or make "
+            "that folder."
         )
 
 
