@@ -83,6 +83,32 @@ def test_a_recurrent_module_takes_its_other_choices_under_transformations(lift):
     np.testing.assert_allclose(carry.c, want_carry.c, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("lift", ["remat", "jit"])
+def test_other_choices_at_the_call_reach_their_modules(lift):
+    class Spectral(nn.Module):
+        lift: str
+
+        @nn.compact
+        def __call__(self, x, update_stats):
+            cls = LIFTS.get(self.lift, lambda module: module)(linen.SpectralNorm)
+            return cls(nn.Dense(2), name="norm")(x, update_stats=update_stats)
+
+    plain, lifted = Spectral("none"), Spectral(lift)
+    variables = plain.init(jax.random.key(0), X, False)
+    for update in (False, True):
+        want, got = (
+            m.apply(variables, X, update, mutable=["batch_stats"]) for m in (plain, lifted)
+        )
+        close(got, want)
+    run = LIFTS[lift](linen.RNN)(nn.SimpleCell(3))
+    variables = run.init(jax.random.key(0), X)
+    carry, y = run.apply(variables, X, return_carry=True, reverse=True)
+    want_carry, want = linen.RNN(nn.SimpleCell(3)).apply(
+        variables, X, return_carry=True, reverse=True
+    )
+    close((carry, y), (want_carry, want))
+
+
 def test_a_subclass_sees_the_mode_as_it_was_given():
     seen = []
 
