@@ -38,7 +38,7 @@ class Normjax:
     eps = {"batch": 1e-5, "layer": 1e-5, "group": 1e-5}
 
     def batch(self, x, mask=None, start=None, axis_name=None):
-        norm = nj.batch_norm(decay=DECAY)
+        norm = nj.batch_norm(decay=DECAY, allow_single=True)
         params, state = norm.init(x.shape)
         state = state if start is None else nj.Running(*start)
         y, s = norm.apply(params, state, x, stats="batch", mask=mask, axis_name=axis_name)

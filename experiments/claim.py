@@ -26,7 +26,7 @@ from experiments.config import command_line
 from experiments.ledger import judge, records, registry, replicates, table
 from experiments.ledger.claims import Scale
 from experiments.runtime import exits
-from experiments.runtime.workdir import hardware, versions
+from experiments.runtime.workdir import code, hardware, versions
 from experiments.usage import UsageError
 
 AT_ONCE = 8  # replicates between two looks at the widths of the intervals
@@ -43,6 +43,9 @@ _RECORDS = flags.DEFINE_string("records", str(records.RESULTS), "Folder of the r
 _DRAFT = flags.DEFINE_bool(
     "draft", False, "Run what is not committed; such a record enters no ledger."
 )
+_TOGETHER = flags.DEFINE_integer(
+    "together", 1, "Runs that are trained as one program; for a GPU.", allow_override=True
+)
 _WORKERS = flags.DEFINE_integer("workers", 1, "Processes that train at once.", allow_override=True)
 
 
@@ -54,6 +57,8 @@ def run(
     *,
     limit: int = 0,
     draft: bool = False,
+    together: int = 1,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Run a group of claims at a scale, or add replicates to its record, and return the record."""
     group = study.GROUP
@@ -68,7 +73,10 @@ def run(
     ):
         count = min(count + AT_ONCE, budget)
         began = time.perf_counter()
+        if registry.trains(study):
+            replicates.train(study, scale, count, workdir, together=together, workers=workers)
         arms, answers = replicates.gather(study, scale, count, workdir)
+        codes = [*(record["codes"] if record else ()), code()]
         record = {
             "group": group.number,
             "scale": scale.name,
@@ -83,6 +91,7 @@ def run(
             "wall_seconds": round(time.perf_counter() - began, 1),
             "hardware": hardware(),
             "versions": versions(),
+            "codes": list(dict.fromkeys(codes)),  # more than one if it was continued after a change
             "arms": arms,
         }
         records.write(path, record, answers)
@@ -110,7 +119,16 @@ def main(argv: Sequence[str]) -> None:
         if _RUN.value:
             scale = group.scale(_SCALE.value) if _SCALE.value else group.scales[0]
             workdir = epath.Path(_WORKDIR.value).expanduser()
-            run(study, scale, workdir, results, limit=_REPLICATES.value, draft=_DRAFT.value)
+            run(
+                study,
+                scale,
+                workdir,
+                results,
+                limit=_REPLICATES.value,
+                draft=_DRAFT.value,
+                together=_TOGETHER.value,
+                workers=_WORKERS.value,
+            )
         print(table.outcome(study, letter, results))
 
 

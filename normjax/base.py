@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
-from normjax._internal import _checks, _hints
+from normjax._internal import _checks, _hints, _single
 from normjax.state import _names
+from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import (
     Accumulator,
     Array,
@@ -86,12 +87,15 @@ class Call:
         mask: True where a value counts; boolean, of the rank of x.
         axis_name: device axis or axes that the batch is split over.
         hyper: numbers that replace hyperparameters of the norm in this call, by name.
+        dtype: half-precision dtype of the x that the caller gave, where x was widened to float32;
+            else `None`.
     """
 
     stats: Stats = "batch"
     mask: Array | None = None
     axis_name: AxisName = None
     hyper: Hyper = None
+    dtype: Any = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -173,7 +177,8 @@ class Norm(abc.ABC):
             TypeError: `x` is not floating or complex, `mask` is not boolean, or params and state
                 are swapped or those of a Flax module.
             ValueError: `stats` or a name in `hyper` is unknown, a mapping lacks a name or has
-                another, or shapes do not fit.
+                another, shapes do not fit, or a batch statistic is that of a single value (where
+                shapes or a mask that is not traced tell it, and without `allow_single=True`).
         """
         x, call = checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
         if isinstance(params, Mapping) or isinstance(state, Mapping):
@@ -181,7 +186,11 @@ class Norm(abc.ABC):
         measured = None
         if stats == "batch" or not self.stateful or is_accumulator(state):
             measured = self.measure(params, x, call)
+            if stats == "batch" and not getattr(self, "allow_single", True):
+                groups = getattr(self, "axis_index_groups", None)
+                _single.check(self.factory, x.shape, measured, call.mask, axis_name, groups)
         y = self.transform(params, state, measured, x, call)
+        y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update(state, measured, call)
 
     def moments(
@@ -210,7 +219,7 @@ class Norm(abc.ABC):
         x = _checks.floating(x, self.factory)
         return self.measure(params, x, Call("batch", _checks.mask(mask, x.shape), axis_name))
 
-    # The methods that a subclass defines; x is floating and the mask fits it.
+    # The methods that a subclass defines; x is floating, at least float32, and the mask fits it.
 
     @abc.abstractmethod
     def start(
@@ -371,6 +380,9 @@ def checked_call(
         _checks.floating(x, norm.factory)
     if call.mask is not None:
         call = dataclasses.replace(call, mask=_checks.mask(call.mask, x.shape))
+    if x.dtype.itemsize < 4:
+        call = dataclasses.replace(call, dtype=x.dtype)
+        x = widen_half(x)
     if isinstance(params, Mapping):
         _hints.refuse_flax_variables(params, norm.factory)
     swapped = isinstance(params, Running | RunningMean | RunningCov | Accumulator)

@@ -50,7 +50,8 @@ class Rule:
 
 def _pair(left: str, right: str, metric: str, kind: Kind, other: str = "") -> Rule:
     terms = (Term(1.0, left, metric), Term(-1.0, right, other or metric))
-    return Rule(terms, kind, f"{left} − {right}, {metric}")
+    label = f"{left} {metric} − {right} {other}" if other else f"{left} − {right}, {metric}"
+    return Rule(terms, kind, label)
 
 
 def more(left: str, right: str, metric: str, *, other: str = "") -> Rule:
@@ -60,7 +61,7 @@ def more(left: str, right: str, metric: str, *, other: str = "") -> Rule:
 
 def less(left: str, right: str, metric: str, *, other: str = "") -> Rule:
     """Claim that `left` is below `right` in a metric (in `other`, for the right arm)."""
-    return _pair(right, left, other or metric, "more", metric)
+    return _pair(right, left, other or metric, "more", metric if other else "")
 
 
 def same(left: str, right: str, metric: str) -> Rule:

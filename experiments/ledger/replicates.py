@@ -8,10 +8,13 @@ continues where it was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -21,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
+from tqdm import tqdm
 
 from experiments import tasks
 from experiments.config import validate
@@ -171,6 +176,47 @@ def _answers(
     return jax.grad(correct)(jnp.asarray(weight))
 
 
+class _Notes(io.TextIOBase):
+    """Passes on the notes that runs print, and none of the lines of their progress."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "note: " in text:
+            self.stream.write(text.rstrip("\n") + "\n")
+            self.stream.flush()
+        return len(text)
+
+
+def train(
+    study: ModuleType,
+    scale: Scale,
+    count: int,
+    workdir: pathlib.Path,
+    *,
+    together: int = 1,
+    workers: int = 1,
+) -> None:
+    """Train `count` replicates of every arm at every rate, but those that are finished.
+
+    `together` and `workers` are those of `experiments.runtime.members.run_members`.
+    """
+    runs = [
+        (config, epath.Path(folder_of(workdir, config)))
+        for arm in study.GROUP.arms
+        for rate in study.GROUP.rates_at(scale) or (None,)
+        for n in range(1, count + 1)
+        for config in [config_of(study, scale, arm, rate, n)]
+    ]
+    with (
+        contextlib.redirect_stdout(_Notes(sys.stdout)),
+        tqdm(total=len(runs), unit="run", desc=f"{study.GROUP.number} {scale.name}") as bar,
+    ):
+        for _ in members.run_members(runs, together=together, workers=workers):
+            bar.update()
+
+
 def gather(
     study: ModuleType, scale: Scale, count: int, workdir: pathlib.Path
 ) -> tuple[dict[str, Any], records.Answers]:
@@ -178,6 +224,7 @@ def gather(
 
     Of each arm: `metrics` by name, `[rates][replicates]`; `curves`, means over the replicates at
     each rate; `seconds`; `folds`, of each replicate, if it has any. What is not finite is null.
+    Runs that are not finished are trained.
     """
     group: Group = study.GROUP
     arms: dict[str, Any] = {}

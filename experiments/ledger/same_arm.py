@@ -17,6 +17,11 @@ from experiments.ledger.claims import small_is_good
 from experiments.ledger.records import Answers
 
 FALSE = ("supported", "reversed")
+# Group, scale, arm and metric: one judged by the course of training, one by right answers.
+POOLS = (
+    (24, "mnist5k", "none", "area.train"),
+    (15, "mnist5k", "none", "test.population.accuracy"),
+)
 
 
 def false_verdicts(
@@ -26,7 +31,7 @@ def false_verdicts(
     metric: str,
     delta: float,
     *,
-    replicates: int = 16,
+    replicates: int = 0,
     times: int = 1000,
     draws: int = 400,
     seed: int = 0,
@@ -34,12 +39,12 @@ def false_verdicts(
     """Return the share of each verdict, and of intervals that leave 0 out.
 
     Args:
-        record: a record whose arm has at least twice as many replicates as are drawn.
+        record: a record of the pool: its arm has twice as many replicates as are drawn, or more.
         answers: its answers.
         arm: the arm that plays both.
         metric: what is judged.
         delta: the smallest effect that matters.
-        replicates: of each of the two, as many as a claim has.
+        replicates: of each of the two; 0: half of the pool.
         times: number of pairs.
         draws: bootstrap draws for each.
         seed: of the pairs.
@@ -53,6 +58,7 @@ def false_verdicts(
     scores = sign * judge.scores_of(record["arms"][arm], arm, metric)
     bits = answers.get(f"{arm}/{metric}")
     usable = np.isfinite(scores).all(1)
+    replicates = replicates or scores.shape[1] // 2
     if scores.shape[1] < 2 * replicates:
         raise ValueError(
             f"arm {arm!r} has {scores.shape[1]} replicates; two arms of {replicates} need "

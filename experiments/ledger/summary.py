@@ -73,7 +73,7 @@ def _group(study: ModuleType, found: Mapping[str, Any]) -> dict[str, Any]:
         "config": registry.config_path(group.number),
         "notes": registry.notes(study),
         "arms": list(group.arms),
-        "rates": list(group.rates),
+        "trains": registry.trains(study),
         "scales": [_scale(group, scale, found[scale.name]) for scale in group.scales],
         "claims": [_claim(group, claim, found) for claim in group.claims],
     }
@@ -85,6 +85,7 @@ def _scale(group: Group, scale: Scale, found: Any) -> dict[str, Any]:
         "name": scale.name,
         "at": scale.at,
         "text": scale.text,
+        "rates": list(group.rates_at(scale)),
         "budget": scale.replicates,
         "minutes": scale.minutes,
         "device": scale.device,

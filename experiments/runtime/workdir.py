@@ -101,6 +101,8 @@ def writer_lock(workdir: epath.PathLike) -> Iterator[None]:
         yield
         return
     path = pathlib.Path(workdir) / "lock"
+    if path.is_symlink() or path.is_dir():
+        raise UsageError(f"{path} is not the file that a run locks; remove it.")
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,9 +154,8 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
-    events = workdir / "tensorboard"
-    if events.exists() and not events.is_dir():
-        raise UsageError(f"{events} is a file and must be a folder; move it away.")
+    for name in ("checkpoints", "tensorboard"):
+        _require_folder(workdir / name)
     if path.exists():
         there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
@@ -177,6 +178,19 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
         )
 
 
+def _require_folder(path: epath.Path) -> None:
+    """Refuse what stands where a run makes a folder."""
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UsageError(f"{path} is a file and must be a folder; move it away.")
+    if local(path) and os.path.islink(path):
+        raise UsageError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist; remove it, or make "
+            "that folder."
+        )
+
+
 def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
     """Make a checked workdir and write its config.json."""
     workdir = epath.Path(workdir)
@@ -188,6 +202,24 @@ def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
         raise UsageError(
             f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can."
         ) from error
+
+
+# In the workdir of a run that is trained together with others until they have finished: the name of
+# the folder beside it that holds their checkpoint.
+GROUP = "group.json"
+
+
+def leave_group(workdir: epath.PathLike) -> None:
+    """Take a workdir out of the group that it was begun in: from here on it is trained alone."""
+    path = epath.Path(workdir) / GROUP
+    if path.exists():
+        where = read_json(path, "group")["group"]
+        print(
+            f"note: {workdir} was begun together with others, whose checkpoint is in {where}; it "
+            "now goes on alone, from its own last checkpoint or from the start.",
+            flush=True,
+        )
+        path.unlink()
 
 
 @contextlib.contextmanager
@@ -203,7 +235,7 @@ def removed_if_refused(workdir: epath.PathLike) -> Iterator[None]:
     except UsageError:
         made = new and local(workdir) and (workdir / "config.json").exists()
         if made and jax.process_index() == 0 and not _trained(workdir):
-            for name in ("config.json", "metrics.jsonl", "lock"):
+            for name in ("config.json", GROUP, "metrics.jsonl", "lock"):
                 (workdir / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 if (workdir / name).is_dir():

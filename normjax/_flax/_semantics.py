@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax._internal import _checks
+from normjax._internal import _checks, _single
 from normjax.statistics import _core, _running, _shapes
 from normjax.statistics._types import Accumulator, Array, AxisName, Moments, Running
 
@@ -168,6 +168,7 @@ def batch_norm(
     mask: jax.Array | None,
     axis_name: AxisName,
     axis_index_groups: Any,
+    allow_single: bool,
 ) -> tuple[jax.Array, Running | Accumulator]:
     """Normalize with this batch's statistics, or the running ones, and return the next state.
 
@@ -184,6 +185,8 @@ def batch_norm(
         groups = None if axis_name is None else axis_index_groups
         wide = x.astype(dtypes.measured)
         measured = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
+        if not (running or allow_single):
+            _single.check("BatchNorm", x.shape, measured, mask, axis_name, groups)
         if isinstance(state, Accumulator):
             state = _running.accumulate(
                 state, measured, stats="batch", decay=momentum, correction=correction
@@ -192,7 +195,8 @@ def batch_norm(
             real = jnp.finfo(dtypes.stored).dtype
             m = Running(m.mean.astype(dtypes.stored), m.var.astype(real))
             state = _running.ema(m, measured, decay=momentum, correction=correction)
-        m = m if running else measured
+        # The same wide x is normalized, so that its gradient is rounded once; see `widen_half`.
+        m, x = (m, x) if running else (measured, wide)
     return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask), state
 
 
@@ -219,7 +223,7 @@ def sample_norm(
         m = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
     else:
         m = _core.mean_square(wide, axes, mask, axis_name, groups)
-    return normalize(x, m, axes, features, scale, bias, eps, dtypes, mask)
+    return normalize(wide, m, axes, features, scale, bias, eps, dtypes, mask)
 
 
 def group_norm(

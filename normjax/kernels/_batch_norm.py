@@ -36,9 +36,14 @@ def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
     return rows % block[0] == 0 and features % block[1] == 0
 
 
-def moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance over `axes`, of the shape of the axes that remain."""
-    run = _moments(_pallas.backend())
+def moments(x: jax.Array, axes: tuple[int, ...], dtype: Any = None) -> tuple[jax.Array, jax.Array]:
+    """Return mean and variance over `axes`, of the shape of the axes that remain.
+
+    Where x was widened from a half-precision `dtype`, the kernel reads it in that: XLA drops the
+    round trip. The gradient is that of the wide x, so that it is rounded once, with what
+    `standardize` adds to it.
+    """
+    run = _moments(x.dtype if dtype is None else jnp.dtype(dtype), _pallas.backend())
     mean, var = run(x.reshape(_shape(x, axes)))  # [samples, features] each
     remaining = tuple(n for a, n in enumerate(x.shape) if a not in axes)
     return mean.reshape(remaining), var.reshape(remaining)
@@ -51,17 +56,20 @@ def standardize(
     inverse: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
+    dtype: Any = None,
 ) -> jax.Array:
     """Return `(x - mean) * inverse * scale + bias`, with one scale and bias per feature.
 
-    Forward this is plain XLA. Backward, one pass over x and dy takes all sums.
+    Forward this is plain XLA. Backward, one pass over x and dy takes all sums. `dtype` as in
+    `moments`: x and dy are read in it.
     """
     shape = _shape(x, axes)
-    run = _standardize(scale is not None, bias is not None, _pallas.backend())
+    narrow = x.dtype if dtype is None else jnp.dtype(dtype)
+    run = _standardize(scale is not None, bias is not None, narrow, _pallas.backend())
     affine = [v.ravel() for v in (scale, bias) if v is not None]
     sets = shape[0], shape[2]  # one mean per sample and feature
     (y,) = run(x.reshape(shape), mean.reshape(sets), inverse.reshape(sets), *affine)
-    return y.reshape(x.shape)
+    return y.reshape(x.shape).astype(x.dtype)
 
 
 def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
@@ -124,10 +132,14 @@ def _run_on_block(
 
 
 @functools.lru_cache(maxsize=8)
-def _moments(backend: str) -> Any:
+def _moments(dtype: jnp.dtype, backend: str) -> Any:
     """Build mean and variance of `[samples, rows, features]` over rows; cached for jit's cache."""
     del backend  # part of the key: the blocks depend on it
-    return with_fast_vjp(_plain_moments, _forward_moments, _backward_moments, _pallas.applicable)
+
+    def forward(x: jax.Array) -> tuple[Arrays, Arrays]:
+        return _forward_moments(x.astype(dtype))
+
+    return with_fast_vjp(_plain_moments, forward, _backward_moments, _pallas.applicable)
 
 
 def _plain_moments(x: jax.Array) -> Arrays:
@@ -165,10 +177,10 @@ def _backward_moments(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Ar
 
 
 @functools.lru_cache(maxsize=32)
-def _standardize(scaled: bool, biased: bool, backend: str) -> Any:
+def _standardize(scaled: bool, biased: bool, dtype: jnp.dtype, backend: str) -> Any:
     """Build `(x - mean) * inverse * scale + bias`; cached, so that jit's cache hits."""
     del backend  # part of the key: the blocks depend on it
-    run = _Standardize(scaled, biased)
+    run = _Standardize(scaled, biased, dtype)
     return with_fast_vjp(run.plain, run.forward, run.backward, _pallas.applicable)
 
 
@@ -182,17 +194,20 @@ class _Standardize:
     Attributes:
         scaled: whether there is a scale.
         biased: whether there is a bias.
+        dtype: that of the output, and of x and dy where the kernel reads them.
     """
 
     scaled: bool
     biased: bool
+    dtype: jnp.dtype
 
     def plain(self, x: jax.Array, mean: jax.Array, inverse: jax.Array, *affine: Any) -> Arrays:
         """Return `(y,)` by the library's own formula."""
         scale, bias = affine[0] if self.scaled else None, affine[-1] if self.biased else None
         wide = (v if v is None else v[None, None] for v in (scale, bias))
         of_set = mean[:, None, :], inverse[:, None, :]
-        return (_formulas.standardize(x.astype(jnp.float32), *of_set, *wide, None).astype(x.dtype),)
+        y = _formulas.standardize(x.astype(jnp.float32), *of_set, *wide, None)
+        return (y.astype(self.dtype),)
 
     def forward(self, *args: jax.Array) -> tuple[Arrays, Arrays]:
         """Return `(y,)`, without residuals: the backward pass uses the arguments alone."""
@@ -203,7 +218,8 @@ class _Standardize:
         del residuals
         x, mean, inverse, *affine = args
         (dy,) = cotangents
-        plain_sum, product = (s.sum(1) for s in _sums(_sums_kernel, 2, (mean,), (x, dy)))
+        blocks = x.astype(self.dtype), dy
+        plain_sum, product = (s.sum(1) for s in _sums(_sums_kernel, 2, (mean,), blocks))
         scale = affine[0][None] if self.scaled else jnp.ones((1, 1), jnp.float32)
         factor = inverse * scale
         dx = (dy.astype(jnp.float32) * factor[:, None, :]).astype(x.dtype)

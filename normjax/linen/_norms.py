@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding, _semantics
+from normjax.linen._lifted import StaticArguments
 from normjax.linen._wrap import COLLECTION, check_scanned
 from normjax.state import _names
 from normjax.statistics._types import Accumulator, Array, Running
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(StaticArguments, nn.BatchNorm):
     """Batch normalization, as `flax.linen.BatchNorm`.
 
     What differs: the variance never cancels, whatever `use_fast_variance` says; under `mask`
@@ -30,6 +31,9 @@ class BatchNorm(nn.BatchNorm):
     Attributes:
         correction: variance that is stored: 0 the biased one (Flax), 1 times n/(n-1) (the
             paper, PyTorch).
+        allow_single: whether a statistic may be that of a single value in training, as in a batch
+            of one, which Flax's layer takes: its variance is 0, so that the output is the bias.
+            Else that is an error.
         axis: the feature axis or axes. Further attributes: Flax's.
 
     Example:
@@ -47,6 +51,7 @@ class BatchNorm(nn.BatchNorm):
 
     axis: Any = -1  # Flax takes a tuple as well, and says int.
     correction: int = 0
+    allow_single: bool = False
 
     @nn.compact
     def __call__(
@@ -98,6 +103,7 @@ class BatchNorm(nn.BatchNorm):
             # There is no device axis yet while initializing.
             axis_name=None if self.is_initializing() else self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            allow_single=self.allow_single or self.is_initializing(),
         )
         if accumulating or not (running or self.is_initializing()):
             values = _names.to_dict(state) if accumulating else state._asdict()

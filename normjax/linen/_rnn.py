@@ -12,12 +12,13 @@ from flax.core import DenyList
 
 from normjax._flax import _padding, _semantics, _sequences
 from normjax._internal import _checks
+from normjax.linen._lifted import StaticArguments
 from normjax.linen._wrap import COLLECTION
 from normjax.recurrent import _per_step
 from normjax.statistics._types import Array, PyTree
 
 
-class RNN(nn.RNN):
+class RNN(StaticArguments, nn.RNN):
     r"""Any Flax cell over a sequence, as `flax.linen.RNN`, with statistics of each time step.
 
     $$\hat x_t = \frac{x_t - \mu_t}{\sqrt{\sigma_t^2 + \epsilon}}, \qquad

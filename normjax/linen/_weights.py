@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from normjax._flax import _semantics, _weights
 from normjax._internal import _checks
+from normjax.linen._lifted import StaticArguments
 from normjax.statistics._types import Array
 
 
@@ -77,7 +78,7 @@ class WeightNorm(nn.WeightNorm):
         return init
 
 
-class SpectralNorm(nn.SpectralNorm):
+class SpectralNorm(StaticArguments, nn.SpectralNorm):
     """Spectral normalization of a layer's weights, as `flax.linen.SpectralNorm`.
 
     What differs: the power iteration runs in at least float32 and with full-precision products;

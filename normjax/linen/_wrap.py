@@ -5,6 +5,7 @@ They declare variables and pass them to the pure functions; nothing is computed 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,16 @@ import jax.numpy as jnp
 
 from normjax._flax import _padding
 from normjax._flax._variables import accumulates, draws_noise, named_leaves, nest, rebuild
-from normjax._internal import _checks
+from normjax._internal import _checks, _single
 from normjax.base import Hyper, Norm, Stats
+from normjax.linen._lifted import StaticArguments
 from normjax.recurrent._checks import check_layer
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 COLLECTION = "batch_stats"
 
 
-class Normalize(nn.Module):
+class Normalize(StaticArguments, nn.Module):
     """Any `Norm` as a Linen module.
 
     Parameters carry the norm's own names (`scale`, `bias`), statistics are the variables
@@ -60,8 +62,8 @@ class Normalize(nn.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         mask: Array | None = None,
         hyper: Hyper = None,
     ) -> jax.Array:
@@ -84,21 +86,22 @@ class Normalize(nn.Module):
         params, state = _variables(
             self, lambda key: self.norm.start(x.shape, self.param_dtype, key)
         )
-        y, state = self.norm.apply(
-            params,
-            state,
-            x,
-            stats=mode,
-            mask=_padding.mask(mask, x.shape, "Normalize"),
-            # There is no device axis yet while initializing.
-            axis_name=None if self.is_initializing() else self.axis_name,
-            hyper=hyper,
-        )
+        with _start(self):
+            y, state = self.norm.apply(
+                params,
+                state,
+                x,
+                stats=mode,
+                mask=_padding.mask(mask, x.shape, "Normalize"),
+                # There is no device axis yet while initializing.
+                axis_name=None if self.is_initializing() else self.axis_name,
+                hyper=hyper,
+            )
         _store(self, state, mode)
         return y
 
 
-class Recurrent(nn.Module):
+class Recurrent(StaticArguments, nn.Module):
     """Any layer of `normjax.recurrent` as a Linen module.
 
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
@@ -142,8 +145,8 @@ class Recurrent(nn.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         lengths: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,
@@ -179,20 +182,26 @@ class Recurrent(nn.Module):
         params, state = _variables(
             self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
         )
-        (y, carry), state = self.layer.apply(
-            params,
-            state,
-            x,
-            stats=mode,
-            lengths=lengths,
-            carry=carry,
-            key=self.make_rng("noise") if self.layer.needs_key or noise else None,
-            noise=noise,
-            axis_name=None if self.is_initializing() else self.axis_name,
-            hyper=hyper,
-        )
+        with _start(self):
+            (y, carry), state = self.layer.apply(
+                params,
+                state,
+                x,
+                stats=mode,
+                lengths=lengths,
+                carry=carry,
+                key=self.make_rng("noise") if self.layer.needs_key or noise else None,
+                noise=noise,
+                axis_name=None if self.is_initializing() else self.axis_name,
+                hyper=hyper,
+            )
         _store(self, state, mode)
         return (carry, y) if return_carry else y
+
+
+def _start(module: nn.Module) -> Any:
+    """Return the context of a call: a batch of one may initialize a module, as in Flax."""
+    return _single.allowed() if module.is_initializing() else contextlib.nullcontext()
 
 
 def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:

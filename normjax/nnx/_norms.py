@@ -51,7 +51,10 @@ class BatchNorm(nnx.BatchNorm):
     Args:
         num_features: size of the feature axis.
         correction: variance that is stored: 0 the biased one (Flax), 1 times n/(n-1) (the
-            paper, PyTorch). Further arguments: Flax's.
+            paper, PyTorch).
+        allow_single: whether a statistic may be that of a single value in training, as in a batch
+            of one, which Flax's layer takes: its variance is 0, so that the output is the bias.
+            Else that is an error. Further arguments: Flax's.
 
     Example:
         >>> import jax.numpy as jnp
@@ -89,6 +92,7 @@ class BatchNorm(nnx.BatchNorm):
         bias_metadata: Mapping[str, Any] = NOTHING,
         scale_metadata: Mapping[str, Any] = NOTHING,
         correction: int = 0,
+        allow_single: bool = False,
     ):
         _checks.one_of("correction", correction, (0, 1))
         super().__init__(
@@ -112,6 +116,7 @@ class BatchNorm(nnx.BatchNorm):
             scale_metadata=scale_metadata,
         )
         self.correction = correction
+        self.allow_single = allow_single
 
     def __call__(
         self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
@@ -160,6 +165,7 @@ class BatchNorm(nnx.BatchNorm):
             mask=_padding.mask(mask, inputs.shape, "BatchNorm"),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            allow_single=self.allow_single,
         )
         if accumulating or not running:
             write(self, state)

@@ -71,8 +71,8 @@ class Normalize(nnx.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         mask: Array | None = None,
         hyper: Hyper = None,
     ) -> jax.Array:
@@ -164,8 +164,8 @@ class Recurrent(nnx.Module):
     def __call__(
         self,
         x: Array,
-        *,
         stats: Stats | None = None,
+        *,
         lengths: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,

@@ -67,10 +67,11 @@ def adain(
             f"adain got content of shape {content.shape} and style of shape {style.shape}: they "
             f"may differ in the spatial axes {space} alone; repeat or broadcast the style first"
         )
+    dtype, content, style = content.dtype, _shapes.widen_half(content), _shapes.widen_half(style)
     m = _moments.moments(content, space, mask=mask)
     s = _moments.moments(style, space, mask=style_mask)
     # The style's statistics are an affine per sample: [batch, 1, ..., 1, channels].
-    return _normalize.normalize(
+    y = _normalize.normalize(
         content,
         m,
         space,
@@ -79,3 +80,4 @@ def adain(
         eps=eps,
         mask=_checks.mask(mask, content.shape),
     )
+    return y.astype(dtype)

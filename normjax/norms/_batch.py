@@ -34,6 +34,8 @@ class BatchNorm(Norm):
     bias_init: float = 0.0
     axis_index_groups: Sequence[Sequence[int]] | None = None
     impl: _core.Impl = "xla"
+    allow_single: bool = False
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -49,7 +51,8 @@ class BatchNorm(Norm):
         """Return `(Affine, Running)` of the shape of the features."""
         del key
         features = tuple(shape[a] for a in self.feature_axes(len(shape)))
-        return initial_affine(self, features, dtype), _running.initial_running(features, dtype)
+        running = _running.initial_running(features, dtype, compensated=self.compensated)
+        return initial_affine(self, features, dtype), running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
         """Measure this batch over all devices of `axis_name`."""
@@ -57,7 +60,9 @@ class BatchNorm(Norm):
         axes = _checks.resolve_axes(self.axes, x.ndim)
         # Groups of devices have a meaning only together with a device axis.
         groups = self.axis_index_groups if call.axis_name is not None else None
-        return _core.moments(x, axes, call.mask, call.axis_name, groups, impl=self.impl)
+        return _core.moments(
+            x, axes, call.mask, call.axis_name, groups, impl=self.impl, dtype=call.dtype
+        )
 
     def transform(
         self,
@@ -76,7 +81,9 @@ class BatchNorm(Norm):
         if getattr(getattr(m, "mean", None), "shape", None) != of_features:
             _checks.same_features(state, of_features, self.factory)
         scale, bias = broadcast_affine(params, features, x.shape)
-        return _core.normalize(x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl)
+        return _core.normalize(
+            x, m, axes, scale, bias, self.eps, call.mask, impl=self.impl, dtype=call.dtype
+        )
 
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call
@@ -106,6 +113,8 @@ def batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     impl: Literal["xla", "kernel"] = "xla",
+    allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Batch normalization: normalizes each feature over the batch, and over space if there is one.
 
@@ -133,6 +142,14 @@ def batch_norm(
             `axis_name`.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
             have not been run on an accelerator yet, and are slow on a CPU.
+        allow_single: whether a statistic may be that of a single value in training, as in a batch
+            of one without space. Its variance is 0: the output is the bias, and the running
+            variance moves towards 0. Else it is an error, where shapes or a mask tell it; a mask
+            that is traced has no values to tell it by.
+        compensated: whether the running statistics carry what float32 leaves out of them, for
+            decays of 0.999 and beyond: two more arrays in the state, `mean_error` and
+            `var_error`. Without them a running value may stay 6e-8 / (1 - decay) of itself away
+            from the exact average; with them, 1e-6.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

@@ -82,6 +82,8 @@ def evo_norm_b0(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
+    allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 
@@ -103,6 +105,8 @@ def evo_norm_b0(
         use_bias: whether there is a beta.
         scale_init: initial gamma.
         bias_init: initial beta.
+        allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `EvoNormParams` and state `Running`.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax._internal import _checks, _hints
+from normjax._internal import _checks, _hints, _single
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
 from normjax.statistics import _core, _merge, _shapes
@@ -57,6 +57,14 @@ class GhostBatchNorm(BatchNorm):
         if call.stats == "running":
             return super().transform(params, state, None, x, call)
         xs, masks, axes, join = self._split(x, call.mask)
+        # The smallest virtual batch has so many samples.
+        if not self.allow_single and x.shape[0] // xs.shape[0] == 1:
+            smallest = jax.tree.map(lambda leaf: leaf[-1], measured.groups)
+            who, allow = (
+                f"each virtual batch of {self.factory}",
+                f"{self.factory}(allow_single=True)",
+            )
+            _single.check(who, (1, *x.shape[1:]), smallest, None, None, None, allow)
         # xs is [groups, members, ...]: every axis of x moved back by one.
         features = tuple(a + 1 for a in self.feature_axes(x.ndim))
         scale, bias = (
@@ -120,6 +128,8 @@ def ghost_batch_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Ghost batch normalization: normalizes each small virtual batch of a large batch separately.
 
@@ -142,6 +152,8 @@ def ghost_batch_norm(
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`, for the running statistics.
+        allow_single: as in `batch_norm`; also of a virtual batch.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

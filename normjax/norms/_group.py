@@ -52,7 +52,9 @@ class GroupNorm(PerSampleNorm):
         del params
         groups = self.count(x.shape[-1])
         if self._has_kernel(x, call):  # measures single channels; merge those of a group
-            channels = _core.moments(x, self._space(x.ndim), call.mask, impl="kernel")
+            channels = _core.moments(
+                x, self._space(x.ndim), call.mask, impl="kernel", dtype=call.dtype
+            )
             return _merge.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
         mask = split(call.mask, groups)
         return _core.moments(split(x, groups), self.averaged(x.ndim), mask)
@@ -70,7 +72,15 @@ class GroupNorm(PerSampleNorm):
             # Back to one mean and variance per channel: [..., groups] becomes [..., channels].
             per_channel = jax.tree.map(lambda s: jnp.repeat(s, size, axis=-1), measured)
             return _core.normalize(
-                x, per_channel, space, scale, bias, self.eps, call.mask, impl="kernel"
+                x,
+                per_channel,
+                space,
+                scale,
+                bias,
+                self.eps,
+                call.mask,
+                impl="kernel",
+                dtype=call.dtype,
             )
         y = _core.normalize(
             split(x, groups),  # [..., groups, channels per group]

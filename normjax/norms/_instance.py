@@ -38,7 +38,7 @@ class InstanceNorm(PerSampleNorm):
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
         """Measure each channel of each sample."""
         del params
-        return _core.moments(x, self.averaged(x.ndim), call.mask, impl=self.impl)
+        return _core.moments(x, self.averaged(x.ndim), call.mask, impl=self.impl, dtype=call.dtype)
 
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
@@ -47,7 +47,9 @@ class InstanceNorm(PerSampleNorm):
         del state
         scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
         axes = self.averaged(x.ndim)
-        return _core.normalize(x, measured, axes, scale, bias, self.eps, call.mask, impl=self.impl)
+        return _core.normalize(
+            x, measured, axes, scale, bias, self.eps, call.mask, impl=self.impl, dtype=call.dtype
+        )
 
 
 @_hints.with_hints()

@@ -108,7 +108,14 @@ class FeatureNorm(PerSampleNorm):
         scale, bias = broadcast_affine(params, features, x.shape)
         if self.impl == "kernel" and self.feature_axis_name is None and axes == features:
             y = _core.normalize_rows(
-                x, axes, scale, bias, self.eps, call.mask, centred=self.centred
+                x,
+                axes,
+                scale,
+                bias,
+                self.eps,
+                call.mask,
+                centred=self.centred,
+                dtype=call.dtype,
             )
             if y is not None:
                 return y

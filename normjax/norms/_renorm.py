@@ -92,6 +92,8 @@ def batch_renorm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Batch renormalization: batch norm whose output in training is close to that in inference.
 
@@ -117,6 +119,8 @@ def batch_renorm(
         scale_init: initial gamma.
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
+        allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`; `hyper` takes `decay`, `r_max` and

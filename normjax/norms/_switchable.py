@@ -97,6 +97,8 @@ def switchable_norm(
     use_bias: bool = True,
     scale_init: float = 1.0,
     bias_init: float = 0.0,
+    allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 
@@ -117,6 +119,8 @@ def switchable_norm(
         use_bias: whether there is a beta.
         scale_init: initial gamma.
         bias_init: initial beta.
+        allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `SwitchableNormParams` and state `Running`.

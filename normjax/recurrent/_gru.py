@@ -17,6 +17,8 @@ from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
 
+JOINT = {"norm_x3": ("norm_x", "norm_xn"), "norm_h3": ("norm_h", "norm_hn")}
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GRU(Recurrent):
@@ -24,23 +26,58 @@ class GRU(Recurrent):
 
     factory: ClassVar[str] = "gru"
     gates: ClassVar[int] = 3
-    places: ClassVar[dict[str, int]] = {"norm_x": 2, "norm_h": 2, "norm_xn": 1, "norm_hn": 1}
-    inputs: ClassVar[dict[str, tuple[int, int]]] = {"norm_x": (0, 2), "norm_xn": (2, 3)}
+    places: ClassVar[dict[str, int]] = {
+        "norm_x": 2,
+        "norm_h": 2,
+        "norm_xn": 1,
+        "norm_hn": 1,
+        "norm_x3": 3,
+        "norm_h3": 3,
+        "norm_sum": 2,
+        "norm_sumn": 1,
+    }
+    inputs: ClassVar[dict[str, tuple[int, int]]] = {
+        "norm_x": (0, 2),
+        "norm_xn": (2, 3),
+        "norm_x3": (0, 3),
+    }
 
     norm_xn: Norm | SeqNorm | None = None
     norm_hn: Norm | SeqNorm | None = None
+    norm_x3: Norm | SeqNorm | None = None
+    norm_h3: Norm | SeqNorm | None = None
+    norm_sum: Norm | SeqNorm | None = None
+    norm_sumn: Norm | SeqNorm | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse as `Recurrent`, and a term that is normalized as a whole and in parts."""
+        super().__post_init__()
+        for whole, parts in JOINT.items():
+            both = [place for place in parts if getattr(self, place) is not None]
+            if getattr(self, whole) is not None and both:
+                raise ValueError(
+                    f"{whole} normalizes both gates and the candidate together, and "
+                    f"{' and '.join(both)} a part of them: write {whole} or the parts"
+                )
+
+    @property
+    def input_places(self) -> dict[str, tuple[int, int]]:
+        """`norm_x3` over all blocks, or `norm_x` and `norm_xn` over their own."""
+        joint = self.norm_x3 is not None
+        return {name: of for name, of in self.inputs.items() if (name == "norm_x3") == joint}
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: jax.Array
     ) -> tuple[jax.Array, Gates]:
         """One step; the reset gate multiplies after the recurrent weights, so one matmul serves."""
         two = 2 * self.hidden
-        zh = h @ params["w_h"]  # [batch, 3 * hidden]: both gates, then the candidate
+        # [batch, 3 * hidden]: both gates, then the candidate
+        zh = norm("norm_h3", h @ params["w_h"])
         bias = params["bias"][None]
-        gates = zx[:, :two] + norm("norm_h", zh[:, :two]) + bias[:, :two]
+        gates = norm("norm_sum", zx[:, :two] + norm("norm_h", zh[:, :two])) + bias[:, :two]
         r, z = jnp.split(sigmoid(gates), 2, axis=-1)
         recurrent = norm("norm_hn", zh[:, two:]) + params["bias_hn"][None]
-        n = tanh(zx[:, two:] + bias[:, two:] + r * recurrent)
+        n = tanh(norm("norm_sumn", zx[:, two:] + r * recurrent) + bias[:, two:])
         return (1 - z) * n + z * carry, {"reset": r, "update": z}
 
     def start_carry(self, batch: int, dtype: Any) -> jax.Array:
@@ -60,6 +97,10 @@ def gru(
     norm_h: Norm | SeqNorm | None = None,
     norm_xn: Norm | SeqNorm | None = None,
     norm_hn: Norm | SeqNorm | None = None,
+    norm_x3: Norm | SeqNorm | None = None,
+    norm_h3: Norm | SeqNorm | None = None,
+    norm_sum: Norm | SeqNorm | None = None,
+    norm_sumn: Norm | SeqNorm | None = None,
     kernel_init: Initializer = "lecun_normal",
     recurrent_init: Initializer = "orthogonal",
     learn_carry: bool = False,
@@ -69,11 +110,11 @@ def gru(
     remat_steps: int | None = None,
     time_major: bool = False,
 ) -> Recurrent:
-    r"""GRU with a norm in any of the layer norm paper's four places.
+    r"""GRU with a norm in the layer norm paper's four places, on whole terms, or on their sums.
 
-    $$(r, z) = \sigma\big(N_x(W_x x_t) + N_h(W_h h_{t-1}) + b\big)$$
-    $$n = \tanh\big(N_{xn}(W_n x_t) + b_n + r \odot (N_{hn}(U_n h_{t-1}) + b_{hn})\big), \qquad
-      h_t = (1 - z) \odot n + z \odot h_{t-1}$$
+    $$(r, z) = \sigma\big(N_{sum}(N_x(W_x x_t) + N_h(W_h h_{t-1})) + b\big)$$
+    $$n = \tanh\big(N_{sumn}(N_{xn}(W_n x_t) + r \odot (N_{hn}(U_n h_{t-1}) + b_{hn})) + b_n\big),
+      \qquad h_t = (1 - z) \odot n + z \odot h_{t-1}$$
 
     The reset gate multiplies after `U_n h`. Without norms it is Flax's `GRUCell` and, with its
     two biases a gate added, torch's `nn.GRU`. The layer norm paper writes 1 - z for z.
@@ -84,6 +125,12 @@ def gru(
         norm_h: on the recurrent term of both gates.
         norm_xn: on the input term of the candidate, computed for all steps at once.
         norm_hn: on the recurrent term of the candidate, before the reset gate.
+        norm_x3: on the input term of both gates and the candidate together, in place of `norm_x`
+            and `norm_xn`, as haste's layer-normalized GRU has it.
+        norm_h3: the same on the recurrent term, in place of `norm_h` and `norm_hn`.
+        norm_sum: on the sum of both gates' terms; `group_norm(groups=2)` normalizes the sum of
+            each gate by itself.
+        norm_sumn: on the sum of the candidate's terms, after the reset gate.
         kernel_init: start of `w_x`, as in `lstm`.
         recurrent_init: start of `w_h`, as in `lstm`.
         learn_carry: learn the first hidden state, which starts at 0.
@@ -100,7 +147,8 @@ def gru(
 
     Raises:
         TypeError: something in the place of a norm that is none.
-        ValueError: an unknown initializer, a norm without the lift it needs.
+        ValueError: an unknown initializer, a norm without the lift it needs, a term that is
+            normalized as a whole and in parts.
 
     Example:
         >>> import jax, jax.numpy as jnp, normjax as nj

@@ -9,6 +9,7 @@ import jax
 
 from normjax.base import Call
 from normjax.recurrent._seq_norm import SeqNorm
+from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import PyTree
 
 # When the input term of a step is projected and when its norm measures it:
@@ -67,7 +68,7 @@ def input_terms(
     weights: dict[str, jax.Array] = {}
     terms: dict[str, jax.Array | None] = {}
     measured: dict[str, Any] = {}
-    for place, (first, last) in layer.inputs.items():
+    for place, (first, last) in layer.input_places.items():
         norm = norms.get(place)
         weight = params["w_x"][:, first * layer.hidden : last * layer.hidden]
         weights[place], terms[place] = weight, None
@@ -75,11 +76,13 @@ def input_terms(
             continue
         term = x @ weight  # [time, batch, blocks * hidden]
         if norm is not None:
-            args = (params[place], state[place], term, calls[place])
+            args = (params[place], state[place])
             if not norm.stepwise:
-                term, measured[place] = norm.sequence(*args)
+                term, measured[place] = norm.sequence(*args, term, calls[place])
             elif schedule == "before_loop":
-                measured[place] = norm.measure(*args)
+                # The loop normalizes the same wide term, so that one gradient is rounded.
+                term = widen_half(term)
+                measured[place] = norm.measure(*args, term, calls[place])
         terms[place] = term
     return InputTerms(weights, terms, measured)
 

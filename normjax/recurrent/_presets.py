@@ -31,6 +31,7 @@ def bn_lstm(
     eps: float = 1e-5,
     decay: float = 0.99,
     forget_bias: float = 1.0,
+    allow_single: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized LSTM of Cooijmans et al.: across time, statistics per step.
@@ -50,6 +51,7 @@ def bn_lstm(
         eps: added to the variance, 1e-5 in the authors' scripts.
         decay: weight of the old running value; the authors' 0.99 (MNIST) and 0.95 (PTB).
         forget_bias: start of the forget gate's bias, 1 in the authors' code.
+        allow_single: as in `batch_norm`, for a batch of one sequence.
         options: other arguments of `lstm`, such as `recurrent_init`, `learn_carry`, `h0_noise`.
 
     Returns:
@@ -72,8 +74,8 @@ def bn_lstm(
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
         equations 6 to 8.
     """
-    term = per_step(_bn(scale_init, eps, decay, use_bias=False), max_steps)
-    cell = per_step(_bn(scale_init, eps, decay), max_steps)
+    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
+    cell = per_step(_bn(scale_init, eps, decay, allow_single), max_steps)
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
 
 
@@ -136,6 +138,7 @@ def bn_gru(
     scale_init: float = 0.1,
     eps: float = 1e-5,
     decay: float = 0.99,
+    allow_single: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized GRU: recurrent batch norm in the four places of the layer norm paper.
@@ -149,6 +152,7 @@ def bn_gru(
         scale_init: start of the gammas; the betas would repeat the biases and are left out.
         eps: added to the variance.
         decay: weight of the old running value.
+        allow_single: as in `batch_norm`, for a batch of one sequence.
         options: other arguments of `gru`.
 
     Returns:
@@ -166,7 +170,7 @@ def bn_gru(
         Cooijmans et al., "Recurrent Batch Normalization", 2017; the equations are those of Ba,
         Kiros, Hinton, "Layer Normalization", 2016, with batch norm in their places.
     """
-    term = per_step(_bn(scale_init, eps, decay, use_bias=False), max_steps)
+    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
     return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
 
 
@@ -177,6 +181,7 @@ def vertical_bn_lstm(
     *,
     eps: float = 1e-5,
     decay: float = 0.99,
+    allow_single: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""LSTM of Laurent et al.: batch norm on the input term alone, never across time.
@@ -190,6 +195,7 @@ def vertical_bn_lstm(
             together, padding left out (speech).
         eps: added to the variance.
         decay: weight of the old running value.
+        allow_single: as in `batch_norm`, for a batch of one sequence.
         options: other arguments of `lstm`.
 
     Returns:
@@ -207,7 +213,7 @@ def vertical_bn_lstm(
         Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
         2016, equations 9 (frame-wise), 10 and 11 (sequence-wise).
     """
-    return lstm(hidden, norm_x=_vertical(max_steps, eps, decay), **options)
+    return lstm(hidden, norm_x=_vertical(max_steps, eps, decay, allow_single), **options)
 
 
 @_hints.with_hints(rnn)
@@ -217,6 +223,7 @@ def deep_speech_rnn(
     *,
     eps: float = 1e-5,
     decay: float = 0.99,
+    allow_single: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""Recurrent layer of Deep Speech 2: sequence-wise batch norm on the input term, clipped relu.
@@ -229,6 +236,7 @@ def deep_speech_rnn(
             each step.
         eps: added to the variance.
         decay: weight of the old running value.
+        allow_single: as in `batch_norm`, for a batch of one sequence.
         options: other arguments of `rnn`.
 
     Returns:
@@ -247,7 +255,10 @@ def deep_speech_rnn(
         2016, section 3.2.
     """
     return rnn(
-        hidden, activation="clipped_relu", norm_x=_vertical(max_steps, eps, decay), **options
+        hidden,
+        activation="clipped_relu",
+        norm_x=_vertical(max_steps, eps, decay, allow_single),
+        **options,
     )
 
 
@@ -374,10 +385,16 @@ def wn_lstm(hidden: int, **options: Any) -> Layer:
     return ReparamRecurrent(lstm(hidden, **options), rules)
 
 
-def _bn(scale_init: float, eps: float, decay: float, *, use_bias: bool = True) -> Norm:
-    return batch_norm(scale_init=scale_init, eps=eps, decay=decay, use_bias=use_bias)
+def _bn(
+    scale_init: float, eps: float, decay: float, allow_single: bool, *, use_bias: bool = True
+) -> Norm:
+    return batch_norm(
+        scale_init=scale_init, eps=eps, decay=decay, use_bias=use_bias, allow_single=allow_single
+    )
 
 
-def _vertical(max_steps: int | None, eps: float, decay: float) -> SeqNorm:
-    norm = _bn(1.0, eps, decay, use_bias=False)  # the layer's own bias does beta's work
+def _vertical(max_steps: int | None, eps: float, decay: float, allow_single: bool) -> SeqNorm:
+    norm = _bn(
+        1.0, eps, decay, allow_single, use_bias=False
+    )  # the layer's own bias does beta's work
     return sequence_wise(norm) if max_steps is None else per_step(norm, max_steps)

@@ -96,6 +96,11 @@ class Recurrent(Layer):
 
     # What a cell defines.
 
+    @property
+    def input_places(self) -> dict[str, tuple[int, int]]:
+        """The places of this layer's input term, whose blocks together are all of it."""
+        return self.inputs
+
     @abc.abstractmethod
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: PyTree

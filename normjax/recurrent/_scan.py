@@ -163,7 +163,8 @@ class Step:
                 call = dataclasses.replace(call, mask=inputs.mask)
             args = self.params[place], self.state[place], inputs.norms[place]
             if place in inputs.measured:
-                return norm.transform_step(*args, inputs.measured[place], value, call)
+                y = norm.transform_step(*args, inputs.measured[place], value, call)
+                return y.astype(self.params["w_x"].dtype)  # the term may be wider
             value, measured[place] = norm.normalize_step(*args, value, call)
             return value
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from normjax._internal import _single
 from normjax.base import Call, Hyper, Norm, Stats, checked_call
 from normjax.statistics import _running
+from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 Beyond = Literal["last", "merge", "error"]
@@ -77,6 +79,7 @@ class SeqNorm(abc.ABC):
         call = Call(stats, mask, axis_name, hyper)
         x, call = checked_call(self.norm, params, state, x, call)
         y, measured = self.sequence(params, state, x, call)
+        y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update_state(state, measured, call)
 
     # All steps at once; the mask of the call is `[time, batch, 1]`.
@@ -104,7 +107,10 @@ class SeqNorm(abc.ABC):
 
         def measure(step_inputs: PyTree, x_t: jax.Array, mask_t: Array | None) -> PyTree:
             params_t, _ = self.slice_for_step(params, state, step_inputs)
-            return self.norm.measure(params_t, x_t, dataclasses.replace(call, mask=mask_t))
+            m = self.norm.measure(params_t, x_t, dataclasses.replace(call, mask=mask_t))
+            if getattr(m[0] if m else None, "size", None) == x_t.size:
+                refuse_single(self.norm, x_t, m, call)
+            return m
 
         inputs = self.per_step_inputs(params, state, x.shape[0])
         return jax.vmap(measure)(inputs, x, _mask_of_every_step(call.mask, x))
@@ -177,11 +183,26 @@ def normalize_without_update(
     norm: Norm, params: PyTree, state: PyTree, x: jax.Array, call: Call
 ) -> tuple[jax.Array, PyTree]:
     """Do as `Norm.apply` but for the state's update; return `(y, measured)`."""
-    measured = None
+    dtype, measured = x.dtype, None
+    if dtype.itemsize < 4:
+        call = dataclasses.replace(call, dtype=dtype)
+        x = widen_half(x)
     if call.stats == "batch" or needs_measuring(norm, state, call):
         measured = norm.measure(params, x, call)
+        # By shape, before any other call is made: a step of a loop is traced often.
+        if getattr(measured[0] if measured else None, "size", None) == x.size:
+            refuse_single(norm, x, measured, call)
     y = norm.transform(params, state, measured, x, call)
-    return y, (measured if norm.stateful else None)
+    return y.astype(dtype), (measured if norm.stateful else None)
+
+
+def refuse_single(norm: Norm, x: jax.Array, measured: PyTree, call: Call) -> None:
+    """Refuse statistics of single values in training, such as those of a batch of one sequence."""
+    if call.stats == "batch" and not getattr(norm, "allow_single", True):
+        groups = getattr(norm, "axis_index_groups", None)
+        who = f"{norm.factory} of each time step"
+        allow = f"{norm.factory}(allow_single=True)"
+        _single.check(who, x.shape, measured, call.mask, call.axis_name, groups, allow)
 
 
 def needs_measuring(norm: Norm, state: PyTree, call: Call) -> bool:

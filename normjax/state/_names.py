@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from normjax.statistics import _merge, _running
+from normjax.statistics._compensated import compensated_type, error_names
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 
@@ -83,12 +84,16 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
             )
         kind = _merge.kind_of(running)
         assert kind is not None
-        return Accumulator(running, kind.measured(**measured))
+        plain = set(measured) == set(kind.measured._fields)  # type: ignore[attr-defined]
+        made = kind.measured if plain else compensated_type(kind.measured)
+        return Accumulator(running, made(**measured))
     if any(isinstance(value, Mapping) for value in values.values()):
         return None
     for kind in _merge.kinds():
         if names == set(kind.names):
             return kind.running(**values)
+        if names == {*kind.names, *error_names(kind.running)}:
+            return compensated_type(kind.running)(**values)
     return None
 
 

@@ -50,13 +50,17 @@ def moments(
     *,
     plain_mean: bool = False,
     impl: Impl = "xla",
+    dtype: Any = None,
 ) -> Moments:
-    """Return mean, variance and count over `axes`; arguments as for `normjax.moments`."""
+    """Return mean, variance and count over `axes`; arguments as for `normjax.moments`.
+
+    `dtype` is a half-precision one from which x was widened, in which a kernel may read it.
+    """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
-    original, x = x, x.astype(stat_dtype(x.dtype))
+    x = x.astype(stat_dtype(x.dtype))
     count = value_counts(mask, x, axes)
     if kernel is not None:
-        mean, var = kernel.moments(original, axes)
+        mean, var = kernel.moments(x, axes, dtype)
     elif mask is not None:
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
@@ -163,13 +167,17 @@ def normalize(
     mask: Array | None = None,
     *,
     impl: Impl = "xla",
+    dtype: Any = None,
 ) -> jax.Array:
-    """Centre and scale with the statistics `m`, then apply an affine of the rank of x."""
+    """Centre and scale with the statistics `m`, then apply an affine of the rank of x.
+
+    `dtype` as in `moments`; the output has the dtype of x all the same.
+    """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     if kernel is not None and is_one_affine(x, axes, scale, bias):
         inverse = lax.rsqrt(jnp.asarray(m.var) + eps)
         affine = (None if v is None else v.ravel().astype(jnp.float32) for v in (scale, bias))
-        return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine)
+        return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine, dtype)
     wide = x.astype(stat_dtype(x.dtype))
     # Statistics of the remaining axes broadcast against x: size 1 on the averaged ones.
     features = tuple(size for a, size in enumerate(x.shape) if a not in axes)
@@ -202,6 +210,7 @@ def normalize_rows(
     mask: Array | None,
     *,
     centred: bool,
+    dtype: Any = None,
 ) -> jax.Array | None:
     """Run layer norm (`centred`) or RMS norm by a kernel; `None` if the kernel cannot be used.
 
@@ -218,7 +227,9 @@ def normalize_rows(
         None if v is None else jnp.asarray(v).reshape(features).astype(jnp.float32)
         for v in (scale, bias)
     )
-    return _layer_norm.row_norm(x, gain, shift, axes, eps, centred=centred)
+    narrow = x if dtype is None else x.astype(dtype)  # XLA drops this round trip
+    y = _layer_norm.row_norm(narrow, gain, shift, axes, eps, centred=centred)
+    return y.astype(x.dtype)
 
 
 def pool(m: Moments, axis_name: AxisName, axis_index_groups: Any = None) -> Moments:

@@ -68,7 +68,8 @@ class WeightStandardization(Reparam):
             `(w, ())`, with `w` of the shape and dtype of `v`.
         """
         _checks.stats(stats)
-        v = jnp.asarray(params.v)
+        narrow = jnp.asarray(params.v)
+        v = _shapes.widen_half(narrow)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
         m = _moments.moments(v, axes)
         gain = jnp.ones_like(m.var) if params.g is None else params.g
@@ -77,7 +78,8 @@ class WeightStandardization(Reparam):
             gain = gain * lax.rsqrt(m.count)
         remaining = [a for a in range(v.ndim) if a not in axes]
         scale = _shapes.expand(gain, remaining, v.ndim)
-        return _normalize.normalize(v, m, axes, scale=scale, eps=self.eps), state
+        w = _normalize.normalize(v, m, axes, scale=scale, eps=self.eps)
+        return w.astype(narrow.dtype), state
 
 
 @_hints.with_hints()

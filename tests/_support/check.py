@@ -16,7 +16,7 @@ import normjax as nj
 
 # Batteries that take seconds each. `make test` runs them for one norm of each path through the
 # code, `make test-slow` for all others; the cheap ones are run for all by `make test`.
-COSTLY = {"transforms_batch", "gradients_batch", "masks", "sharded", "bfloat16"}
+COSTLY = {"transforms_batch", "gradients_batch", "masks", "sharded", "bfloat16", "half_gradients"}
 REPRESENTATIVES = {
     "batch_norm": "mean and variance over the batch, and a running average",
     "ghost_batch_norm": "the same of parts of the batch, which a reshape cuts",
@@ -219,6 +219,40 @@ def half(sample, dtype):
     same(new, kept)
 
 
+def half_gradients(sample):
+    """A gradient in half precision is the float64 one, rounded once, also where dy hardly varies.
+
+    The float64 gradient is the one that `gradients` compares with finite differences.
+    """
+    with jax.enable_x64(True):
+        params, state, x = started(sample)
+        noise = weights(sample)
+        for dtype, level in ((jnp.bfloat16, 10), (jnp.bfloat16, 100), (jnp.float16, 100)):
+            dy = (noise + level).astype(dtype)
+
+            def slopes(params, x, state, dy):
+                y, pull = jax.vjp(
+                    lambda p, x: sample.norm.apply(p, state, x, stats="batch")[0], params, x
+                )
+                return pull(dy.astype(y.dtype))
+
+            wide = jax.tree.map(
+                lambda v: v.astype(jnp.float64), (params, x.astype(dtype), state, dy)
+            )
+            got = jax.jit(slopes)(params, x.astype(dtype), state, dy)
+            want = jax.jit(slopes)(*wide)
+            assert got[1].dtype == dtype
+            # A rounding is half an eps; dy of 100 costs a float32 sum 1e-5 of what is left of it.
+            exact = np.asarray(want[1])
+            rounding = 1.5 * float(jnp.finfo(dtype).eps) / 2
+            np.testing.assert_allclose(
+                np.asarray(got[1], np.float64), exact, rtol=rounding, atol=1e-4 * abs(exact).max()
+            )
+            for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True):
+                b = np.asarray(b)
+                np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=1e-4 * abs(b).max())
+
+
 def masks(sample):
     """What is under the mask does not matter: not to the output, the state or the gradient."""
     if sample.mask_shape is None:
@@ -414,6 +448,7 @@ ALL = {
     "gradients_masked": lambda s: gradients(s, "batch", masked=True),
     "bfloat16": lambda s: half(s, jnp.bfloat16),
     "float16": lambda s: half(s, jnp.float16),
+    "half_gradients": half_gradients,
     "masks": masks,
     "all_masked": all_masked,
     "nonfinite_batch": nonfinite_batch,

@@ -53,10 +53,14 @@ def test_norm_config_says_what_is_wrong(norm, message):
         NormConfig.parse(norm).build()
 
 
-def model_of(cell, *, norm, **more):
-    """A model of one cell with a norm in every place that the cell has."""
+def model_of(cell, *, norm, places=None, **more):
+    """A model of one cell with a norm in these places, or in every one that the cell has."""
     model = {"cell": cell, "hidden": 3, **more}
-    return model | {place: dict(norm) for place in models.places(cell)}
+    return model | {place: dict(norm) for place in places or models.places(cell)}
+
+
+TERMS = ("norm_x", "norm_h", "norm_xn", "norm_hn")  # of a GRU
+OTHERS = ("norm_x3", "norm_h3", "norm_sum", "norm_sumn")
 
 
 BN = {"name": "batch_norm", "lift": "per_step", "max_steps": 5}
@@ -64,26 +68,27 @@ BN = {"name": "batch_norm", "lift": "per_step", "max_steps": 5}
 
 @pytest.mark.parametrize("norm", [{"name": "layer_norm"}, BN], ids=["ln", "bn"])
 @pytest.mark.parametrize(
-    ("cell", "places"),
+    ("cell", "places", "without"),
     [
-        ("lstm", {"norm_x", "norm_h", "norm_sum", "norm_c"}),
-        ("gru", {"norm_x", "norm_h", "norm_xn", "norm_hn"}),
-        ("rnn", {"norm_x", "norm_h", "norm_sum"}),
+        ("lstm", {"norm_x", "norm_h", "norm_sum", "norm_c"}, {"norm_sum"}),
+        ("gru", {*TERMS, *OTHERS}, OTHERS),
+        ("gru", {*TERMS, *OTHERS}, TERMS),
+        ("rnn", {"norm_x", "norm_h", "norm_sum"}, {"norm_sum"}),
     ],
 )
-def test_a_norm_stands_in_every_place_of_a_cell(cell, places, norm):
+def test_a_norm_stands_in_every_place_of_a_cell(cell, places, without, norm):
     """Built and stepped; a cell with norms of x and h has none of their sum."""
     assert set(models.places(cell)) == places
     model = model_of(cell, norm=norm)
-    alone = {} if "norm_sum" not in places else {"norm_sum": {"name": "none"}}
-    layer = models.build_layer(model | alone)
+    layer = models.build_layer(model | {place: {"name": "none"} for place in without})
+    assert set(layer.norms()) == places - set(without)
     params, state = layer.init(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (4, 5, 2))
     (y, _), _ = layer.apply(params, state, x, stats="batch")
     plain = models.build_layer({"cell": cell, "hidden": 3})
     bare, none = plain.init(jax.random.key(0), 2)
-    (without, _), _ = plain.apply(bare, none, x, stats="batch")
-    assert y.shape == (4, 5, 3) and np.isfinite(y).all() and not np.allclose(y, without)
+    (unlike, _), _ = plain.apply(bare, none, x, stats="batch")
+    assert y.shape == (4, 5, 3) and np.isfinite(y).all() and not np.allclose(y, unlike)
 
 
 def test_a_gru_config_is_the_preset():
@@ -91,7 +96,7 @@ def test_a_gru_config_is_the_preset():
     terms |= {"scale_init": 0.1, "use_bias": False}
     term = NormConfig.parse(terms).build()
     want = recurrent.gru(3, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term)
-    assert models.build_layer(model_of("gru", norm=terms)) == want
+    assert models.build_layer(model_of("gru", norm=terms, places=TERMS)) == want
     with pytest.raises(UsageError, match=r"lstm has no argument 'norm_xn'; known: .*norm_x"):
         models.build_layer({"cell": "lstm", "hidden": 3, "norm_xn": terms})
 
@@ -106,12 +111,9 @@ def test_a_stack_has_a_norm_between_its_layers():
 def test_a_norm_of_too_few_steps_is_refused_in_every_place():
     config = digits.get_config("lstm")
     for place, model in (
-        ("norm_hn", model_of("gru", norm=BN)),
+        ("norm_hn", model_of("gru", norm=BN, places=["norm_hn"])),
         ("norm_between", {"cell": "rnn", "hidden": 3, "depth": 2, "norm_between": BN}),
     ):
-        if place == "norm_hn":
-            for other in ("norm_x", "norm_h", "norm_xn"):
-                del model[other]
         config.model = {**model, "head_init": "orthogonal"}
         with pytest.raises(UsageError, match=rf"model\.{place}\.max_steps=5, but a sequence"):
             validate.check(config)

@@ -147,7 +147,7 @@ def test_a_reader_changes_nothing(folder, capsys):
     before = sorted(str(p) for p in folder.rglob("*"))
     scores = evaluate.evaluate(folder, split="valid", stats="batch")
     printed = capsys.readouterr().out
-    assert "step 10 is used instead" in printed and "now" not in printed
+    assert "step 10 is used instead" in printed and "The damaged one is now" not in printed
     assert scores["step"] == 10
     assert sorted(str(p) for p in folder.rglob("*")) == before
     with pytest.raises(UsageError, match="no checkpoint yet"):
@@ -216,6 +216,36 @@ def test_the_digest_of_rows_is_that_of_their_text(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert metrics.digest(metrics.read_rows(path)) == metrics.digest(rows)
     assert metrics.digest(rows[:1]) != metrics.digest(rows)
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_finished_run_is_not_finished_without_its_metrics(stopped, tmp_path, tiny, change):
+    whole = shutil.copytree(stopped / "whole", tmp_path / "whole")
+    path = whole / "metrics.jsonl"
+    path.write_text("".join(change(lines(path))))
+    with pytest.raises(UsageError, match=r"metrics.jsonl .*restore it from a copy"):
+        run.train(tiny(), whole)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_link_to_nothing_is_named(folder, tiny, name):
+    shutil.rmtree(folder / name)
+    (folder / name).symlink_to(folder / "nowhere")
+    with pytest.raises(UsageError, match=rf"{name} is a link to .*nowhere, which does not exist"):
+        run.train(tiny(), folder)
+
+
+def test_a_lock_that_is_no_file_is_named_and_a_link_is_not_followed(folder, tiny, tmp_path):
+    lock = folder / "lock"
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(UsageError, match=r"lock is not the file that a run locks; remove it"):
+        run.train(tiny(), folder)
+    lock.rmdir()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"lock is not the file that a run locks; remove it"):
+        run.train(tiny(), folder)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_tensorboard_that_is_a_file_is_named(folder, tiny):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from experiments.config.defaults import default
 from experiments.ledger import inference, judge, replicates
-from experiments.ledger.claims import Claim, Group, Scale, more, small_is_good
+from experiments.ledger.claims import Claim, Group, Scale, less, more, small_is_good
 from experiments.ledger.inference import Arm
 
 ACCURACY = "test.population.accuracy"
@@ -115,3 +115,9 @@ def test_the_gap_at_a_training_loss_is_between_the_rows():
     assert np.isnan(replicates.gap_at({}, 0.3))  # a diverged run
     assert small_is_good("gap.at_0.3") and small_is_good("bits.population.100")
     assert small_is_good("test.population.log_error")
+
+
+def test_a_label_names_both_metrics_where_they_differ():
+    assert less("a", "a", "bits.x", other="bits.y").label == "a bits.y − a bits.x"
+    assert more("a", "b", "m", other="n").label == "a m − b n"
+    assert less("a", "b", "loss").label == "b − a, loss"

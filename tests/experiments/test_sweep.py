@@ -24,6 +24,18 @@ def test_a_misspelt_key_is_told(tiny):
         members.with_changes(tiny(), {"optim.learning_rat": 1.0})
 
 
+def test_changes_are_made_in_a_copy(tiny):
+    """Of the groups too, so that members made from one config are independent."""
+    config = tiny()
+    fast, slow = (
+        members.with_changes(config, {"optim.learning_rate": rate, "gamma": gamma})
+        for rate, gamma in ((0.1, 0.2), (0.01, 0.3))
+    )
+    assert (fast.optim.learning_rate, slow.optim.learning_rate) == (0.1, 0.01)
+    assert (fast.model.norm_h.scale_init, slow.model.norm_h.scale_init) == (0.2, 0.3)
+    assert config == tiny()
+
+
 def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", steps=6, log_every=3, eval_every=3, checkpoint_every=6)
     cells = list(sweep.grid(["optim.learning_rate=0.01,0.001"]))

@@ -54,6 +54,34 @@ def test_same_names_and_numbers_as_flax_batch_norm():
     np.testing.assert_array_equal(ours.mean.get_raw_value(), ours.mean[...])
 
 
+@pytest.mark.parametrize("static", [{"static_argnums": (2,)}, {"static_argnames": ("stats",)}])
+def test_a_mode_given_at_the_call_reaches_the_module_under_jit(static):
+    for stats in ("batch", "running"):
+        plain, compiled = (nnx.Normalize(nj.batch_norm(), 3, rngs=fnn.Rngs(0)) for _ in range(2))
+        call = fnn.jit(nnx.Normalize.__call__, **static)
+        got = (
+            call(compiled, X, stats)
+            if "static_argnums" in static
+            else call(compiled, X, stats=stats)
+        )
+        np.testing.assert_allclose(got, plain(X, stats=stats), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(compiled.var[...], plain.var[...], rtol=1e-5)
+
+
+def test_a_mode_given_by_position_reaches_the_module_under_remat():
+    class Block(fnn.Module):
+        def __init__(self):
+            self.norm = nnx.Normalize(nj.batch_norm(), 3, rngs=fnn.Rngs(0))
+
+        @fnn.remat(static_argnums=(2,))
+        def __call__(self, x, stats):
+            return self.norm(x, stats)
+
+    block, plain = Block(), nnx.Normalize(nj.batch_norm(), 3, rngs=fnn.Rngs(0))
+    for stats in ("batch", "running"):
+        np.testing.assert_allclose(block(X, stats), plain(X, stats), rtol=1e-5, atol=1e-5)
+
+
 def test_modes():
     layer = nnx.Normalize(nj.batch_norm(), 3, rngs=fnn.Rngs(0))
     with pytest.raises(ValueError, match=r"train\(\)"):
