@@ -79,7 +79,7 @@ DISPUTES = (
                 f"sections 3 and 5, {OF_COOIJMANS}",
             ),
         ),
-        ("1a", "1b", "3a", "6a", "12a"),
+        ("1a", "1b", "3a", "3b", "6a", "6b", "6c", "12a", "12c"),
         "Cooijmans et al. explain the earlier failures by gamma, which started at 1. The earlier "
         "cells also had one norm on the sum.",
     ),
@@ -107,7 +107,7 @@ DISPUTES = (
                 f"table of architectures, {OF_AMODEI}",
             ),
         ),
-        ("6a", "9a", "10a", "10b", "11a"),
+        ("6d", "6e", "9a", "9b", "10a", "10b", "11a"),
         "Amodei et al. have far more data, 11,940 hours of speech.",
     ),
     Dispute(
@@ -133,7 +133,7 @@ DISPUTES = (
                 f"section 6.2, {OF_BA}",
             ),
         ),
-        ("2a", "8a", "26"),
+        ("2a", "2b", "3c", "8a", "8b", "12b"),
     ),
     Dispute(
         "per-step",
@@ -159,7 +159,7 @@ DISPUTES = (
                 f"section 3.2, {OF_AMODEI}",
             ),
         ),
-        ("4a", "5a"),
+        ("4a", "4b", "4c", "7e"),
         "Statistics over time were used for the input term, which has no transient of its own.",
     ),
     Dispute(
@@ -180,7 +180,7 @@ DISPUTES = (
                 f"section 6, {OF_BA}",
             ),
         ),
-        ("8b", "25a"),
+        ("8c", "8d", "25a"),
     ),
     Dispute(
         "covariate-shift",
@@ -199,6 +199,6 @@ DISPUTES = (
                 "sections 2 and 3, arXiv:1805.11604",
             ),
         ),
-        ("28a",),
+        ("28a", "28b", "28d"),
     ),
 )

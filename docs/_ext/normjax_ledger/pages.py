@@ -459,16 +459,19 @@ def _map(disputes: Sequence[Any], claims: Mapping[str, Any], links: Links) -> st
         said: dict[str, list[str]] = {}
         for stance in dispute.stances:
             said.setdefault(stance.source, []).append(_sign(stance.stance))
-        cells = ["".join(said.get(name, ())) for name in sources]
-        found = "".join(_short(*claims[name], links) for name in dispute.claims if name in claims)
+        cells = [" ".join(said.get(name, ())) for name in sources]
+        found = _by_verdict([claims[name] for name in dispute.claims if name in claims], links)
         rows.append([f'<a href="#{dispute.name}">{e(dispute.question)}</a>', *cells, found])
     return table(("question", *sources, "here, at the largest size"), rows, "map")
 
 
-def _short(group: Entry, claim: Entry, links: Links) -> str:
-    """Write a claim's verdict at the largest size that was run."""
-    run = [entry["verdict"] for entry in claim["at"] if entry["verdict"] != "not run"]
-    return f"<div>{_link(group, claim, links)} {verdict(run[-1] if run else 'not run')}</div>"
+def _by_verdict(found: Sequence[tuple[Entry, Entry]], links: Links) -> str:
+    """Write claims by their verdict at the largest size that was run."""
+    lines: dict[str, list[str]] = {}
+    for group, claim in found:
+        run = [entry["verdict"] for entry in claim["at"] if entry["verdict"] != "not run"]
+        lines.setdefault(run[-1] if run else "not run", []).append(_link(group, claim, links))
+    return "".join(f"<div>{verdict(v)}: {', '.join(names)}</div>" for v, names in lines.items())
 
 
 def _link(group: Entry, claim: Entry, links: Links) -> str:

@@ -12,14 +12,19 @@ Entry = Mapping[str, Any]
 
 # Metrics of the records in the words of an axis.
 WORDS = {
+    "accuracy.all": "test accuracy, statistics shared over time",
+    "accuracy.each": "test accuracy, statistics of each step",
     "area.train": "training loss, mean over the run",
     "area.valid": "validation loss, mean over the run",
     "area.error": "validation error, mean over the run",
     "gap.end": "validation loss − training loss at the end",
     "rough.valid": "change of the validation loss between evaluations",
+    "steps_time": "time of a step",
     "steps_to_target": "steps to the target accuracy",
     "test.batch.accuracy": "test accuracy, statistics of the batch",
+    "test.population.log_error": "logarithm of the test error, population statistics",
     "test.population.accuracy": "test accuracy, population statistics",
+    "test.population.loss": "test loss, population statistics",
     "test.running.accuracy": "test accuracy, running statistics",
     "train.accuracy": "training accuracy",
     "train.loss": "training loss",
@@ -87,6 +92,9 @@ def words(metric: str) -> str:
     if metric.startswith("gap.at_"):
         level = metric.removeprefix("gap.at_")
         return f"validation loss − training loss, where the latter is {level}"
+    if metric.startswith("bits."):
+        _, statistics, length = metric.split(".")
+        return f"bits a character at length {length}, {statistics} statistics"
     return WORDS.get(metric, metric.replace("_", " "))
 
 
