@@ -64,13 +64,8 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
     if layout.processes > 1:
         multihost_utils.sync_global_devices("workdir")
         distributed.require_one_config(config)
-    done = folder / "final.json"
-    if done.exists():
-        final = read_json(done, "steps", "name", "best_step", "seconds", "valid", "test")
-        if final["steps"] == config["steps"]:
-            curves = folder / "metrics.jsonl"
-            metrics.check_complete(curves, metrics.read_rows(curves), final.get("metrics"))
-            return final
+    if (final := finished(folder, config["steps"])) is not None:
+        return final
     # What can refuse the config comes before anything is made: the data, the model, its start.
     dataset = datasets.load_config_data(config)
     task = tasks.build(config, dataset)
@@ -89,6 +84,19 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
             if jax.process_index() == 0:
                 leave_group(folder)
             return _Run(config, folder, layout, task, dataset.on_device()).finish()
+
+
+def finished(folder: epath.Path, steps: int) -> dict[str, Any] | None:
+    """Return the final.json of a run that has taken so many steps, None if it has not."""
+    done = folder / "final.json"
+    if not done.exists():
+        return None
+    final = read_json(done, "steps", "name", "best_step", "seconds", "valid", "test")
+    if final["steps"] != steps:
+        return None
+    curves = folder / "metrics.jsonl"
+    metrics.check_complete(curves, metrics.read_rows(curves), final.get("metrics"))
+    return final
 
 
 class _Run(Loop):

@@ -98,7 +98,7 @@ def train_together(
     results: dict[int, dict[str, Any] | Diverged] = {}
     sources: dict[Any, list[int]] = {}
     for i, folder in enumerate(folders):
-        if (final := _finished(folder, plain[i]["steps"])) is not None:
+        if (final := run.finished(folder, plain[i]["steps"])) is not None:
             results[i] = final
         else:
             sources.setdefault(_source(folder), []).append(i)
@@ -172,12 +172,6 @@ def _check_layout(config: Mapping[str, Any], layout: parallel.DeviceLayout) -> N
         )
 
 
-def _finished(folder: epath.Path, steps: int) -> dict[str, Any] | None:
-    done = folder / "final.json"
-    final = read_json(done, "steps") if done.exists() else None
-    return final if final is not None and final["steps"] == steps else None
-
-
 def _alone(config: dict, folder: epath.Path) -> dict[str, Any] | Diverged:
     try:
         return run.train(config, folder)
@@ -227,7 +221,7 @@ def _train_group(
             there = member.workdir / GROUP
             is_ours = there.exists() and read_json(there, "group")["group"] == group.name
             member.writes = member.workdir.name in asked or (
-                is_ours and _finished(member.workdir, common["steps"]) is None
+                is_ours and run.finished(member.workdir, common["steps"]) is None
             )
             if member.writes:
                 stack.enter_context(removed_if_refused(member.workdir))
