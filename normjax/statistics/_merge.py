@@ -55,12 +55,13 @@ _KINDS: dict[type, Kind] = {}
 
 def register(kind: Kind) -> None:
     """Add a kind of statistics to those that `merge`, `ema` and `Accumulator` accept."""
-    _KINDS[kind.measured] = _KINDS[kind.running] = kind
+    for plain in (kind.measured, kind.running):
+        _KINDS[plain] = _KINDS[compensated_type(plain)] = kind
 
 
 def kind_of(node: PyTree) -> Kind | None:
     """Return the kind of a measurement or of running statistics; `None` for anything else."""
-    return _KINDS.get(plain_type(node))
+    return _KINDS.get(type(node))
 
 
 def kinds() -> list[Kind]:

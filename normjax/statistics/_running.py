@@ -16,7 +16,6 @@ from normjax.statistics._compensated import (
     add,
     compensate,
     compensated_type,
-    plain_type,
     two_sum,
 )
 from normjax.statistics._merge import _KINDS, State, kind_of, merge
@@ -76,20 +75,15 @@ def ema(
     moved = _average(olds, new, decay)
     # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
     # spread of a feature move together or not at all.
-    both = _counts_of_fields(m, moved, correction)
+    good = (m.count > 0) & _finite(m.count, moved)
+    # A single value has a mean but no unbiased spread.
+    both = (good, good & (m.count > 1) if correction else good)
     return type(running)(
         *(
             jnp.where(b if b.ndim == old.ndim else append_axes(b, old.ndim), value, old)
             for b, old, value in zip(both, olds, moved, strict=False)
         )
     )
-
-
-def _counts_of_fields(m: Any, moved: Any, correction: int) -> tuple[jax.Array, jax.Array]:
-    """Return, for mean and spread, where a measurement counts."""
-    good = (m.count > 0) & _finite(m.count, moved)
-    # A single value has a mean but no unbiased spread.
-    return good, good & (m.count > 1) if correction else good
 
 
 def _compensated_ema(running: Any, m: Any, new: Any, decay: Any, correction: int) -> Any:
@@ -111,7 +105,8 @@ def _compensated_ema(running: Any, m: Any, new: Any, decay: Any, correction: int
                 tuple(jnp.where(weight > 0.5, a, b) for a, b in zip(mix, step, strict=True))
             )
     values, rests = zip(*pairs, strict=True)
-    both = _counts_of_fields(m, values, correction)
+    good = (m.count > 0) & _finite(m.count, values)
+    both = (good, good & (m.count > 1) if correction else good)
 
     def kept(moved: Any, before: Any) -> list[jax.Array]:
         fields = zip(both, moved, before, strict=False)
@@ -144,7 +139,7 @@ def _average(olds: list[jax.Array], news: tuple[Array, ...], decay: Any) -> list
 
 def to_running(m: Any, correction: int = 0) -> Any:
     """Convert a measurement to running statistics, without its count; `correction` as in `ema`."""
-    kind = _KINDS[plain_type(m)]
+    kind = _KINDS[type(m)]
     if kind.square is None:
         return kind.running(m.mean)
     return kind.running(m.mean, unbiased(m) if correction else m[1])
@@ -152,7 +147,7 @@ def to_running(m: Any, correction: int = 0) -> Any:
 
 def zero_measurement(running: PyTree) -> Any:
     """Return a measurement of no values, in the shapes of `running`."""
-    kind = _KINDS[plain_type(running)]
+    kind = _KINDS[type(running)]
 
     def zeros() -> list[jax.Array]:
         """Make arrays of their own, so that a step may donate them."""
@@ -216,7 +211,7 @@ def is_stats(leaf: PyTree) -> bool:
 
 def reset_running(running: PyTree) -> Any:
     """Return initial running statistics of the kind, shapes and dtypes of `running`."""
-    kind = _KINDS[plain_type(running)]
+    kind = _KINDS[type(running)]
     mean = jnp.zeros_like(running[0])
     if kind.identity is None:
         initial = kind.running(mean)
@@ -227,7 +222,7 @@ def reset_running(running: PyTree) -> Any:
 
 def _check_fits(running: Any, new: Any) -> None:
     """Raise unless `running` has the type and shapes of `new`; other shapes would broadcast."""
-    if plain_type(running) is not plain_type(new):
+    if not isinstance(running, type(new)):
         raise TypeError(
             f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
             "init returned: apply takes (params, state, x) in this order"
