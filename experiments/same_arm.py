@@ -51,13 +51,14 @@ def main(argv: Sequence[str]) -> None:
         command_line.no_arguments(argv)
         if _TIMES.value < 1:
             raise UsageError(f"--times={_TIMES.value} must be at least 1.")
-        found = {
+        found = cases(_TIMES.value)
+        said = {
             "command": f"python -m experiments.same_arm --times={_TIMES.value}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "cases": cases(_TIMES.value),
+            "cases": found,
         }
-        write_json(pathlib.Path("results/aa.json"), found)
-        for case in found["cases"]:
+        write_json(pathlib.Path("results/aa.json"), said)
+        for case in found:
             false = sum(case["shares"][verdict] for verdict in same_arm.FALSE)
             print(
                 f"claim {case['claim']}, {case['scale']}, {case['arm']}, {case['metric']}: "

@@ -5,11 +5,13 @@ matters is a share of what the loss is. The cosine layers have a learned gain an
 1 and 0, since a network of numbers within [-1, 1] needs it.
 """
 
+from typing import Any
+
 from configs.mlp_cnn import _protocol
 from experiments.ledger.claims import Claim, Group, less
 
 WN = {"weight": {"name": "weight_norm"}}
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "none": {},
     "wn": WN,
     "wn_init": {**WN, "data_init": True},
