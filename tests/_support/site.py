@@ -25,7 +25,8 @@ exclude_patterns = ["results"]
 """
 # Pages that the ledger's link to.
 OTHERS = {
-    "index.md": "# Start\n\n```{toctree}\nresults\nexperiments\ncontributing\n```\n",
+    "index.md": "# Start\n\n```{toctree}\nresults\ncomputed\nexperiments\ncontributing\n```\n",
+    "computed.md": "# Computed\n",
     "experiments.md": "# Experiments\n\n## Claims\n\nSee [the ledger](results.md).\n",
     "contributing.md": "# Contributing\n",
 }
