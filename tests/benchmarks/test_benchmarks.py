@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, loop, norms
+from benchmarks import _layers, _measure, loop, norms, together
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -149,6 +149,13 @@ def test_scaling_splits_a_step_over_devices_and_draws(tmp_path):
     cells = ("lstm", "bn_lstm", "ln_lstm")
     assert found == [(n, f"normjax {cell}") for n in ("N1", "N2") for cell in cells]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.standard_numerics
+def test_runs_side_by_side_are_held_against_one_alone():
+    config = together.settings("mlp", 3 * together.LOG)
+    assert together.step_time(config, 1) > 0 and together.step_time(config, 2) > 0
 
 
 @pytest.mark.slow
