@@ -156,6 +156,7 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
     for name in ("checkpoints", "tensorboard"):
         _require_folder(workdir / name)
+    _refuse_links(workdir / "checkpoints")
     if path.exists():
         there = read_json(path, "config", "versions", "hardware")
         if lines := defaults.differences(there["config"], config):
@@ -189,6 +190,18 @@ def _require_folder(path: epath.Path) -> None:
             f"{path} is a link to {os.readlink(path)}, which does not exist; remove it, or make "
             "that folder."
         )
+
+
+def _refuse_links(checkpoints: epath.Path) -> None:
+    """Refuse a checkpoint that is a link: an old one is removed, which a link cannot be."""
+    if not local(checkpoints) or not checkpoints.is_dir():
+        return
+    for path in checkpoints.iterdir():
+        if os.path.islink(path):
+            raise UsageError(
+                f"{path} is a link, and old checkpoints are removed as folders; move "
+                f"{os.readlink(path)} to its place."
+            )
 
 
 def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:

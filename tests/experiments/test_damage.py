@@ -235,6 +235,14 @@ def test_a_link_to_nothing_is_named(folder, tiny, name):
         run.train(tiny(), folder)
 
 
+def test_a_checkpoint_that_is_a_link_is_named(folder, tiny, tmp_path):
+    checkpoint = folder / "checkpoints" / "10"
+    shutil.move(checkpoint, tmp_path / "away")
+    checkpoint.symlink_to(tmp_path / "away")
+    with pytest.raises(UsageError, match=r"checkpoints/10 is a link, .* move .*away to its place"):
+        run.train(tiny(), folder)
+
+
 def test_a_lock_that_is_no_file_is_named_and_a_link_is_not_followed(folder, tiny, tmp_path):
     lock = folder / "lock"
     lock.unlink()

@@ -211,6 +211,10 @@ def outcome(folder, base, whole, scores, capsys):
     return "noted"
 
 
+# What Orbax's threads leave behind when they read damaged files.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_a_damaged_workdir_continues_to_the_bit_or_is_refused_with_a_word(
