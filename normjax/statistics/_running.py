@@ -225,7 +225,8 @@ def _check_fits(running: Any, new: Any) -> None:
     if not isinstance(running, type(new)):
         raise TypeError(
             f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
-            "init returned: apply takes (params, state, x) in this order"
+            "init returned: apply takes (params, state, x) in this order; a dictionary is written "
+            f"{type(new).__name__}(**state)"
         )
     for old, value in zip(running, new, strict=True):
         if jnp.shape(old) != jnp.shape(value):
