@@ -29,6 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "normjax_docs",
+    "normjax_ledger",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True

@@ -47,9 +47,9 @@ def measure(
     seed: int = 0,
 ) -> Flow:
     """Measure the norm of dLoss/dh_t over time; all gammas share weights, noise and batch."""
-    x = jnp.asarray(pixels, jnp.float32)[:, :, None]
+    x = jnp.asarray(pixels, float)[:, :, None]  # float32, or float64 where that is enabled
     key, key_head, key_noise = jax.random.split(jax.random.key(seed), 3)
-    head = jax.nn.initializers.orthogonal()(key_head, (hidden, 10), jnp.float32)
+    head = jax.nn.initializers.orthogonal()(key_head, (hidden, 10), x.dtype)
 
     def loss(_: jax.Array, h: jax.Array) -> jax.Array:
         scores = cross_entropy(h @ head, jnp.asarray(labels))

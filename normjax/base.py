@@ -217,6 +217,8 @@ class Norm(abc.ABC):
             ValueError: shapes do not fit.
         """
         x = _checks.floating(x, self.factory)
+        if isinstance(params, Mapping):
+            params, _ = _from_names(self, params, (), x)
         return self.measure(params, x, Call("batch", _checks.mask(mask, x.shape), axis_name))
 
     # The methods that a subclass defines; x is floating, at least float32, and the mask fits it.
@@ -343,7 +345,8 @@ class Reparam(abc.ABC):
         """Compute the weight from the parameters.
 
         Args:
-            params: what `init` returned, after any number of optimizer steps.
+            params: what `init` returned, after any number of optimizer steps, or a mapping of the
+                same names.
             state: what `init` or the last `apply` returned.
             stats: `"batch"` updates the state, `"running"` leaves it unchanged. Methods without
                 state accept both and ignore them.

@@ -16,11 +16,12 @@
 # %% [markdown]
 # # Reading the ledger
 #
-# **Question:** which claims of tutorials and papers did the runs of this repository decide, and how clearly?
+# **Question:** how does a verdict of the ledger come about, and how clear is it?
 #
-# Every claim is a file in `configs/`, and the results of its runs are a JSON record in `results/claims/`; `RESULTS.md` is generated from these files only. A *rule* compares a difference between arms, paired by seed, with a margin that was fixed before the runs, using Student's 95 % interval over the seeds. A claim holds if all its rules hold, and fails if one fails.
+# Every claim of a tutorial or a paper is declared in `configs/`, with one rule and the smallest effect that matters, *delta*. The numbers of its runs are a JSON record in `results/claims/`, one for each size. `results/ledger.json` has the effects and verdicts of all of them; `RESULTS.md` and the pages of the documentation are made from it.
 
 # %%
+import json
 import pathlib
 import sys
 
@@ -30,73 +31,111 @@ import numpy as np
 here = pathlib.Path.cwd()
 root = next(folder for folder in (here, *here.parents) if (folder / "experiments").is_dir())
 sys.path.insert(0, str(root))
-from experiments.ledger import records
+from experiments.ledger import judge, records, registry
 from normjax.analysis import plots
 
-LEDGER = root / "results" / "claims"
-found = []  # (number, claim, verdict, results of its rules)
-for number in sorted(records.files()):
-    record = records.read(number, LEDGER)
-    if record is not None:
-        claim = records.module(number).CLAIM
-        found.append((number, claim, *records.judge(claim, record)))
-print(len(found), "of", len(records.files()), "claims have a record")
-for verdict in ("holds", "fails", "undecided"):
-    print(f"{verdict:10s}", ", ".join(str(n) for n, _, v, _ in found if v == verdict))
+path = root / "results" / "ledger.json"
+groups = json.loads(path.read_text())["groups"] if path.exists() else []
+found = [(g, c, at) for g in groups for c in g["claims"] for at in c["at"]]
+run = [(g, c, at) for g, c, at in found if at["estimate"] is not None]
+print(len(found), "pairs of a claim and a size,", len(run), "of them with an effect")
+for verdict in sorted({at["verdict"] for _, _, at in found}):
+    print(f"{verdict:18s}", sum(at["verdict"] == verdict for _, _, at in found))
 
 # %% [markdown]
-# To show all rules on one axis, whatever they measure, express the distance of the mean difference from the margin in half-widths of the interval. To the right of 1, a rule holds; to the left of −1, it fails; in between, the interval contains the margin, and the seeds decide nothing. (For "within m" rules, the distance is from the nearer edge.)
+# ## All effects on one axis
+#
+# An effect is positive in the claimed direction. Divided by the published effect, 1 means "as large as in the source". Where the source gives no number, or claims that there is no difference, the unit is delta (open marks).
 
 
 # %%
-def distance(result):
-    rule, mean, half = result.rule, result.mean, result.half
-    away = mean - rule.margin if rule.kind == "more" else rule.margin - abs(mean)
-    return away / half if half > 0 else np.sign(away) * np.inf
+def unit(claim):
+    published = claim["published"]
+    named = claim["kind"] == "more" and published is not None and published > 0
+    return (published, True) if named else (claim["delta"], False)
 
 
-def squeeze(d):
-    """Linear near 0, logarithmic beyond 1: some differences are a hundred intervals wide."""
-    return np.sign(d) * (min(abs(d), 1) + np.log10(max(abs(d), 1)))
-
-
-looks = {"holds": ("o", 0), "fails": ("X", 1), "undecided": ("d", 3)}
-figure, ax = plt.subplots(figsize=(8, 0.27 * len(found) + 1.6), layout="constrained")
-for row, (_, _, _, results) in enumerate(found):
-    for result in results:
-        marker, colour = looks[result.verdict]
-        at = squeeze(min(max(distance(result), -1e3), 1e3))
-        ax.plot(at, row, marker, color=plots.COLOURS[colour], markersize=8, alpha=0.75)
-for name, (marker, colour) in looks.items():
-    ax.plot([], [], marker, color=plots.COLOURS[colour], label=f"rule {name}")
-ax.axvspan(-1, 1, color="grey", alpha=0.15, lw=0)
-ax.set_yticks(
-    range(len(found)), [f"{n}  {records.slug(n)[3:].replace('_', ' ')}" for n, *_ in found]
-)
-for label, (_, _, verdict, _) in zip(ax.get_yticklabels(), found, strict=True):
-    label.set_color(plots.COLOURS[looks[verdict][1]])
+looks = {"supported": ("o", 0), "reversed": ("s", 1), "negligible": ("D", 2)}
+figure, ax = plt.subplots(figsize=(8, 0.24 * len(run) + 2), layout="constrained")
+for row, (_, claim, at) in enumerate(run):
+    size, named = unit(claim)
+    marker, colour = looks.get(at["verdict"], ("X" if "test" in at["verdict"] else "o", None))
+    ink = plots.COLOURS[colour] if colour is not None else "grey"
+    middle, low, high = (np.clip((at[k] or 0.0) / size, -3, 4) for k in ("estimate", "low", "high"))
+    ax.plot([low, high], [row, row], color=ink, lw=2)
+    ax.plot(middle, row, marker, color=ink, markerfacecolor=ink if named else "none", markersize=7)
+for verdict, (marker, colour) in looks.items():
+    ax.plot([], [], marker, color=plots.COLOURS[colour], label=verdict)
+ax.plot([], [], "o", color="grey", label="inconclusive")
+ax.plot([], [], "X", color="grey", label="not testable here")
+for at in (0, 1):
+    ax.axvline(at, color="grey", lw=1, ls="--" if at else "-", zorder=0)
+ax.set_xlim(-3, 4)
+ax.set_yticks(range(len(run)), [f"{c['id']} at {at['at']:g}" for _, c, at in run])
 ax.invert_yaxis()
-ticks = [-100, -10, -1, 0, 1, 10, 100]
-ax.set_xticks([squeeze(t) for t in ticks], [f"{t:+d}" if t else "margin" for t in ticks])
-ax.set_xlabel("distance from the margin, in half-widths of the 95 % interval")
-ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
+ax.set_xlabel("effect, in units of the published one or of delta; cut off at −3 and 4")
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# A record contains the numbers of every seed, so it can answer other questions too. For example, is a clear verdict due to a single seed? The figure shows claim 4, which compares population statistics of each step with statistics shared over time.
+# ## One verdict from its record
+#
+# A record has the number of every replicate of every arm at every learning rate, so the verdict can be computed again. Here is the first claim whose rate was tuned.
 
 # %%
-record = records.read(4, LEDGER)
-figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
-arms = ("bn_shared", "bn_lstm")
-values = np.array([record["arms"][arm]["metrics"]["test.population.accuracy"] for arm in arms])
-ax.plot([0, 1], 100 * values, "o-", color=plots.COLOURS[0], alpha=0.7)
-ax.set_xticks([0, 1], ["shared over time", "of each step"])
-ax.set_xlim(-0.3, 1.3)
-ax.set_ylabel("test accuracy (%), one line a seed")
-ax.set_xlabel(f"population statistics of a BN-LSTM; {record['command']}")
-plt.show()
-print("the smallest paired difference:", f"{100 * np.min(values[1] - values[0]):.1f} points")
+tuned = [
+    (g, c, at)
+    for g, c, at in run
+    if any(s["name"] == at["scale"] and len(s["rates"]) > 1 for s in g["scales"])
+]
+if tuned:
+    group, claim, at = tuned[0]
+    study = registry.module(group["number"])
+    scale = study.GROUP.scale(at["scale"])
+    record = records.read(study, scale, root / "results" / "claims")
+    declared = next(c for c in study.GROUP.claims if study.GROUP.id(c) == claim["id"])
+    answers = records.read_answers(
+        records.path_of(group["number"], scale.name, root / "results" / "claims")
+    )
+    judged = judge.judge(study.GROUP, declared, record, answers)
+    low, high = judged.effect.interval()
+    print(f"{claim['id']}: {claim['statement']}")
+    print(f"{claim['rule']}: {judged.effect.estimate:+.4f} [{low:.4f}, {high:.4f}]")
+    print(f"delta {declared.delta:g}: {judged.verdict}; rates {judged.rates}")
+else:
+    print("no claim with tuned rates was run yet")
 
 # %% [markdown]
-# **Answer.** The mechanisms (26 to 29, 36) are decided by tens of intervals, and so are gross failures, such as statistics shared over time (4) or batch norm at batch size 1 (21). Differences between sound methods are small compared with the spread of five seeds: they remain undecided, although a paper's curve with one seed would have suggested a conclusion. A claim that "fails" was not confirmed *here*: at this scale, on these data. The verdict column of `RESULTS.md`, the line "Smaller" of the config and the record show the limits of that statement.
+# Which rate is best is itself uncertain. If it were picked on one replicate, as is usual, the effect would depend on which replicate that is. The figure shows the effects of all such choices, each scored on the other replicates, and the interval of the ledger, which picks rates on one half of the replicates and scores them on the other, within the bootstrap.
+
+# %%
+if tuned:
+    terms = declared.rule.terms
+    effects = np.zeros(record["replicates"])
+    for term in terms:
+        sign = -1.0 if judge.small_is_good(term.metric) else 1.0
+        scores = judge.scores_of(record["arms"][term.arm], term.arm, term.metric)
+        for n in range(len(effects)):
+            others = np.delete(scores, n, axis=1).mean(1)
+            best = np.where(np.isfinite(scores[:, n]), sign * scores[:, n], -np.inf).argmax()
+            effects[n] += term.weight * others[best]
+    figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    ax.plot(effects, np.zeros_like(effects), "o", color=plots.COLOURS[0], alpha=0.6)
+    ax.errorbar(
+        judged.effect.estimate,
+        1,
+        xerr=judged.effect.half_width(),
+        marker="s",
+        color=plots.COLOURS[1],
+        capsize=4,
+    )
+    ax.axvline(0, color="grey", lw=1)
+    ax.axvline(declared.delta, color="grey", lw=1, ls="--", label="delta")
+    ax.set_yticks([0, 1], ["rates picked on\none replicate each", "the ledger's\n95 % interval"])
+    ax.set_ylim(-0.6, 1.6)
+    ax.set_xlabel(f"effect, {claim['rule']}")
+    ax.legend(frameon=False)
+    plt.show()
+
+# %% [markdown]
+# **Answer.** A verdict rests on an interval that contains the replicates, the choice of the learning rate and, for accuracies, the draw of the test examples, and on delta, which says what would matter. "Inconclusive" means that the interval is too wide for either answer, "negligible" that an effect as large as delta is excluded, and "not testable here" that the setup does not show what the claim presupposes. A verdict holds for the sizes at which it was found.

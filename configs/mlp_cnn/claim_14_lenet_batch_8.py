@@ -1,37 +1,72 @@
 """Trains LeNet with tanh at batch 8 under batch norm, layer norm and none.
 
-As claim 13, but with batch 8 and 5 epochs in the source's mnist.ipynb: training loss none .054, BN
-.122, LN .049. The source has training metrics alone, which batch norm computes with noisy
-statistics; whether test accuracy follows is tested here too.
+The source has training metrics alone, which batch norm computes with the noisy statistics of eight
+images; test accuracy, which it does not report, is with running averages, as Keras takes them.
 """
 
-from configs.mlp_cnn import _protocol
-from experiments.ledger.rules import Claim, less, more
+from configs.mlp_cnn import _notebook, _protocol
+from experiments.ledger.claims import Claim, Group, less, more
 
-CLAIM = Claim(
+BATCH, PASSES = 8, 5
+
+
+def claim(letter, title, statement, rule, delta, why, published=None):
+    return Claim(
+        letter=letter,
+        title=title,
+        statement=f"LeNet with tanh, batches of 8: {statement}",
+        rule=rule,
+        delta=delta,
+        why=why,
+        published=published,
+        expect="training loss in pass 5: none .0540, batch norm .1222, layer norm .0491; training "
+        "accuracy .9836, .9631, .9848 (the notebook's output)",
+        controls=(),  # about the speed of training: what the notebook's five passes reach
+        change="the notebook with more than one seed, and with a rate tuned for each norm",
+        methods=("batch norm", "layer norm"),
+    )
+
+
+GROUP = Group(
     number=14,
-    statement="LeNet with tanh, batch 8: batch norm slows training and layer norm slightly helps, "
-    "in training loss and in test accuracy",
-    source="senliuy, keras_layerNorm_mlp_lstm",
-    expect="mean training loss LN < none < BN; test accuracy the other way round",
+    title="LeNet at batch 8: batch norm, layer norm, none",
+    topic="batch size",
+    source=_notebook.SOURCE,
+    axis=_protocol.AXIS,
+    scales=_notebook.scales(BATCH, PASSES, (0.8, 7.0, 6.5)),
     arms=("none", "bn", "ln"),
-    rules=(
-        more("bn", "none", "area.train"),
-        less("ln", "none", "area.train"),
-        less("bn", "none", "test.population.accuracy"),
-        more("ln", "none", "test.population.accuracy"),
+    claims=(
+        claim(
+            "a",
+            "Batch 8: batch norm trains slower than none",
+            "batch norm trains slower than no norm: its training loss in the fifth pass is higher",
+            more("bn", "none", "train.loss"),
+            0.034,
+            "half of the source's difference, of one seed",
+            0.0682,
+        ),
+        claim(
+            "b",
+            "Batch 8: layer norm trains faster than none",
+            "layer norm trains faster than no norm: its training loss in the fifth pass is lower",
+            less("ln", "none", "train.loss"),
+            0.0025,
+            "half of the source's difference, of one seed",
+            0.0049,
+        ),
+        claim(
+            "c",
+            "Batch 8: batch norm tests worse than none",
+            "after five passes batch norm has a lower accuracy than no norm",
+            less("bn", "none", "test.running.accuracy"),
+            0.01,
+            "half of the 2.05 points of the source's training accuracy; it has no test accuracy",
+        ),
     ),
-    rates=(0.01, 0.03, 0.1),
-    tune="area.train",
-    minutes=3,
-    scale=_protocol.SCALE,
-    twin="configs/mlp_cnn/full.py:14.ARM",
+    rates=(0.01, 0.03, 0.1, 0.3),
 )
 
 
-def get_config(arm):
+def get_config(arm, scale="mnist5k"):
     """Norms after the activation, in the dense layers."""
-    norm = _protocol.NORMS[arm]
-    config = _protocol.lenet(arm, norm_dense=norm, order=("act", "norm"), steps=1000)
-    config.batch_size = 8
-    return config
+    return _notebook.lenet(arm, scale, BATCH, PASSES)

@@ -41,16 +41,24 @@ def ptb(variant: str, length: int = 100):
     return config
 
 
-def small(variant: str):
-    """100 units, the first 5,000 segments of 50 characters, 600 updates of 32."""
-    config = ptb(variant, 50)
-    config.data.update(stride=0, train_size=5000, valid_size=400, test_size=800)
-    config.model.hidden = 100
-    config.batch_size = 32
-    config.eval_batch_size = 100
-    config.steps = config.checkpoint_every = 600
-    config.log_every = 20
-    config.eval_every = 60
-    config.steps_per_call = 20
-    config.target_accuracy = 0.4
+def small(variant: str, hidden: int):
+    """So many units and 5,000 updates, 6 epochs of segments that do not overlap."""
+    config = ptb(variant)
+    config.data.stride = 0
+    config.model.hidden = hidden
+    config.steps = config.checkpoint_every = 5000
+    config.log_every = 50
+    config.eval_every = 250
+    config.steps_per_call = 50
+    config.select = "loss"
+    return config
+
+
+def published(variant: str):
+    """The paper's 50 epochs of 797 updates."""
+    config = ptb(variant)
+    config.steps = 40_000
+    config.eval_every = config.checkpoint_every = 2000
+    config.steps_per_call = 100
+    config.select = "loss"
     return config

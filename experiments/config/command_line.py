@@ -64,7 +64,7 @@ def load(argument: str) -> ml_collections.ConfigDict:
             f"{path} is no config: it defines no get_config(variant) that returns one, as "
             "configs/recurrent_bn/digits.py does."
         )
-    arms = getattr(names.get("CLAIM"), "arms", ())
+    arms = getattr(names.get("GROUP"), "arms", ())
     if variant and arms and variant not in arms:
         raise UsageError(
             f"{path} has no variant {variant!r}; variants: {', '.join(arms)}."

@@ -21,6 +21,7 @@ UNITS = ("chars", "words")
 SIDE = {"digits": 8, "mnist": 28, "pmnist": 28, "fashion_mnist": 28}  # the image sets
 TRAIN_SIZE = {"digits": 1437, "mnist": 50_000, "pmnist": 50_000, "fashion_mnist": 50_000}
 TRAIN_SIZE |= {"fsdd": 2400, "imdb_reviews": 22_500}
+FOLDS, FOLD_SIZE = 6, 2250  # fsdd's speakers, and the training examples of the other five
 DATASETS = (*TRAIN_SIZE, "text")
 
 # Keys that may differ between a workdir's config and a command that continues it: none of them
@@ -43,8 +44,12 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
+    config.data.draw = 0  # 0: the first ones; n: training and validation examples drawn by seed n
+    config.data.fold = 0  # fsdd: 0: its own test set; n from 1 to 6: speaker n is the test set
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
     config.data.side = 0  # images: average blocks down to side x side; 0: as they are
+    config.data.shift = 0  # images: move each by up to so many pixels along both sides
+    config.data.contrast = 1.0  # images: divide the contrast of each by up to this
     config.data.layout = "pixels"  # images: a pixel a step, "rows" a row a step, "images" [H, W, 1]
     config.data.length = 100  # text: predictions a segment; fsdd, imdb_reviews: longest sequence
     config.data.stride = 0  # text: from one segment's start to the next; 0: length

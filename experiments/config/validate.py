@@ -13,6 +13,8 @@ from experiments import tasks
 from experiments.config.defaults import (
     BATCH_STATS,
     DATASETS,
+    FOLD_SIZE,
+    FOLDS,
     LAYOUTS,
     NONFINITE,
     OPTIMIZERS,
@@ -48,12 +50,14 @@ CHOICES = {
 COUNTS = {
     **dict.fromkeys(("data.train_size", "data.valid_size", "data.test_size"), (0, 10**9)),
     **dict.fromkeys(("data.side", "devices", "nonfinite_limit"), (0, 10**6)),
-    **dict.fromkeys(("data.stride", "permutation_seed", "seed"), (0, 2**31 - 1)),
+    "data.fold": (0, FOLDS),
+    **dict.fromkeys(("data.stride", "data.draw", "permutation_seed", "seed"), (0, 2**31 - 1)),
     **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), (1, 2**31 - 1)),
     "log_every": (1, 10**6),  # a number for each step since the last row is on the device
     **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),
     **dict.fromkeys(("batch_size", "eval_batch_size", "population.batch_size"), (1, 10**7)),
     "data.vocabulary": (1, 10**7),
+    "data.shift": (0, 14),
     "model.embed": (0, 10**5),
     "model.depth": (1, 1000),
     "model.channels": (1, 10**4),
@@ -81,6 +85,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_values(plain)
     _check_side(plain)
     _check_layout(plain)
+    _check_fold(plain)
     _check_periods(plain)
     _check_batch_sizes(plain)
     tasks.check(plain)
@@ -169,6 +174,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             f"config.data.length={flat['data.length']} is longer than any sequence of "
             f"{plain['dataset']}; write {longest} or less."
         )
+    check_number("data.contrast", flat["data.contrast"], 1, 100)
     check_number("target_accuracy", flat["target_accuracy"], 0, 1, open_low=True)
     check_number("optim.learning_rate", flat["optim.learning_rate"], 0, LARGEST, open_low=True)
     if flat["optim.learning_rate"] < SMALLEST_RATE:
@@ -209,6 +215,15 @@ def _check_layout(plain: Mapping[str, Any]) -> None:
         )
 
 
+def _check_fold(plain: Mapping[str, Any]) -> None:
+    """Refuse a fold of data without speakers."""
+    if plain["data"]["fold"] and plain["dataset"] != "fsdd":
+        raise UsageError(
+            f"config.data.fold={plain['data']['fold']} holds out a speaker of fsdd; "
+            f"{plain['dataset']} has none: write config.data.fold=0."
+        )
+
+
 def _check_periods(plain: Mapping[str, Any]) -> None:
     """Refuse periods that do not end with a call of the compiled program."""
     for key in ("log_every", "eval_every", "checkpoint_every"):
@@ -222,6 +237,8 @@ def _check_periods(plain: Mapping[str, Any]) -> None:
 def _check_batch_sizes(plain: Mapping[str, Any]) -> None:
     """Refuse batches of more than all training examples."""
     size = TRAIN_SIZE.get(plain["dataset"], 2**31)  # a text's size shows when it is read
+    if plain["data"]["fold"]:
+        size = FOLD_SIZE
     size = min(size, plain["data"]["train_size"] or size)
     for key in ("batch_size", "eval_batch_size"):
         if plain[key] > size:

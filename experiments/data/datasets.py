@@ -26,9 +26,16 @@ from etils import epath
 
 from experiments.config.defaults import SIDE, TRAIN_SIZE
 from experiments.data import sequences
-from experiments.data.images import arrange, load_digits_set, load_images, pixel_order, reorder
+from experiments.data.images import (
+    arrange,
+    distort,
+    load_digits_set,
+    load_images,
+    pixel_order,
+    reorder,
+)
 from experiments.data.locate import FOLDERS, cache_locally, find
-from experiments.data.splits import Dataset, size, take
+from experiments.data.splits import Dataset, draw, size, take
 from experiments.usage import UsageError
 
 
@@ -44,6 +51,8 @@ def load(
     options = options or {}
     if name in SIDE:
         dataset = load_digits_set() if name == "digits" else load_images(name, data_dir)
+        if (changes := (options.get("shift", 0), options.get("contrast", 1.0))) != (0, 1.0):
+            dataset = distort(dataset, SIDE[name], *changes)
         dataset = arrange(dataset, SIDE[name], **{k: options.get(k) for k in ("side", "layout")})
     else:
         folder = cache_locally(find(name, data_dir)) if name in TRAIN_SIZE else None
@@ -53,6 +62,10 @@ def load(
     if name == "pmnist":
         index = pixel_order(permutation, seed, dataset.train.pixels[0].size)
         dataset = dataset.each(lambda split: reorder(split, index))
+    if options.get("draw", 0):
+        # Segments of a text stay in their parts of it, and a fold says which recordings validate.
+        pooled = name != "text" and not options.get("fold", 0)
+        dataset = draw(dataset, options["draw"], pooled=pooled)
     for split in ("train", "valid", "test"):
         whole, limit = getattr(dataset, split), options.get(f"{split}_size", 0)
         if limit > size(whole):

@@ -13,6 +13,35 @@ from experiments.data.locate import FOLDERS, cache_locally, find
 from experiments.data.splits import Dataset, Split, take
 
 
+def distort(dataset: Dataset, native: int, shift: int, contrast: float) -> Dataset:
+    """Move every image and lower its contrast, by amounts that are drawn once and for all.
+
+    Args:
+        dataset: images `[examples, native * native]`, bytes.
+        native: their side.
+        shift: the most by which an image moves along each side, in pixels; black follows it.
+        contrast: the most that an image's deviations from its mean are divided by.
+    """
+    rng = np.random.RandomState(0)
+
+    def one(split: Split) -> Split:
+        pixels = np.asarray(split.pixels).reshape(-1, native, native)
+        count = len(pixels)
+        if shift:
+            padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift)))
+            # [examples, rows to start at, columns to start at, native, native], no copy
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (native, native), (1, 2))
+            top, left = rng.randint(0, 2 * shift + 1, (2, count))
+            pixels = windows[np.arange(count), top, left]
+        if contrast > 1:
+            share = np.float32(1 / rng.uniform(1, contrast, (count, 1, 1)))
+            mean = pixels.mean((1, 2), keepdims=True, dtype=np.float32)
+            pixels = np.rint(mean + share * (pixels - mean)).astype(np.uint8)
+        return split._replace(pixels=pixels.reshape(count, -1))
+
+    return dataset.each(one)
+
+
 def arrange(dataset: Dataset, native: int, side: int | None, layout: str | None) -> Dataset:
     """Resize images to `side` and lay them out as pixels, rows or pictures."""
 

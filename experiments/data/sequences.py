@@ -5,6 +5,8 @@ name          train/valid/test   what an example is
 ============  =================  ==============================================================
 fsdd          2400/300/300       log-mel frames of a spoken digit, `[length, 20]`, every 20 ms;
                                  valid: recordings 5 to 9 of each speaker and digit
+fsdd, fold n  2250/250/500       the same; test: all that speaker n said, from 1 to 6; valid:
+                                 recordings 5 to 9 of the other five
 imdb_reviews  22500/2500/25000   the last `length` words of a review
 text          by the folder      `length + 1` characters or words that follow one another
 ============  =================  ==============================================================
@@ -72,17 +74,40 @@ def log_mel(audio: np.ndarray, length: int) -> np.ndarray:
     return np.log(power @ mel_filters(power.shape[1]) + 1e-6)
 
 
+class Recording(NamedTuple):
+    """A spoken digit: its frames `[steps, MELS]`, who said it, and its number by speaker, digit."""
+
+    frames: np.ndarray
+    label: int
+    speaker: int
+    number: int
+
+
 @functools.lru_cache(maxsize=2)
-def fsdd(folder: epath.Path, length: int) -> tuple[Sequences, Sequences, Sequences]:
-    """Read the Free Spoken Digit Dataset in three splits, every mel band standardized."""
-    sizes = {"train": 2700, "test": 300}
-    parts: dict[str, list[Any]] = {"train": [], "valid": [], "test": []}
-    for split, source in records.sources(folder, sizes, ("audio", "label", "index")).items():
+def _recordings(folder: epath.Path, length: int) -> list[Recording]:
+    sizes, found = {"train": 2700, "test": 300}, []
+    keys = ("label", "speaker", "index")
+    for source in records.sources(folder, sizes, ("audio", *keys)).values():
         with records.reading(folder):
             for example in source.__getitems__(range(len(source))):
-                validation = split == "train" and 5 <= int(example["index"]) < 10
                 frames = log_mel(np.asarray(example["audio"]), length)
-                parts["valid" if validation else split].append((frames, int(example["label"])))
+                found.append(Recording(frames, *(int(example[key]) for key in keys)))
+    return found
+
+
+@functools.lru_cache(maxsize=6)
+def fsdd(folder: epath.Path, length: int, fold: int = 0) -> tuple[Sequences, Sequences, Sequences]:
+    """Read the Free Spoken Digit Dataset in three splits, every mel band standardized.
+
+    The test set is the data set's own, recordings 0 to 4 of each speaker and digit, or all of the
+    speaker with number `fold`, counted from 1.
+    """
+    parts: dict[str, list[Any]] = {"train": [], "valid": [], "test": []}
+    for example in _recordings(folder, length):
+        held_out = example.speaker == fold - 1 if fold else example.number < 5
+        validation = 5 <= example.number < 10
+        split = "test" if held_out else "valid" if validation else "train"
+        parts[split].append((example.frames, example.label))
     frames_read = np.concatenate([frames for frames, _ in parts["train"]])
     mean, std = frames_read.mean(0), frames_read.std(0)
 
@@ -275,7 +300,7 @@ def load(
 ) -> tuple[Any, int, int, np.ndarray | None]:
     """Read three splits, the numbers of classes and words (0: no words), and the words' vectors."""
     if name == "fsdd":
-        return fsdd(folder, options["length"]), 10, 0, None
+        return fsdd(folder, options["length"], options.get("fold", 0)), 10, 0, None
     if name == "imdb_reviews":
         size = options["vocabulary"]
         reviews, known = imdb(folder, options["length"], size)

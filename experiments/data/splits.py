@@ -49,3 +49,18 @@ def size(split: Any) -> int:
 def take(split: Any, index: Any) -> Any:
     """Gather the examples at some indices."""
     return jax.tree.map(lambda x: x[index], split)
+
+
+def draw(dataset: Dataset, seed: int, *, pooled: bool = True) -> Dataset:
+    """Shuffle the training examples, and with `pooled` draw training and validation set anew.
+
+    The test set stays, so that runs on different draws answer the same questions.
+    """
+    rng, count = np.random.default_rng(seed), size(dataset.train)
+    if not pooled:
+        return dataset._replace(train=take(dataset.train, rng.permutation(count)))
+    both = jax.tree.map(
+        lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)]), dataset.train, dataset.valid
+    )
+    order = rng.permutation(size(both))
+    return dataset._replace(train=take(both, order[:count]), valid=take(both, order[count:]))

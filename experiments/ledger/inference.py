@@ -92,6 +92,7 @@ def effect(
     arms: Mapping[str, Arm],
     weights: Mapping[str, float],
     *,
+    paired: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Effect:
@@ -100,6 +101,9 @@ def effect(
     Args:
         arms: results by name.
         weights: weight of each arm in the contrast, for example `{"bn": 1.0, "none": -1.0}`.
+        paired: whether replicate n of one arm belongs to replicate n of the others, because both
+            are scores of one run, or have a test set of their own: arms are then resampled
+            together.
         draws: number of bootstrap draws.
         seed: of the draws.
 
@@ -115,11 +119,16 @@ def effect(
         else rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
     )  # [draws, examples], how often each example is drawn
     estimate, variances, freedoms = 0.0, [], []
-    total = np.zeros(draws)
+    total, counts = np.zeros(draws), None
+    sizes = tuple(arms[name].scores.shape[1] for name in weights)
+    if paired and len(set(sizes)) > 1:
+        raise ValueError(f"arms of {sizes} replicates cannot be paired")
     for name, weight in weights.items():
         arm = arms[name]
         n = arm.scores.shape[1]
-        drawn = _arm_draws(arm, picks, rng, draws)
+        if counts is None or not paired:
+            counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)  # [draws, n]
+        drawn = _arm_draws(arm, picks, counts, rng)
         # A resample of n has a variance (n - 1) / n times too small.
         spread = np.sqrt(n / (n - 1))
         estimate += weight * _cross_fit(arm, rng)
@@ -128,9 +137,9 @@ def effect(
         freedoms.append(n - 1)
     error = float(total.std())
     squares = sum(v * v / f for v, f in zip(variances, freedoms, strict=True))
-    freedom = float(sum(variances) ** 2 / squares) if squares > 0 else float(min(freedoms))
-    counts = tuple(arms[name].scores.shape[1] for name in weights)
-    return Effect(float(estimate), error, freedom, counts)
+    several = squares > 0 and not paired
+    freedom = float(sum(variances) ** 2 / squares) if several else float(min(freedoms))
+    return Effect(float(estimate), error, freedom, sizes)
 
 
 def _examples(arms: Sequence[Arm]) -> int | None:
@@ -173,11 +182,13 @@ def _score(scores: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndar
 
 
 def _arm_draws(
-    arm: Arm, picks: np.ndarray | None, rng: np.random.Generator, draws: int
+    arm: Arm, picks: np.ndarray | None, counts: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Bootstrap one arm: `[draws]` scores, each from resampled replicates and examples."""
-    n = arm.scores.shape[1]
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)  # [draws, n]
+    """Bootstrap one arm: `[draws]` scores, each from resampled replicates and examples.
+
+    `counts` says how often each draw has each replicate, `[draws, n]`.
+    """
+    draws = len(counts)
     halves = [_halves(counts, rng) for _ in range(SPLITS)]
     out = np.zeros(draws)
     if picks is None or arm.correct is None:
@@ -258,9 +269,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def enough(found: Effect, delta: float, budget: int = 64) -> bool:
-    """Whether replicates may stop: the interval is narrow, or the budget is spent.
+def narrow(found: Effect, delta: float) -> bool:
+    """Whether the interval is at most half of the smallest effect that matters to either side.
 
-    The rule looks at the width alone, never at the estimate, so it costs no error.
+    The rule looks at the width alone, never at the estimate, so that stopping costs no error.
     """
-    return found.half_width() <= delta / 2 or min(found.replicates) >= budget
+    return found.half_width() <= delta / 2

@@ -1,179 +1,127 @@
-"""Writes RESULTS.md and its pictures, from the records of the claims and nothing else.
-
-python -m experiments.report --results
-"""
+"""Writes RESULTS.md from the ledger, and describes claims for a terminal."""
 
 from __future__ import annotations
 
-import inspect
+import json
 import math
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import numpy as np
+from experiments.ledger import inference, judge, records, registry, summary
+from experiments.ledger.claims import Claim, Group
 
-from experiments.ledger import records, rules
-from normjax.analysis.plots import COLOURS
+WIDTH = 160  # of a line of the table
 
 HEADER = """\
 # The ledger of claims
 
-Made from the records in `results/claims/` by `python -m experiments.report --results`; never edited
-by hand. One row for each claim; the config of each says what the source did, what was made smaller
-here, and what it costs. Its command shows the record; with `--fresh --records=runs/again` it runs
-the claim again, from nothing and beside the record.
+One line for each claim of a paper or tutorial, made from the records in `results/claims/` by
+`python -m experiments.report --results`. The documentation has a page with pictures, all scales,
+controls, rates and commands; `results/ledger.json` and `ledger.csv` hold the same numbers.
 
-How a verdict comes about. Every arm's learning rate is picked on seed 0 from the same grid, which
-goes on, by three rates at most, where the best one is at its end; claims 18, 19 and 31 are about
-the rate or the start and fix it. Then seeds 1 to n are trained at each arm's best, the same seed
-giving the same data order to every arm. A rule is a difference of arms, paired by seed, with
-Student's 95 % interval over the seeds:
-
-* "> m" **holds** where the whole interval lies above m, **fails** where it lies below;
-* "within m" **holds** where the interval lies inside -m to m, **fails** where it lies outside;
-* otherwise it is **undecided**. A claim holds if all its rules do, and fails if one does.
-
-Rules were written before the runs, but for claim 26, whose margins were set after a look at one
-seed; a record whose rule was changed afterwards is refused. Claim 8 was run once before with a
-faulty setup, which its config describes. The intervals are not corrected for the number of rules.
-"fails" says that the statement was not borne out at this scale, with these data; `scale` in each
-config says how small that is. Claims share the runs that their arms have alike, so verdicts
-are not independent of each other.
-A run that diverged counts as a model that knows nothing: accuracy 1 / classes, loss log(classes);
-the row says how many did.
-Accuracies are between 0 and 1, losses in nats; population: statistics estimated over the training
-set, the test-time statistics that are exact.
+* **Effect**: in the metric's units, positive in the claimed direction, with its 95 % interval, at
+  the largest size that was run. *Source*: the same effect as published.
+* **supported**: the interval is above 0 and the effect is at least delta, the smallest that
+  matters (stated by each claim before its runs, with the reason). **reversed**: the interval is
+  below 0. **negligible**: the 90 % interval is inside ± delta. **inconclusive**: none of these.
+  **not testable here**: a positive control failed, so that this setup cannot answer.
+* A replicate redraws initialization, order, training and validation set. Every arm is trained at
+  the same rates; the interval contains the choice of the rate, and the draw of the test examples.
+* Verdicts are those of single claims; *q* on the page is corrected for all of them (Holm).
 """
 
-COLUMNS = (
-    "claim",
-    "statement",
-    "source",
-    "config",
-    "seeds",
-    "mean ± std over seeds",
-    "rules: difference, 95 % interval",
-    "verdict",
-    "command",
-    "hardware",
-    "date",
-)
+
+def number(value: float | None) -> str:
+    """Format with three significant digits, a sign and a proper minus."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:+.3g}".replace("-", "−")
 
 
-def number(value: float) -> str:
-    """Format with four significant digits and a proper minus."""
-    if not math.isfinite(value):
-        return "-"
-    text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3g}"
-    return text.replace("-", "−")
+def interval(entry: Mapping[str, Any]) -> str:
+    """Format an effect with its interval, such as "+0.021 [0.004, 0.038]"."""
+    if entry["estimate"] is None:
+        return "–"
+    low, high = (number(entry[k]).removeprefix("+") for k in ("low", "high"))
+    return f"{number(entry['estimate'])} [{low}, {high}]"
 
 
-def arms(claim: rules.Claim, record: Mapping[str, Any]) -> str:
-    """Format mean and standard deviation of every metric that a rule reads, by arm."""
-    arms_of: dict[str, list[str]] = {}
-    for rule in claim.rules:
-        for term in rule.terms:
-            names = arms_of.setdefault(term.metric, [])
-            if term.arm not in names:
-                names.append(term.arm)
-    parts = []
-    for metric, names in arms_of.items():
-        each = [f"{name} {_spread(record['arms'][name]['metrics'][metric])}" for name in names]
-        parts.append(f"{metric}: {', '.join(each)}")
-    tuned = {n: arm for n, arm in record["arms"].items() if arm.get("tuned")}
-    edge = [
-        name
-        for name, arm in tuned.items()
-        if f"{arm['rate']:g}" in (min(arm["tuned"], key=float), max(arm["tuned"], key=float))
-    ]
-    if edge:
-        parts.append(f"best rate at the grid's edge: {', '.join(edge)}")
-    flags = {n: arm["metrics"].get("diverged", ()) for n, arm in record["arms"].items()}
-    diverged = [f"{n} {v.count(1.0)} of {len(v)}" for n, v in flags.items() if any(v)]
-    if diverged:
-        parts.append(f"diverged: {', '.join(diverged)}")
-    return "; ".join(parts)
+def line(group: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
+    """Return a claim's line of the table, at most `WIDTH` characters."""
+    run = [entry for entry in claim["at"] if entry["verdict"] != "not run"]
+    effect = interval(run[-1]) if run else "–"
+    name = f"[{claim['id']}][{group['number']}]"
+    phrase = claim["phrase"]
+
+    def joined(phrase: str) -> str:
+        return f"| {name} | {claim['title']} | {phrase} | {effect} | {number(claim['published'])} |"
+
+    if len(joined(phrase)) > WIDTH:
+        phrase = f"{run[-1]['verdict']} at {run[-1]['at']:g}; others: see the page"
+    return joined(phrase)
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    numbers = np.array([math.nan if v is None else v for v in values], np.float64)
-    spread = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
-    return f"{number(float(numbers.mean()))} ± {number(float(spread))}"
-
-
-def rule_lines(results: Sequence[rules.Result]) -> str:
-    """Format every rule with its difference and its verdict."""
-    parts = []
-    for result in results:
-        sign = "> " if result.rule.kind == "more" else "within "
-        margin = sign + number(result.rule.margin)
-        interval = f"{number(result.mean)} ± {number(result.half)}"
-        parts.append(f"{result.rule.label}: {interval} ({margin}: {result.verdict})")
-    return "; ".join(parts)
-
-
-def row(at: int, results: pathlib.Path) -> list[str]:
-    """Return the cells of a claim, in the order of `COLUMNS`."""
-    claim, record = records.module(at).CLAIM, records.read(at, results)
-    path = f"[{records.slug(at)}]({records.config_path(at)})"
-    command = f"`python -m experiments.claim {at}`"
-    start = [str(at), claim.statement, claim.source, path]
-    if record is None:
-        if not records.runs(records.module(at)):
-            command = "-"
-        return [*start, "-", "-", "-", "not run", command, "-", "-"]
-    verdict, rule_results = records.judge(claim, record)
-    seeds = {len(arm["seeds"]) for arm in record["arms"].values()}
-    picture = f"[plot](results/claims/{records.slug(at)}.png)"
-    return [
-        *start,
-        str(max(seeds)),
-        f"{arms(claim, record)} ({picture})",
-        rule_lines(rule_results),
-        verdict,
-        command,
-        hardware(record),
-        record["date"],
-    ]
-
-
-def hardware(record: Mapping[str, Any]) -> str:
-    """Name the device that a claim ran on, and how long it took."""
-    machine = record["hardware"]
-    device = f"{machine['cpus']} CPU cores" if machine["platform"] == "cpu" else machine["device"]
-    return f"{device}, {record['seconds'] / 60:.1f} min"
-
-
-def write(results: pathlib.Path = records.RESULTS) -> str:
+def write(gathered: Mapping[str, Any]) -> str:
     """Return the text of RESULTS.md."""
-    rows = [row(at, results) for at in sorted(records.files())]
-    verdicts = [cells[COLUMNS.index("verdict")] for cells in rows]
-    counts = ", ".join(f"{v} {verdicts.count(v)}" for v in rules.VERDICTS)
-    lines = [HEADER, f"Of {len(rows)} claims: {counts}.", ""]
-    lines.append("| " + " | ".join(COLUMNS) + " |")
-    lines.append("| ---: |" + " --- |" * (len(COLUMNS) - 1))
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for cells in rows]
+    found = [e["verdict"] for g in gathered["groups"] for c in g["claims"] for e in c["at"]]
+    claims = sum(len(group["claims"]) for group in gathered["groups"])
+    counts = ", ".join(f"{found.count(v)} {v}" for v in inference.VERDICTS if v in found)
+    lines = [HEADER, f"{claims} claims, {len(found)} with each of their sizes: {counts}.", ""]
+    lines += [
+        "| claim | statement | verdict | effect | source |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    for group in gathered["groups"]:
+        if len(group["claims"]) > 1:
+            lines.append(f"| **{group['number']}** | **{group['title']}** | | | |")
+        lines += [line(group, claim) for claim in group["claims"]]
+    lines.append("")
+    lines += [f"[{group['number']}]: {group['config']}" for group in gathered["groups"]]
     return "\n".join(lines) + "\n"
 
 
-def description(study: ModuleType) -> str:
-    """Describe a claim for a terminal, from its `CLAIM` and the notes in its docstring."""
-    claim = study.CLAIM
-    fields = {
-        "Source": claim.source,
-        "Expected": claim.expect,
-        "Smaller": claim.scale,
-        "Twin": claim.twin,
-        "Cost": f"about {claim.minutes:g} minutes on two CPU cores" if claim.minutes else "",
-    }
-    lines = _entry(f"Claim {claim.number}:", claim.statement)
-    for name, value in fields.items():
-        lines += _entry(f"{name}:", value) if value else []
-    notes = (inspect.getdoc(study) or "").partition("\n\n")[2]
+def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path = pathlib.Path()) -> str:
+    """Write RESULTS.md, ledger.json and ledger.csv, and return a line that says so."""
+    gathered = summary.ledger(results)
+    folder = out / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ledger.json").write_text(json.dumps(gathered, indent=1) + "\n")
+    (folder / "ledger.csv").write_text(summary.table(gathered))
+    (out / "RESULTS.md").write_text(write(gathered))
+    claims = sum(len(group["claims"]) for group in gathered["groups"])
+    return f"{out / 'RESULTS.md'}, {folder / 'ledger.json'} and ledger.csv: {claims} claims"
+
+
+# ------------------------------------------------------------------------------------ a terminal
+
+
+def description(study: ModuleType, letter: str = "") -> str:
+    """Describe a group of claims, or one of them, from its declaration and its notes."""
+    group: Group = study.GROUP
+    lines = _entry(f"Claim {group.number}:", f"{group.title} ({group.topic})")
+    lines += _entry("Source:", group.source)
+    for scale in group.scales:
+        cost = f"; about {scale.minutes:g} min a replicate" if scale.minutes else ""
+        lines += _entry("Size:", f"{scale.name} ({group.axis}: {scale.at:g}): {scale.text}{cost}")
+    for claim in _chosen(group, letter):
+        lines += ["", *_entry(f"{group.id(claim)}:", claim.statement)]
+        delta = f"at least {claim.delta:g}: {claim.why}"
+        for name, value in {
+            "Rule:": f"{claim.rule.label} ({claim.rule.kind.replace('_', ' ')})",
+            "Matters:": delta,
+            "Expected:": claim.expect,
+            "Controls:": "; ".join(control.label for control in claim.controls),
+        }.items():
+            lines += _entry(name, value) if value else []
+    notes = registry.notes(study)
     return "\n".join(lines) + (f"\n\n{notes}\n" if notes else "\n")
+
+
+def _chosen(group: Group, letter: str) -> list[Claim]:
+    return [claim for claim in group.claims if not letter or claim.letter == letter]
 
 
 def _entry(name: str, value: str) -> list[str]:
@@ -183,92 +131,37 @@ def _entry(name: str, value: str) -> list[str]:
     )
 
 
-def summary(claim: rules.Claim, record: Mapping[str, Any]) -> str:
-    """Describe the outcome of a claim for a terminal."""
-    verdict, results = records.judge(claim, record)
-    lines = [f"verdict: {verdict}", *(f"  {rule_lines([result])}" for result in results)]
-    for arm, numbers in record["arms"].items():
-        rate = f"rate {numbers['rate']:g}, tuned {numbers['tuned']}" if "rate" in numbers else ""
-        lines.append(f"  {arm}: {rate} {numbers['seconds']} s")
-    return "\n".join([*lines, f"  {arms(claim, record)}"])
+def outcome(study: ModuleType, letter: str = "", results: pathlib.Path = records.RESULTS) -> str:
+    """Describe the verdicts of a group, or of one of its claims, at each size that was run."""
+    group: Group = study.GROUP
+    lines = []
+    for scale in group.scales:
+        path = records.path_of(group.number, scale.name, results)
+        record = records.read(study, scale, results)
+        if record is None:
+            command = f"python -m experiments.claim {group.number} --run --scale={scale.name}"
+            lines.append(f"{scale.name}: not run; {command}")
+            continue
+        answers = records.read_answers(path)
+        draft = "" if record["registered"] else ", a draft"
+        lines.append(
+            f"{scale.name}: {record['replicates']} replicates, {record['date']}, {path}{draft}"
+        )
+        for claim in _chosen(group, letter):
+            lines += _outcome(group, judge.judge(group, claim, record, answers))
+    return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------- pictures
-
-
-def draw(claim: rules.Claim, record: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Plot the curves of each arm that has some, and the arms' numbers seed by seed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    arms = record["arms"]
-    metrics = list(dict.fromkeys(t.metric for r in claim.rules for t in r.terms))[:2]
-    curves = {name: arm["curves"] for name, arm in arms.items() if arm.get("curves")}
-    count = len(metrics) + (2 if curves else 0)
-    figure, axes = plt.subplots(
-        1, count, figsize=(4.2 * count, 3.8), layout="constrained", squeeze=False
-    )
-    remaining = iter(axes[0])
-    if curves:
-        for split, label in (("train", "training loss"), ("valid", "validation loss")):
-            _draw_curves(next(remaining), list(arms), curves, split, label)
-        axes[0][0].legend(frameon=False, fontsize=8)
-    for metric in metrics:
-        _draw_seeds(next(remaining), arms, metric)
-    verdict, _ = records.judge(claim, record)
-    title = f"{claim.number}. {claim.statement}: {verdict}".replace("$", r"\$")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _colour(names: Sequence[str], name: str) -> str:
-    return COLOURS[names.index(name) % len(COLOURS)]
-
-
-def _draw_curves(
-    axis: Any, names: Sequence[str], curves: Mapping[str, Any], split: str, label: str
-) -> None:
-    """Draw the mean loss of each arm and its deviation; where colours repeat, styles differ."""
-    for name, arm in curves.items():
-        colour, i = _colour(names, name), names.index(name)
-        style = ("-", "--", ":")[i // len(COLOURS) % 3]
-        steps = arm[f"{split}.step"]
-        mean, std = (np.array(arm[f"{split}.loss"][k]) for k in ("mean", "std"))
-        axis.plot(steps, mean, label=name, color=colour, linestyle=style, lw=1.6)
-        axis.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15)
-    axis.set(xlabel="training steps", ylabel=label)
-    axis.grid(alpha=0.25)
-
-
-def _draw_seeds(axis: Any, arms: Mapping[str, Any], metric: str) -> None:
-    """Draw one metric of each arm as a point per seed and a bar at their mean."""
-    names = [name for name in arms if metric in arms[name]["metrics"]]
-    for i, name in enumerate(names):
-        values = np.array([v for v in arms[name]["metrics"][metric] if v is not None])
-        colour = _colour(list(arms), name)
-        axis.plot(np.full(len(values), i), values, "o", color=colour, alpha=0.6, ms=4)
-        if len(values):
-            axis.plot([i - 0.25, i + 0.25], [values.mean()] * 2, color=colour, lw=2)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-    axis.set_ylabel(metric)
-    axis.grid(alpha=0.25, axis="y")
-
-
-def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path | None = None) -> str:
-    """Write RESULTS.md, redraw every picture, and return a line that says so."""
-    text = write(results)
-    out = out or pathlib.Path("RESULTS.md")
-    out.write_text(text)
-    drawn = 0
-    for at in sorted(records.files()):
-        if record := records.read(at, results):
-            draw(
-                records.module(at).CLAIM,
-                record,
-                records.record_path(at, results).with_suffix(".png"),
-            )
-            drawn += 1
-    return f"{out}: {len(records.files())} claims, {drawn} with a record; pictures in {results}"
+def _outcome(group: Group, judged: judge.Judged) -> list[str]:
+    low, high = judged.effect.interval()
+    numbers = f"{number(judged.effect.estimate)} [{number(low)}, {number(high)}]"
+    lines = [f"  {group.id(judged.claim)} {judged.verdict}: {judged.claim.rule.label}: {numbers}"]
+    for check in judged.checks:
+        state = "passed" if check.passed else "FAILED"
+        lines.append(f"      control {state}: {check.label} ({number(check.estimate)})")
+    rates = ", ".join(f"{arm} {rate:g}" for arm, rate in judged.rates.items())
+    edge = f"; at the edge of the grid: {', '.join(judged.at_edge)}" if judged.at_edge else ""
+    lost = ", ".join(f"{arm} {n}" for arm, n in judged.diverged.items() if n)
+    lines += [f"      best rates: {rates}{edge}"] if rates else []
+    lines += [f"      diverged: {lost}"] if lost else []
+    return lines

@@ -106,6 +106,24 @@ def hide_explained(record: python_logging.LogRecord) -> bool:
     return not (error is not None and cause(error))
 
 
+def hide_late_callbacks() -> None:
+    """Do not print the tracebacks of writes that end after the one that failed.
+
+    Orbax closes its event loop at the first failure; the other writes then find it closed, in
+    threads of their own, and nothing can be done about it.
+    """
+    before = sys.unraisablehook
+
+    def hook(late: Any) -> None:
+        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(
+            late.exc_value
+        )
+        if not closed:
+            before(late)
+
+    sys.unraisablehook = hook
+
+
 class Stop:
     """Hold back a Ctrl-C or a TERM until the step in flight is done; a second one is final."""
 
@@ -166,6 +184,7 @@ def exit_with(status: int) -> None:
 def statuses() -> Iterator[None]:
     """End the program with the message and the exit status of what went wrong."""
     logging.get_absl_logger().addFilter(hide_explained)
+    hide_late_callbacks()
     try:
         yield
     except (UsageError, Diverged, Broken) as error:

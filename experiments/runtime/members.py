@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
@@ -13,11 +16,14 @@ from etils import epath
 from experiments import tasks, usage
 from experiments.config import defaults, switch, validate
 from experiments.data import datasets, splits
-from experiments.runtime import metrics, run, step
+from experiments.runtime import metrics, pool, run, step
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged
+from experiments.runtime.together import MEMBERS, plan, train_together
 from experiments.runtime.workdir import folders_with, write_json
 from experiments.usage import UsageError
+
+DIVERGED = "diverged.json"  # in the workdir of a run that has
 
 
 class Finished(NamedTuple):
@@ -32,7 +38,7 @@ class Finished(NamedTuple):
 
 def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Copy a config and replace some keys, each written as a path."""
-    config = ml_collections.ConfigDict(config)
+    config = ml_collections.ConfigDict(copy.deepcopy(config))  # with groups of its own
     known = defaults.flatten(config.to_dict())
     for key in changes:
         if key not in known:
@@ -50,12 +56,78 @@ def run_member(config: Any, workdir: epath.Path) -> dict[str, Any]:
     A diverged run scores like a model that knows nothing: accuracy 1 / classes, loss log(classes).
     Metrics that such a model cannot have, those of the course of the loss, are NaN.
     """
-    diverged = workdir / "diverged.json"
-    if not diverged.exists():
-        try:
-            return run_metrics(run.train(config, workdir), workdir)
-        except Diverged as error:
-            write_json(diverged, {"message": str(error)})
+    if (workdir / DIVERGED).exists():
+        return _diverged(config, workdir)
+    try:
+        return run_metrics(run.train(config, workdir), workdir)
+    except Diverged as error:
+        return _diverged(config, workdir, error)
+
+
+def run_members(
+    runs: Sequence[tuple[Any, epath.Path]], *, together: int = 1, workers: int = 1
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Train many runs and yield `(index, metrics)` as each finishes.
+
+    The metrics are those of `run_member`, and so is a run's workdir at the end. Called again, it
+    continues what was stopped; runs that have finished are read.
+
+    Args:
+        runs: `(config, workdir)` of each.
+        together: so many runs at most are trained side by side in one program, of those that
+            differ in seed and learning rate alone (`experiments.runtime.together.plan`).
+        workers: so many processes train at once, on a CPU. A run or group that fails there is
+            reported by name after all others have finished.
+
+    Raises:
+        UsageError, Broken, Interrupted: as `run.train`; see `experiments.runtime.pool.train`
+            for more than one worker.
+    """
+    if together < 1 or workers < 1:
+        raise UsageError(f"--together={together} and --workers={workers} must be at least 1.")
+    configs, folders = [config for config, _ in runs], [folder for _, folder in runs]
+    jobs = [[i] for i in range(len(runs))]
+    if together > 1:
+        jobs = plan(configs, folders, together)
+    if workers > 1 and len(jobs) > 1:
+        yield from _in_processes(runs, jobs, workers)
+        return
+    for job in jobs:
+        results = _train_job([runs[i] for i in job])
+        yield from zip(job, results, strict=True)
+
+
+def _train_job(runs: Sequence[tuple[Any, epath.Path]]) -> list[dict[str, Any]]:
+    """Train one run, or several side by side, and return their metrics."""
+    left = [(c, f) for c, f in runs if not (f / DIVERGED).exists()]
+    if len(left) > 1:
+        ends = train_together([c for c, _ in left], [f for _, f in left])
+        for (config, folder), end in zip(left, ends, strict=True):
+            if isinstance(end, Diverged):
+                _diverged(config, folder, end)
+    return [run_member(config, folder) for config, folder in runs]
+
+
+def _in_processes(
+    runs: Sequence[tuple[Any, epath.Path]], jobs: Sequence[Sequence[int]], count: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    if (platform := jax.default_backend()) != "cpu":
+        raise UsageError(
+            f"--workers={count} is for a CPU; processes would share the memory of one {platform}. "
+            "Write --together=8, for instance, to train runs side by side on it."
+        )
+    words = [
+        pool.Job([validate.check(runs[i][0]) for i in job], [os.fspath(runs[i][1]) for i in job])
+        for job in jobs
+    ]
+    for number in pool.train(words, count):
+        yield from ((i, run_member(*runs[i])) for i in jobs[number])  # reads the finished run
+
+
+def _diverged(config: Any, workdir: epath.Path, error: Diverged | None = None) -> dict[str, Any]:
+    """Return the metrics of a diverged run; with its error, note in its workdir that it has."""
+    if error is not None:
+        write_json(workdir / DIVERGED, {"message": str(error)})
     plain = validate.check(config)
     return _chance_metrics(plain, datasets.load_config_data(plain).classes)
 
@@ -70,6 +142,7 @@ def _chance_metrics(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
     values |= {"train.loss": loss, "train.accuracy": scores["accuracy"], "diverged": 1.0}
     values |= {"area.train": loss, "area.valid": loss, "area.error": 1 - scores["accuracy"]}
     values |= {"rough.valid": math.nan, "gap.end": math.nan}  # 0 would be the best value there is
+    values |= _log_errors(values)
     never = float(config["steps"] + config["eval_every"])
     return {"metrics": {**values, "steps_to_target": never}, "curves": {}, "seconds": 0.0}
 
@@ -81,7 +154,8 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
     mean of the validation error: how fast the run learned. `rough.valid` is the mean absolute
     change of the validation loss from one evaluation to the next in the second half, `gap.end` the
     validation loss minus the training loss at the end. `steps_to_target` is one evaluation past
-    the end for a run that never reached the target.
+    the end for a run that never reached the target. A difference of 0.1 in `log_error`, the
+    logarithm of 1 - accuracy, is about a tenth of the errors, however many there are.
     """
     path = workdir / "metrics.jsonl"
     rows = metrics.read_rows(path)
@@ -99,6 +173,7 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
     late = [r["loss"] for r in by["valid"][len(by["valid"]) // 2 :]]
     values["rough.valid"] = float(np.abs(np.diff(late)).mean()) if len(late) > 1 else 0.0
     values["gap.end"] = by["valid"][-1]["loss"] - by["train"][-1]["loss"]
+    values |= _log_errors(values)
     config = final["config"]
     reached = final["steps_to_target"]
     values["steps_to_target"] = float(reached or config["steps"] + config["eval_every"])
@@ -109,6 +184,15 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
         for name in ("loss", "accuracy")
     } | {f"{split}.step": [r["step"] for r in by[split]] for split in by}
     return {"metrics": values, "curves": curves, "seconds": final["seconds"]}
+
+
+def _log_errors(values: Mapping[str, float]) -> dict[str, float]:
+    """Return `log_error` for every accuracy on a split; no error at all counts as one in 10,000."""
+    return {
+        name.removesuffix("accuracy") + "log_error": math.log(max(1 - value, 1e-4))
+        for name, value in values.items()
+        if name.startswith(("valid.", "test.")) and name.endswith(".accuracy")
+    }
 
 
 def load_finished(config: Any, workdir: epath.Path) -> Finished:
@@ -126,6 +210,7 @@ def load_finished(config: Any, workdir: epath.Path) -> Finished:
 
 
 def clear(workdir: epath.PathLike) -> None:
-    """Remove run folders only: those in and below a folder that hold a config.json."""
-    for folder in list(folders_with("config.json", epath.Path(workdir))):
-        folder.rmtree()
+    """Remove run folders only: those in and below a folder that hold a config.json, or a group."""
+    for name in ("config.json", MEMBERS):
+        for folder in list(folders_with(name, epath.Path(workdir))):
+            folder.rmtree()

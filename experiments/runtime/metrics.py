@@ -135,6 +135,11 @@ class Metrics:
         self.board.close()
 
 
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = (format(end(values), form) for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere."""
 
@@ -152,21 +157,21 @@ class Progress:
         if self.bar is not None:
             self.bar.update(steps)
 
-    def loss(self, loss: float) -> None:
-        """Put the newest training loss on the bar."""
-        self.fields["loss"] = f"{loss:.4f}"
+    def loss(self, *losses: float) -> None:
+        """Put the newest training loss on the bar, of several runs the least and the greatest."""
+        self.fields["loss"] = _range(losses, ".4f")
         if self.bar is not None:
             self.bar.set_postfix(self.fields, refresh=False)
 
-    def valid(self, step: int, accuracy: float, seconds: float) -> None:
-        """Report a validation."""
-        self.fields["valid"] = f"{accuracy:.2%}"
+    def valid(self, step: int, accuracies: Sequence[float], seconds: float) -> None:
+        """Report a validation, of one run or several."""
+        self.fields["valid"] = _range(accuracies, ".2%")
         if self.bar is not None:
             self.bar.set_postfix(self.fields)
         elif self.shows:
             print(
                 f"{self.name}: step {step:>6}/{self.steps}  train loss {self.fields['loss']}  "
-                f"valid accuracy {accuracy:.4f}  {seconds:7.1f} s",
+                f"valid accuracy {_range(accuracies, '.4f')}  {seconds:7.1f} s",
                 flush=True,
             )
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import normjax as nj
 from experiments import tasks
 from experiments.data import splits
 from experiments.runtime.checkpoints import name
@@ -25,12 +26,36 @@ def _stages(now: Tree, split: Tree, index: Any, weight: Any, *, task: tasks.Task
         scores, norm = task.scores(params, now["norm"], batch, stats="batch", train=True)
         return scores.loss / scores.count, norm
 
+    def counts_of(params: Tree) -> Tree:
+        """How many values of the batch each norm with statistics took: none that overflowed."""
+        _, norm = task.scores(params, _accumulating(now["norm"]), batch, stats="batch", train=True)
+        return jax.tree.map(
+            lambda node: node.measured.count if isinstance(node, nj.Accumulator) else (),
+            norm,
+            is_leaf=lambda node: isinstance(node, nj.Accumulator),
+        )
+
+    # With weights of 0 every value is finite: fewer than those were beyond float32, or not numbers.
+    reached = counts_of(jax.tree.map(jnp.zeros_like, now["params"]))
+    measured = jax.tree.map(
+        lambda got, all_: jnp.where((got >= all_).all(), 0.0, jnp.nan),
+        counts_of(now["params"]),
+        reached,
+    )
     (loss, norm), grads = jax.value_and_grad(loss_of, has_aux=True)(now["params"])
     floats = jax.tree.map(
         lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros(()), batch.examples
     )
-    stages = (floats, now["params"], now["opt"], now["norm"], norm, loss, grads)
+    stages = (floats, now["params"], now["opt"], now["norm"], measured, norm, loss, grads)
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), stages)
+
+
+def _accumulating(state: Tree) -> Tree:
+    """Let the norms of a state count what they measure; a state without statistics stays."""
+    try:
+        return nj.accumulate_statistics(state)
+    except ValueError:
+        return state
 
 
 NAMES = (
@@ -38,6 +63,7 @@ NAMES = (
     "the parameters before it:",
     "the optimizer's state before it:",
     "the norms' state before it:",
+    "what these norms measured of the batch:",
     "the norms' new statistics:",
     "the loss",
     "the gradients:",

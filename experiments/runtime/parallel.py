@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,21 @@ class StepContext:
 
 
 SINGLE = StepContext()
+
+
+class Members(NamedTuple):
+    """Runs that one program trains side by side: arrays have a leading axis of members.
+
+    With `own_data` each member has a data set of its own, `[members, examples, ...]`; else they
+    share one.
+    """
+
+    own_data: bool = False
+
+    @property
+    def data_axis(self) -> int | None:
+        """The axis of members of the data set, for `jax.vmap`."""
+        return 0 if self.own_data else None
 
 
 def available() -> list[jax.Device]:
@@ -229,13 +244,18 @@ class DeviceLayout:
 
     # ------------------------------------------------------------------------------- the step
 
-    def step(self, update: Callable[..., Tree], several: bool = False) -> Callable[..., Tree]:
+    def step(
+        self, update: Callable[..., Tree], several: bool = False, members: Members | None = None
+    ) -> Callable[..., Tree]:
         """Compile `update(train_state, split, index, weight, rate, context=...)`.
 
         The train state is donated. With `several`, index and weight have a leading axis of steps,
-        taken one after the other.
+        taken one after the other. With `members`, all arguments but a shared data set have an axis
+        of members, in index and weight after that of the steps.
         """
         function = functools.partial(update, context=self.context)
+        if members is not None:
+            function = jax.vmap(function, in_axes=(0, members.data_axis, 0, 0, 0))
         if several:
             function = functools.partial(_multi_step, function)
         if self.plain:

@@ -10,7 +10,6 @@ checkpoints/, metrics.jsonl, TensorBoard files and, once finished, final.json.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,8 @@ from experiments.config import validate
 from experiments.data import batches, datasets, splits
 from experiments.runtime import distributed, exits, metrics, nonfinite, parallel
 from experiments.runtime.checkpoints import Checkpoints
-from experiments.runtime.exits import Diverged, Interrupted, Stop
+from experiments.runtime.exits import Diverged, Stop
+from experiments.runtime.loop import Loop, Window, divergence, parameters, result
 from experiments.runtime.metrics import Metrics, Progress
 from experiments.runtime.step import (
     better,
@@ -38,11 +38,10 @@ from experiments.runtime.step import (
 )
 from experiments.runtime.workdir import (
     check_workdir,
-    hardware,
+    leave_group,
     make_workdir,
     read_json,
     removed_if_refused,
-    versions,
     write_json,
     writer_lock,
 )
@@ -65,13 +64,8 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
     if layout.processes > 1:
         multihost_utils.sync_global_devices("workdir")
         distributed.require_one_config(config)
-    done = folder / "final.json"
-    if done.exists():
-        final = read_json(done, "steps", "name", "best_step", "seconds", "valid", "test")
-        if final["steps"] == config["steps"]:
-            curves = folder / "metrics.jsonl"
-            metrics.check_complete(curves, metrics.read_rows(curves), final.get("metrics"))
-            return final
+    if (final := finished(folder, config["steps"])) is not None:
+        return final
     # What can refuse the config comes before anything is made: the data, the model, its start.
     dataset = datasets.load_config_data(config)
     task = tasks.build(config, dataset)
@@ -87,15 +81,26 @@ def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, An
                 f"the newest whole checkpoint in {folder}/checkpoints is kept."
             ),
         ):
+            if jax.process_index() == 0:
+                leave_group(folder)
             return _Run(config, folder, layout, task, dataset.on_device()).finish()
 
 
-class _Run:
-    """The state of a run and the loop that trains it to its last step.
+def finished(folder: epath.Path, steps: int) -> dict[str, Any] | None:
+    """Return the final.json of a run that has taken so many steps, None if it has not."""
+    done = folder / "final.json"
+    if not done.exists():
+        return None
+    final = read_json(done, "steps", "name", "best_step", "seconds", "valid", "test")
+    if final["steps"] != steps:
+        return None
+    curves = folder / "metrics.jsonl"
+    metrics.check_complete(curves, metrics.read_rows(curves), final.get("metrics"))
+    return final
 
-    `state` is the checkpointed pytree: "now" (the train state), "best" (the best parameters so
-    far) and "seconds".
-    """
+
+class _Run(Loop):
+    """The state of a run alone."""
 
     def __init__(
         self,
@@ -106,7 +111,6 @@ class _Run:
         dataset: splits.Dataset,
     ):
         self.config, self.workdir, self.layout = config, workdir, layout
-        self.finish_writing = True  # at the end, wait for what is still being written
         self.task, self.size = task, splits.size(dataset.train)
         self.dataset = dataset.each(layout.replicate)
         self.optim, self.rate = static(config["optim"])
@@ -125,7 +129,7 @@ class _Run:
             self.checkpoints.close()
             raise
         self.progress = Progress(config["name"], config["steps"], self.step)
-        self.spent, self.began = float(self.state["seconds"]), time.perf_counter()
+        self.start_clock()
 
     def begin(self) -> tuple[Tree, Any, str, dict[str, int] | None]:
         """Return where to start: state, data iterator, their origin, the digest of the metrics."""
@@ -153,34 +157,29 @@ class _Run:
         iterator.set_state(position)
         return state, iterator, origin, logged
 
-    def seconds(self) -> float:
-        """Time spent on this run, summed over the processes that have continued it."""
-        return self.spent + time.perf_counter() - self.began
-
     def batch(self, iterator: Any, steps: int) -> tuple[Any, Any]:
         """Indices and weights of the next steps, split over the devices."""
         rows = [np.asarray(next(iterator), np.int32) for _ in range(steps)]
         several = self.config["steps_per_call"] > 1
         return self.layout.split(self.layout.pad(np.stack(rows) if several else rows[0]))
 
-    def advance(self, train_state: Tree, iterator: Any, steps: int) -> Tree:
-        """Take some steps from a train state, which is donated."""
+    def advance(self, steps: int) -> None:
+        """Take some steps."""
         several = self.config["steps_per_call"] > 1
         step = compiled_step(self.layout, self.task, self.optim, self.skip, several)
-        return step(train_state, self.dataset.train, *self.batch(iterator, steps), self.rate)
+        rows = self.batch(self.iterator, steps)
+        self.state["now"] = step(self.state["now"], self.dataset.train, *rows, self.rate)
 
     def check_window(self, log: bool) -> None:
         """Fetch the last steps' metrics, stop if they are not finite, and log their means."""
-        used = (self.step - 1) % self.config["log_every"] + 1
-        window = jax.device_get(self.state["now"]["window"])
-        window = {k: np.asarray(w)[:used] for k, w in window.items()}
-        finite = np.isfinite(window["loss"]) & np.isfinite(window["grad_norm"])
+        fetched = jax.device_get(self.state["now"]["window"])
+        window = Window(fetched, self.step, self.config["log_every"])
         skipped = int(self.state["now"]["skipped"]) if self.skip else 0
-        if not finite.all() and (not self.skip or skipped > self.config["nonfinite_limit"]):
-            self.raise_diverged(self.step - used + 1 + int(np.argmin(finite)), skipped)
+        at = window.diverged_at(self.config, skipped)
+        if at is not None:
+            self.raise_diverged(at, skipped)
         if log:
-            logged = {k: w[finite] for k, w in window.items()} if finite.any() else window
-            values = {k: float(w.mean(dtype=np.float64)) for k, w in logged.items()}
+            values = window.means()
             counts = {"skipped": skipped} if self.skip else {}
             self.metrics.write(self.step, "train", self.seconds(), **values, **counts)
             self.progress.loss(values["loss"])
@@ -190,9 +189,6 @@ class _Run:
         self.checkpoints.wait()
         latest = self.checkpoints.latest()
         where = "there is no checkpoint yet" if latest is None else f"step {latest} is kept"
-        count = (
-            f"{skipped} steps were skipped, more than config.nonfinite_limit; " if skipped else ""
-        )
         # Replaying the steps since the last checkpoint gives the same numbers, this time with
         # every tensor checked: no step of a healthy run pays for the check.
         state, iterator, *_ = self.begin()
@@ -202,14 +198,8 @@ class _Run:
         index = self.layout.pad(np.asarray(next(iterator), np.int32))
         rows = self.layout.split(index)
         first = nonfinite.report(self.task, train_state, self.dataset.train, *rows)
-        raise Diverged(
-            f"loss or gradient is not finite at step {at}; {count}{where} in "
-            f"{self.checkpoints.folder}. {first} "
-            "The same command would fail again at this step: try a lower "
-            "--config.optim.learning_rate, a lower --config.optim.clip_norm, "
-            "--config.nonfinite=skip where single batches are to blame, or "
-            "--config.model.h0_noise=0.1 where the first inputs are constant."
-        )
+        where = f"{where} in {self.checkpoints.folder}"
+        raise Diverged(divergence(at, skipped, where, first))
 
     def _single_step(self, train_state: Tree, iterator: Any) -> Tree:
         step = compiled_step(self.layout, self.task, self.optim, self.skip, False)
@@ -229,7 +219,7 @@ class _Run:
             layout=self.layout,
         )
         self.metrics.write(self.step, "valid", self.seconds(), **scores)
-        self.progress.valid(self.step, scores["accuracy"], self.seconds())
+        self.progress.valid(self.step, [scores["accuracy"]], self.seconds())
         if better(scores, best, self.config["select"]):
             model = {k: train_state[k] for k in ("params", "norm")}
             copied = jax.tree.map(jnp.array, model)  # the next step donates the originals
@@ -242,41 +232,13 @@ class _Run:
         logged = metrics.digest(self.metrics.rows)
         self.checkpoints.save(self.step, self.state, self.iterator.get_state(), logged)
 
-    def loop(self, stop: Stop) -> None:
-        """Train to the last step, or to the step after which a signal is obeyed."""
-        config, call = self.config, self.config["steps_per_call"]
-        while self.step < config["steps"]:
-            steps = min(call - self.step % call, config["steps"] - self.step)
-            self.state["now"] = self.advance(self.state["now"], self.iterator, steps)
-            self.step += steps
-            self.progress.step(steps)
-            signal_number = stop.agreed_signal(self.state["now"], self.layout.devices)
-            last = self.step == config["steps"]
-            log = last or self.step % config["log_every"] == 0
-            validate_now = last or self.step % config["eval_every"] == 0
-            save = last or self.step % config["checkpoint_every"] == 0 or signal_number
-            if log or validate_now or save:
-                self.check_window(log)
-            if validate_now:
-                self.validate()
-            if save:
-                self.save()
-            if signal_number and not last:
-                self.checkpoints.wait()
-                raise Interrupted(
-                    f"stopped at step {self.step}, checkpoint written; the same command continues "
-                    "from there.",
-                    signal_number,
-                )
-
     def finish(self) -> dict[str, Any]:
         """Run to the end and return the contents of final.json."""
         config = self.config
-        count = sum(x.size for x in jax.tree.leaves(self.state["now"]["params"]))
         if jax.process_index() == 0:
             print(
-                f"{config['name']}: {count:,} parameters, from {self.origin}, "
-                f"workdir {self.workdir}",
+                f"{config['name']}: {parameters(self.state['now']):,} parameters, from "
+                f"{self.origin}, workdir {self.workdir}",
                 flush=True,
             )
         try:
@@ -284,23 +246,9 @@ class _Run:
                 self.loop(stop)
             self.checkpoints.wait()
             self.progress.close()
-            best, rows = self.state["best"], self.metrics.rows
-            final = {
-                "name": config["name"],
-                "dataset": config["dataset"],
-                "seed": config["seed"],
-                "steps": self.step,
-                "best_step": int(best["step"]),
-                "parameters": int(count),
-                "target_accuracy": config["target_accuracy"],
-                "steps_to_target": metrics.steps_to(rows, config["target_accuracy"]),
-                "metrics": metrics.digest(rows),
-                "seconds": round(float(self.state["seconds"]), 2),
-                **final_scores(best, self.dataset, self.task, config, self.layout),
-                "config": config,
-                "versions": versions(),
-                "hardware": hardware(self.layout.count),
-            }
+            scores = final_scores(self.state["best"], self.dataset, self.task, config, self.layout)
+            rows = self.metrics.rows
+            final = result(config, self.state, rows, scores, self.layout.count)
             if jax.process_index() == 0:
                 write_json(self.workdir / "final.json", final)
             return final

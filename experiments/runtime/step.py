@@ -137,9 +137,17 @@ train_step = jax.jit(
 
 @functools.lru_cache(maxsize=8)
 def compiled_step(
-    layout: parallel.DeviceLayout, task: tasks.Task, optim: tuple, skip: bool, several: bool
+    layout: parallel.DeviceLayout,
+    task: tasks.Task,
+    optim: tuple,
+    skip: bool,
+    several: bool,
+    members: parallel.Members | None = None,
 ) -> Callable[..., Tree]:
-    """Compile `step(train_state, split, index, weight, rate)` for the devices of a run."""
+    """Compile `step(train_state, split, index, weight, rate)` for a run, or for `members` at once.
+
+    See `DeviceLayout.step`; `update` is the one function that takes a step, for either.
+    """
 
     def step(
         train_state: Tree, split: Tree, index: Any, weight: Any, rate: Any, context: Any
@@ -156,7 +164,7 @@ def compiled_step(
             skip=skip,
         )
 
-    return layout.step(step, several)
+    return layout.step(step, several, members)
 
 
 def static(optim: Mapping[str, Any]) -> tuple[tuple, np.generic]:
@@ -189,6 +197,33 @@ def score_all(
     return jax.tree.map(jnp.sum, jax.lax.map(one, batches))
 
 
+@functools.partial(jax.jit, static_argnames=("task", "stats", "padded", "members"))
+def score_members(
+    params: Tree,
+    norm: Tree,
+    split: Tree,
+    batches: tuple[jax.Array, jax.Array],
+    *,
+    task: tasks.Task,
+    stats: str,
+    padded: bool,
+    members: parallel.Members,
+) -> tasks.Scores:
+    """Compute `score_all` of members side by side: sums `[members]`."""
+
+    def one(params: Tree, norm: Tree, split: Tree) -> tasks.Scores:
+        return score_all(params, norm, split, batches, task=task, stats=stats, padded=padded)
+
+    return jax.vmap(one, in_axes=(0, 0, members.data_axis))(params, norm, split)
+
+
+def _means(scores: tasks.Scores) -> dict[str, float]:
+    return {
+        "loss": float(scores.loss / scores.count),
+        "accuracy": float(scores.correct / scores.count),
+    }
+
+
 def evaluate(
     params: Tree,
     norm: Tree,
@@ -209,10 +244,26 @@ def evaluate(
     scores = jax.device_get(
         score_all(params, norm, split, placed, task=task, stats=stats, padded=padded)
     )
-    return {
-        "loss": float(scores.loss / scores.count),
-        "accuracy": float(scores.correct / scores.count),
-    }
+    return _means(scores)
+
+
+def evaluate_members(
+    params: Tree,
+    norm: Tree,
+    split: Tree,
+    *,
+    task: tasks.Task,
+    stats: str,
+    batch_size: int,
+    examples: int,
+    members: parallel.Members,
+) -> list[dict[str, float]]:
+    """Score a split of so many examples as `evaluate` does, for members side by side."""
+    padded_batches = batches.evaluation_batches(examples, batch_size)
+    padded = bool((padded_batches[1] == 0).any())
+    options = {"task": task, "stats": stats, "padded": padded, "members": members}
+    scores = jax.device_get(score_members(params, norm, split, padded_batches, **options))
+    return [_means(tasks.Scores(*one)) for one in zip(*scores, strict=True)]
 
 
 def better(scores: Mapping[str, float], best: Mapping[str, float], select: str) -> bool:

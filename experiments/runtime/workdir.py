@@ -217,6 +217,24 @@ def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
         ) from error
 
 
+# In the workdir of a run that is trained together with others until they have finished: the name of
+# the folder beside it that holds their checkpoint.
+GROUP = "group.json"
+
+
+def leave_group(workdir: epath.PathLike) -> None:
+    """Take a workdir out of the group that it was begun in: from here on it is trained alone."""
+    path = epath.Path(workdir) / GROUP
+    if path.exists():
+        where = read_json(path, "group")["group"]
+        print(
+            f"note: {workdir} was begun together with others, whose checkpoint is in {where}; it "
+            "now goes on alone, from its own last checkpoint or from the start.",
+            flush=True,
+        )
+        path.unlink()
+
+
 @contextlib.contextmanager
 def removed_if_refused(workdir: epath.PathLike) -> Iterator[None]:
     """Take a new workdir away again if its first command is refused before anything is trained.
@@ -230,7 +248,7 @@ def removed_if_refused(workdir: epath.PathLike) -> Iterator[None]:
     except UsageError:
         made = new and local(workdir) and (workdir / "config.json").exists()
         if made and jax.process_index() == 0 and not _trained(workdir):
-            for name in ("config.json", "metrics.jsonl", "lock"):
+            for name in ("config.json", GROUP, "metrics.jsonl", "lock"):
                 (workdir / name).unlink(missing_ok=True)
             for name in ("checkpoints", "tensorboard"):
                 if (workdir / name).is_dir():

@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "order": ("norm", "act", "dropout"),
     "bias": True,  # of linear maps that a norm follows at once; all others have one
     "dropout": 0.0,
+    "dropout_last": False,  # in the last hidden layer alone
+    "raw": False,  # bytes 0 to 255 as they are, rather than scaled to [0, 1]
     "init_scale": 1.0,  # times LeCun's initialization, for hidden layers
     "weight": {"name": "none"},  # weight_norm, weight_standardization, or cosine_dense
     "data_init": False,  # weight_norm: gains and biases from 500 training images
@@ -123,6 +125,7 @@ class ImageClassifier(Task):
     dropout: float = 0.0
     init_scale: float = 1.0
     frozen: bool = False
+    dropout_last: bool = False
     first: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
@@ -135,6 +138,10 @@ class ImageClassifier(Task):
         last = self.layers[-1].features
         kernel = jax.random.normal(key_head, (last, self.classes)) / np.sqrt(last)
         return params | {"head": {"kernel": kernel, "bias": jnp.zeros((self.classes,))}}, state
+
+    def drops(self, layer: int) -> bool:
+        """Whether a hidden layer has dropout."""
+        return self.dropout > 0 and (not self.dropout_last or layer == len(self.layers) - 1)
 
     def _data_init(self, params: dict) -> dict:
         """Return gains and biases that standardize pre-activations on the first images."""
@@ -176,7 +183,7 @@ class ImageClassifier(Task):
                     x, new_state[str(i)][step] = part.apply(own[step], state[step], x, **arguments)
                 elif step == "act":
                     x = getattr(jax.nn, self.activation)(x)
-                elif step == "dropout" and self.dropout and key is not None:
+                elif step == "dropout" and self.drops(i) and key is not None:
                     keep = 1 - self.dropout
                     drawn = jax.random.bernoulli(jax.random.fold_in(key, i), keep, x.shape)
                     x = jnp.where(drawn, x / keep, 0.0)
@@ -294,11 +301,12 @@ def build(config: Mapping[str, Any], dataset: Any) -> ImageClassifier:
     return ImageClassifier(
         layers(model, dataset.train.pixels.shape[1]),
         dataset.classes,
-        dataset.white,
+        1.0 if model["raw"] else dataset.white,
         model["activation"],
         model["order"],
         model["dropout"],
         model["init_scale"],
         model["frozen"],
+        model["dropout_last"],
         np.asarray(dataset.train.pixels[:500]) if model["data_init"] else None,
     )

@@ -165,7 +165,7 @@ def _forward_moments(x: jax.Array) -> tuple[Arrays, Arrays]:
     mean = first + (share * (means - first)).sum(1, keepdims=True)
     between = (share * jnp.square(means - mean)).sum(1)
     mean = mean[:, 0, :]
-    return (mean, squares.sum(1) / rows + between), (mean,)
+    return (mean, _formulas.overflow_to_nan(squares.sum(1) / rows + between)), (mean,)
 
 
 def _backward_moments(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:

@@ -106,7 +106,7 @@ class _RowNorm:
         if self.centred:
             mean, var = _formulas.mean_and_var(wide, None, None, (1,))
         else:
-            var = _formulas.mean_over(wide * wide, (1,), None)
+            var = _formulas.overflow_to_nan(_formulas.mean_over(wide * wide, (1,), None))
             mean = jnp.zeros_like(var)
         inverse = lax.rsqrt(var + self.eps)[:, None]
         y = _formulas.standardize(wide, mean[:, None], inverse, scale, bias, None)
@@ -170,7 +170,10 @@ def _forward_kernel(norm: _RowNorm, *refs: Any) -> None:
     d = x_ref[...].astype(jnp.float32)
     if norm.centred:
         mean_ref[0][...], d = _block_moments.centred(d, 1, d.shape[1])
-    inverse = lax.rsqrt((d * d).mean(1, keepdims=True) + jnp.float32(norm.eps))
+    square = (d * d).mean(1, keepdims=True)
+    # As `overflow_to_nan`: 1 / root of infinity would be 0, silently.
+    square = jnp.where(square == jnp.inf, jnp.nan, square)
+    inverse = lax.rsqrt(square + jnp.float32(norm.eps))
     inverse_ref[...] = inverse
     y = d * inverse
     y = y if scale is None else y * scale

@@ -35,6 +35,7 @@ class BatchNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
     impl: _core.Impl = "xla"
     allow_single: bool = False
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -50,7 +51,8 @@ class BatchNorm(Norm):
         """Return `(Affine, Running)` of the shape of the features."""
         del key
         features = tuple(shape[a] for a in self.feature_axes(len(shape)))
-        return initial_affine(self, features, dtype), _running.initial_running(features, dtype)
+        running = _running.initial_running(features, dtype, compensated=self.compensated)
+        return initial_affine(self, features, dtype), running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
         """Measure this batch over all devices of `axis_name`."""
@@ -112,6 +114,7 @@ def batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     impl: Literal["xla", "kernel"] = "xla",
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Batch normalization: normalizes each feature over the batch, and over space if there is one.
 
@@ -143,6 +146,10 @@ def batch_norm(
             of one without space. Its variance is 0: the output is the bias, and the running
             variance moves towards 0. Else it is an error, where shapes or a mask tell it; a mask
             that is traced has no values to tell it by.
+        compensated: whether the running statistics carry what float32 leaves out of them, for
+            decays of 0.999 and beyond: two more arrays in the state, `mean_error` and
+            `var_error`. Without them a running value may stay 6e-8 / (1 - decay) of itself away
+            from the exact average; with them, 1e-6.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

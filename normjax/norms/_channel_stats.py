@@ -33,6 +33,7 @@ class ChannelStatsNorm(Norm):
     scale_init: float = 1.0
     bias_init: float = 0.0
     allow_single: bool = False
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring `axes` into canonical form."""
@@ -44,7 +45,8 @@ class ChannelStatsNorm(Norm):
         """Return the affine and the running statistics, of the shape of the channels."""
         self.space(len(shape))  # raises here already if the shape does not fit
         channels = shape[-1:]
-        return initial_affine(self, channels, dtype), _running.initial_running(channels, dtype)
+        running = _running.initial_running(channels, dtype, compensated=self.compensated)
+        return initial_affine(self, channels, dtype), running
 
     def space(self, ndim: int) -> tuple[int, ...]:
         """Return the spatial axes, over which a sample's own statistics are taken."""

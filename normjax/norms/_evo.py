@@ -83,6 +83,7 @@ def evo_norm_b0(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 
@@ -105,6 +106,7 @@ def evo_norm_b0(
         scale_init: initial gamma.
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `EvoNormParams` and state `Running`.

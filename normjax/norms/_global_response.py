@@ -49,8 +49,8 @@ class GlobalResponseNorm(PerSampleNorm):
         remaining = [a for a in range(x.ndim) if a not in self.averaged(x.ndim)]
         energy = measured.var * measured.count
         # The root has no derivative at 0: a dead channel gets 0, a subgradient of the length.
-        alive = energy > 0
-        length = jnp.where(alive, jnp.sqrt(jnp.where(alive, energy, 1)), 0)
+        # Where the energy is beyond float32 it is NaN, and so is the length.
+        length = jnp.where(energy == 0, 0, jnp.sqrt(jnp.where(energy == 0, 1, energy)))
         # length is [batch, channels]; its mean over channels is [batch].
         mean_length = _core.moments(length, (length.ndim - 1,), measured.count > 0).mean
         share = length / (mean_length[..., None] + self.eps)

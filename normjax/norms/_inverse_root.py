@@ -87,11 +87,13 @@ def newton_inverse_root(a: Array, iterations: int) -> jax.Array:
     """
     a = jnp.asarray(a)
     trace = jnp.trace(a, axis1=-2, axis2=-1).real[..., None, None]
-    s = a / trace.astype(a.dtype)
+    # Twice the root: the derivative of 1 / trace has its square, beyond float32 from 1e20 on.
+    root = (1 / lax.sqrt(trace)).astype(a.dtype)
+    s = a * root * root
     p = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * _dot(_dot(p, _dot(p, p)), s)
-    return p * lax.rsqrt(trace).astype(a.dtype)
+    return p * root
 
 
 def _adjoint(a: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Norm
@@ -52,6 +53,8 @@ class LocalResponseNorm(Norm):
         """Divide each value by (k + alpha * sum of squares) to the power beta."""
         del params, state
         alpha = self.alpha / self.size if self.over == "mean" else self.alpha
+        # NaN where the sum is beyond float32: the power would be 0, and the output with it.
+        measured = jnp.where(measured < jnp.inf, measured, jnp.nan)
         power = (self.k + alpha * measured) ** -self.beta
         return _formulas.affine(widen(x, call.mask), None, None, mul=power).astype(x.dtype)
 

@@ -13,6 +13,7 @@ from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running
 from normjax.statistics import _core, _formulas, _running, _shapes
+from normjax.statistics._compensated import compensate
 from normjax.statistics._types import Means, PyTree, RunningMean
 
 
@@ -30,6 +31,7 @@ class MeanOnlyBatchNorm(Norm):
     bias_init: float = 0.0
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
+    compensated: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -45,8 +47,8 @@ class MeanOnlyBatchNorm(Norm):
         del key
         features = tuple(shape[a] for a in self.feature_axes(len(shape)))
         bias = jnp.full(features, self.bias_init, dtype) if self.use_bias else None
-        mean = jnp.zeros(features, _shapes.stat_dtype(dtype))
-        return Affine(None, bias), RunningMean(mean)
+        running = RunningMean(jnp.zeros(features, _shapes.stat_dtype(dtype)))
+        return Affine(None, bias), compensate(running) if self.compensated else running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Means:
         """Measure this batch's means over all devices of `axis_name`."""
@@ -86,6 +88,7 @@ def mean_only_batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Mean-only batch normalization: subtracts the batch's mean and does not scale.
 
@@ -104,6 +107,7 @@ def mean_only_batch_norm(
             `axis_name`.
         allow_single: whether a mean may be that of a single value in training, so that the output
             is the bias; else that is an error.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine(None, bias)` and state `RunningMean`.

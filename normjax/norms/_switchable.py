@@ -98,6 +98,7 @@ def switchable_norm(
     scale_init: float = 1.0,
     bias_init: float = 0.0,
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 
@@ -119,6 +120,7 @@ def switchable_norm(
         scale_init: initial gamma.
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `SwitchableNormParams` and state `Running`.

@@ -16,6 +16,7 @@ from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._inverse_root import inverse_root, newton_inverse_root
 from normjax.norms._whiten import Whitening, _ridge, whiten
 from normjax.statistics import _core, _formulas, _running, _shapes
+from normjax.statistics._compensated import compensate
 from normjax.statistics._types import Array, PyTree, RunningCov, SecondMoments
 
 
@@ -37,6 +38,7 @@ class WhiteningNorm(Norm):
     bias_init: float = 0.0
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
+    compensated: bool = False
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
@@ -62,7 +64,9 @@ class WhiteningNorm(Norm):
         wide = _shapes.stat_dtype(dtype)
         # The initial covariance of each group is the identity.
         eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
-        return initial_affine(self, features, dtype), RunningCov(jnp.zeros(groups, wide), eyes)
+        running = RunningCov(jnp.zeros(groups, wide), eyes)
+        running = compensate(running) if self.compensated else running
+        return initial_affine(self, features, dtype), running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> SecondMoments:
         """Measure mean and covariance of each group over all devices of `axis_name`."""
@@ -186,6 +190,7 @@ def decorrelated_batch_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Decorrelated batch normalization: whitens the features over the batch.
 
@@ -214,6 +219,7 @@ def decorrelated_batch_norm(
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
         allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
@@ -252,6 +258,7 @@ def iterative_norm(
     bias_init: float = 0.0,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
+    compensated: bool = False,
 ) -> Norm:
     r"""Iterative normalization: whitens over the batch by a few steps of Newton's method.
 
@@ -280,6 +287,7 @@ def iterative_norm(
         bias_init: initial beta.
         axis_index_groups: as in `batch_norm`.
         allow_single: as in `batch_norm`.
+        compensated: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.

@@ -427,6 +427,8 @@ class Recurrent(Layer):
             start = self.start_carry(batch, x.dtype)
             if self.learn_carry:
                 learned = params["carry"]
+                if isinstance(learned, Mapping):
+                    learned = _names.from_dict(start, learned)
                 start = jax.tree.map(lambda c, z: jnp.broadcast_to(c, z.shape), learned, start)
         else:
             zero = self.start_carry(batch, x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _single
 from normjax.base import Call, Hyper, Norm, Stats, checked_call
+from normjax.state import _names
 from normjax.statistics import _running
 from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
@@ -78,6 +80,12 @@ class SeqNorm(abc.ABC):
         """
         call = Call(stats, mask, axis_name, hyper)
         x, call = checked_call(self.norm, params, state, x, call)
+        if isinstance(params, Mapping) or isinstance(state, Mapping):
+            made = jax.eval_shape(lambda: self.init(x.shape[1:], key=jax.random.key(0)))
+            params, state = (
+                _names.from_dict(template, tree) if isinstance(tree, Mapping) else tree
+                for template, tree in zip(made, (params, state), strict=True)
+            )
         y, measured = self.sequence(params, state, x, call)
         y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update_state(state, measured, call)

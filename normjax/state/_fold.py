@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from normjax.norms._ghost import GhostBatchNorm
 from normjax.norms._identity import Identity
 from normjax.norms._mean_only import MeanOnlyBatchNorm
 from normjax.norms._renorm import BatchRenorm
+from normjax.state import _names
 from normjax.statistics import _shapes
 from normjax.statistics._types import Accumulator, Array, PyTree
 
@@ -33,7 +35,7 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
     Args:
         norm: `batch_norm`, `batch_renorm`, `ghost_batch_norm`, `mean_only_batch_norm` or
             `identity`; other norms depend on the sample, or mix features.
-        params: its parameters.
+        params: its parameters; these and the state may be mappings of the same names.
         state: its state, with the running statistics that inference uses.
 
     Returns:
@@ -41,6 +43,7 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
 
     Raises:
         TypeError: in inference `norm` is not an affine function of each feature.
+        ValueError: a mapping has other names.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -53,6 +56,15 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
     Reference:
         Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 2, line 11.
     """
+    params = _names.named(Affine, params)
+    if isinstance(state, Mapping) and state:
+        read = _names.read_statistics(state)
+        if read is None:
+            raise ValueError(
+                f"fold was given a state of the names {sorted(state)}: pass what init returned, or "
+                'a dictionary {"mean": ..., "var": ...}'
+            )
+        state = read
     if isinstance(norm, Identity):
         present = params.scale if params.scale is not None else params.bias
         if present is None:

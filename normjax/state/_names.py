@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from normjax.statistics import _merge, _running
+from normjax.statistics._compensated import compensated_type, error_names
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 
@@ -55,6 +56,35 @@ def from_dict(template: PyTree, values: Any) -> PyTree:
     return fields if isinstance(template, dict) else _rebuild(template, fields)
 
 
+def named(made: Any, values: PyTree, *required: str) -> Any:
+    """Make a named tuple of a mapping of its names; anything else stays as it is.
+
+    Args:
+        made: type of the named tuple.
+        values: its fields by name, as a checkpoint that was restored without a target gives them.
+            A field that is absent is `None`.
+        required: names that may not be absent.
+
+    Raises:
+        ValueError: a name is unknown, or a required one is absent.
+
+    Example:
+        >>> from normjax.base import Affine
+        >>> named(Affine, {"scale": 2.0})
+        Affine(scale=2.0, bias=None)
+    """
+    if not isinstance(values, Mapping):
+        return values
+    unknown = sorted(set(values) - set(made._fields))
+    absent = sorted(set(required) - set(values))
+    if unknown or absent:
+        raise ValueError(
+            f"{made.__name__} has the names {list(made._fields)} and was given {sorted(values)}: "
+            f"pass what init returned, or a dictionary of these names"
+        )
+    return made(**{name: values.get(name) for name in made._fields})
+
+
 def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
     """Convert a dictionary of names to one norm's statistics; return `None` for any other.
 
@@ -83,12 +113,16 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
             )
         kind = _merge.kind_of(running)
         assert kind is not None
-        return Accumulator(running, kind.measured(**measured))
+        plain = set(measured) == set(kind.measured._fields)  # type: ignore[attr-defined]
+        made = kind.measured if plain else compensated_type(kind.measured)
+        return Accumulator(running, made(**measured))
     if any(isinstance(value, Mapping) for value in values.values()):
         return None
     for kind in _merge.kinds():
         if names == set(kind.names):
             return kind.running(**values)
+        if names == {*kind.names, *error_names(kind.running)}:
+            return compensated_type(kind.running)(**values)
     return None
 
 

@@ -85,7 +85,8 @@ def moments_about(
     rest = mean_over(d, axes, n)
     # E|x - shift|^2 = var + |rest|^2; rounding can take the difference below 0.
     var = mean_over(abs2(d), axes, n) - abs2(rest)
-    return rest, jnp.where(var < 0, 0, var)
+    # As `overflow_to_nan`.
+    return rest, jnp.where(var < 0, 0, jnp.where(var < jnp.inf, var, jnp.nan))
 
 
 @jax.custom_jvp
@@ -148,6 +149,14 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
     if n is None:
         return total / float(max(math.prod(values.shape[a] for a in axes), 1))
     return total / n.astype(total.dtype)
+
+
+def overflow_to_nan(square: jax.Array) -> jax.Array:
+    """Return NaN where a mean of squares is beyond its dtype: 1 / root of it would be 0, silently.
+
+    x of finite values would then be normalized to 0, where it is normalized to about 1.
+    """
+    return jnp.where(square == jnp.inf, jnp.nan, square)
 
 
 def is_roundoff(shift: jax.Array, rest: jax.Array, var: jax.Array) -> jax.Array:

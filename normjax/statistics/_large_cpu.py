@@ -50,7 +50,8 @@ def mean_and_var(
     n = float(math.prod(x.shape[a] for a in axes))
     mean = _sum(x, axes) / n
     var = _sum(x * x, axes) / n - mean * mean
-    near = mean * mean <= ONE_PASS_LIMIT**2 * var
+    # Not where the square overflows: the second pass says so.
+    near = (mean * mean <= ONE_PASS_LIMIT**2 * var) & (var < jnp.inf)
 
     def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         rest, exact_var = moments_about(x, mean, None, None, axes)

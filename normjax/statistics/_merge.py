@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from normjax.statistics._shapes import abs2, outer, scale_by_weight
+from normjax.statistics._compensated import add, compensated_type, errors, plain_type
+from normjax.statistics._shapes import abs2, append_axes, outer, scale_by_weight
 from normjax.statistics._types import (
     Array,
     Means,
@@ -54,7 +55,8 @@ _KINDS: dict[type, Kind] = {}
 
 def register(kind: Kind) -> None:
     """Add a kind of statistics to those that `merge`, `ema` and `Accumulator` accept."""
-    _KINDS[kind.measured] = _KINDS[kind.running] = kind
+    for plain in (kind.measured, kind.running):
+        _KINDS[plain] = _KINDS[compensated_type(plain)] = kind
 
 
 def kind_of(node: PyTree) -> Kind | None:
@@ -81,8 +83,11 @@ def merge(a: Measured, b: Measured) -> Measured:
         b: those of the other set, of the same type and shape.
 
     Returns:
-        The statistics of the union, of the same type. They are exact up to rounding; if one set
-        is empty, they are those of the other.
+        The statistics of the union, of a subclass of the same type that carries, beside each
+        field, what float32 leaves out of it (`mean_error`, ...). Merging millions of small sets
+        into one is thus exact up to rounding: counts do not stop at 2^24, and the mean goes on
+        where a step is below its last digit. A loop that carries the statistics through a `scan`
+        starts it from what `merge` returned. If one set is empty, they are those of the other.
 
     Raises:
         TypeError: the statistics are of different kinds or have no counts.
@@ -101,7 +106,7 @@ def merge(a: Measured, b: Measured) -> Measured:
     x: Any = a
     y: Any = b
     kind = kind_of(x)
-    if kind is None or {type(a), type(b)} != {kind.measured}:
+    if kind is None or {plain_type(a), plain_type(b)} != {kind.measured}:
         raise TypeError(
             f"merge takes two measurements of one kind, such as moments() returns, and got "
             f"{type(x).__name__} and {type(y).__name__}: running statistics have no count"
@@ -113,18 +118,29 @@ def merge(a: Measured, b: Measured) -> Measured:
         )
     # In terms of share = n_b / n: mu = mu_a + share delta, and the spread is the weighted mean of
     # both spreads plus share (1 - share) |delta|^2.
-    count = x.count + y.count
-    share = y.count / jnp.maximum(count, 1)
-    delta = y.mean - x.mean
-    mean = x.mean + scale_by_weight(share, delta)
-    if kind.square is None:
-        return kind.measured(mean, count)
-    spread = (
-        x[1]
-        + scale_by_weight(share, y[1] - x[1])
-        + scale_by_weight(share * (1 - share), kind.square(delta))
-    )
-    return kind.measured(mean, spread, count)
+    # The larger set is where sums start from, so that all steps are small.
+    swap = jnp.asarray(y.count > x.count)
+    fields = zip((*x, *errors(x)), (*y, *errors(y)), strict=True)
+    both = [_exchanged(swap, jnp.asarray(a), jnp.asarray(b)) for a, b in fields]
+    large, small = zip(*both, strict=True)
+    cut = len(kind.measured._fields)  # type: ignore[attr-defined]
+    starts = list(zip(large[:cut], large[cut:], strict=True))  # pairs of a field and its error
+    count = add(starts[-1], small[cut - 1], small[-1])
+    share = small[cut - 1] / jnp.maximum(count[0], 1)
+    # What float32 leaves out of the two means counts where these are nearly equal.
+    delta = (small[0] - large[0]) + (small[cut] - large[cut])
+    merged = [add(starts[0], scale_by_weight(share, delta))]
+    if kind.square is not None:
+        widening = (small[1] - large[1]) + scale_by_weight(1 - share, kind.square(delta))
+        merged.append(add(starts[1], scale_by_weight(share, widening)))
+    values, rests = zip(*merged, count, strict=True)
+    return compensated_type(kind.measured)(*values, *rests)
+
+
+def _exchanged(swap: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return a field of both sets, exchanged where `swap`, of the shape of the counts, is True."""
+    here = append_axes(swap, a.ndim)
+    return jnp.where(here, b, a), jnp.where(here, a, b)
 
 
 def merge_axis(m: PyTree, axis: int = 0) -> Any:

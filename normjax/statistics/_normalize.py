@@ -55,6 +55,11 @@ def normalize(
     """
     x = _checks.floating(x, "normalize")
     axes = _checks.resolve_axes(axes, x.ndim)
+    if not (hasattr(m, "mean") and hasattr(m, "var")):
+        raise TypeError(
+            f"normalize takes Moments or Running and got {type(m).__name__}: write "
+            "Running(m['mean'], m['var']) for a dictionary"
+        )
     _checks.positive("eps", eps, zero=True)
     for name, v in (("scale", scale), ("bias", bias)):
         _checks.broadcasts(name, v, x.shape)

@@ -11,6 +11,13 @@ from jax import lax
 from jaxtyping import Num
 
 from normjax._internal import _checks
+from normjax.statistics._compensated import (
+    Compensated,
+    add,
+    compensate,
+    compensated_type,
+    two_sum,
+)
 from normjax.statistics._merge import _KINDS, State, kind_of, merge
 from normjax.statistics._shapes import append_axes, scale_by_weight, stat_dtype
 from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Running
@@ -25,7 +32,9 @@ def ema(
 
     A float32 average stops where a step is below half a unit in its last place, so it may stay
     6e-8 / (1 - d) away from a value that hardly varies between batches, relative to it: 6e-5 at a
-    decay of 0.999, 6e-4 at 0.9999. `population_statistics` has no such limit.
+    decay of 0.999, 6e-4 at 0.9999. A compensated state, that of a norm with `compensated=True`,
+    carries what float32 leaves out and stays within 1e-6. `population_statistics` has no such
+    limit either.
 
     Args:
         running: the current state, `Running`, `RunningCov` or `RunningMean`.
@@ -61,6 +70,8 @@ def ema(
         )
 
     olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    if isinstance(running, Compensated):
+        return _compensated_ema(running, m, new, decay, correction)
     moved = _average(olds, new, decay)
     # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
     # spread of a feature move together or not at all.
@@ -73,6 +84,35 @@ def ema(
             for b, old, value in zip(both, olds, moved, strict=False)
         )
     )
+
+
+def _compensated_ema(running: Any, m: Any, new: Any, decay: Any, correction: int) -> Any:
+    """Average as `ema`, in two parts: r + (1 - d) (m - r), and what its last digit leaves out."""
+    static = isinstance(decay, int | float | np.number)
+    weight = 1 - float(decay) if static else 1 - jnp.asarray(decay)
+    pairs: list[Any] = []
+    for old, error, value in zip(running, running.error, new, strict=True):
+        old, error = lax.stop_gradient((jnp.asarray(old), jnp.asarray(error)))
+        w = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
+        value = jnp.asarray(value).astype(old.dtype)
+        step = add((old, error), w * ((value - old) - error))
+        # One that forgets most of the old value must not pass through its rounding.
+        mix = two_sum((1 - w) * old, w * value)
+        if static:
+            pairs.append(mix if weight > 0.5 else step)
+        else:
+            pairs.append(
+                tuple(jnp.where(weight > 0.5, a, b) for a, b in zip(mix, step, strict=True))
+            )
+    values, rests = zip(*pairs, strict=True)
+    good = (m.count > 0) & _finite(m.count, values)
+    both = (good, good & (m.count > 1) if correction else good)
+
+    def kept(moved: Any, before: Any) -> list[jax.Array]:
+        fields = zip(both, moved, before, strict=False)
+        return [jnp.where(append_axes(b, v.ndim), v, jnp.asarray(old)) for b, v, old in fields]
+
+    return type(running)(*kept(values, running), *kept(rests, running.error))
 
 
 def _average(olds: list[jax.Array], news: tuple[Array, ...], decay: Any) -> list[jax.Array]:
@@ -108,9 +148,14 @@ def to_running(m: Any, correction: int = 0) -> Any:
 def zero_measurement(running: PyTree) -> Any:
     """Return a measurement of no values, in the shapes of `running`."""
     kind = _KINDS[type(running)]
-    zeros = [jnp.zeros_like(leaf) for leaf in running]
-    real = jnp.zeros(count_shape(running), jnp.finfo(running.mean.dtype).dtype)
-    return kind.measured(*zeros, real)
+
+    def zeros() -> list[jax.Array]:
+        """Make arrays of their own, so that a step may donate them."""
+        real = jnp.zeros(count_shape(running), jnp.finfo(running.mean.dtype).dtype)
+        return [*(jnp.zeros_like(leaf) for leaf in running), real]
+
+    # Compensated, as `merge` returns it.
+    return compensated_type(kind.measured)(*zeros(), *zeros())
 
 
 def where_measured(weight: Array, new: Array, old: Array) -> jax.Array:
@@ -151,10 +196,11 @@ def select(state: PyTree, measured: Any, stats: str) -> Any:
     return state.running if isinstance(state, Accumulator) else state
 
 
-def initial_running(features: tuple[int, ...], dtype: Any) -> Running:
+def initial_running(features: tuple[int, ...], dtype: Any, *, compensated: bool = False) -> Running:
     """Return the initial running statistics: mean 0 and variance 1, at least float32."""
     dtype = stat_dtype(dtype)
-    return Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
+    running = Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
+    return compensate(running) if compensated else running
 
 
 def is_stats(leaf: PyTree) -> bool:
@@ -168,16 +214,19 @@ def reset_running(running: PyTree) -> Any:
     kind = _KINDS[type(running)]
     mean = jnp.zeros_like(running[0])
     if kind.identity is None:
-        return kind.running(mean)
-    return kind.running(mean, kind.identity(mean.shape, running[1].dtype))
+        initial = kind.running(mean)
+    else:
+        initial = kind.running(mean, kind.identity(mean.shape, running[1].dtype))
+    return compensate(initial) if isinstance(running, Compensated) else initial
 
 
 def _check_fits(running: Any, new: Any) -> None:
     """Raise unless `running` has the type and shapes of `new`; other shapes would broadcast."""
-    if type(running) is not type(new):
+    if not isinstance(running, type(new)):
         raise TypeError(
             f"the state is a {type(running).__name__} and must be the {type(new).__name__} that "
-            "init returned: apply takes (params, state, x) in this order"
+            "init returned: apply takes (params, state, x) in this order; a dictionary is written "
+            f"{type(new).__name__}(**state)"
         )
     for old, value in zip(running, new, strict=True):
         if jnp.shape(old) != jnp.shape(value):
@@ -198,7 +247,7 @@ def _finite(count: Array, leaves: Any) -> jax.Array:
 def _drop_nonfinite(m: Any) -> Any:
     """Return the measurement with nonfinite statistics replaced by empty ones (count 0)."""
     good = _finite(m.count, m)
-    return type(m)(*(jnp.where(append_axes(good, leaf.ndim), leaf, 0) for leaf in m))
+    return jax.tree.map(lambda leaf: jnp.where(append_axes(good, leaf.ndim), leaf, 0), m)
 
 
 def _add_batch(total: BatchMeans, m: Any) -> BatchMeans:

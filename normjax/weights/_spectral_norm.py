@@ -13,8 +13,9 @@ from jaxtyping import Inexact
 
 from normjax._internal import _checks, _hints
 from normjax.base import DirectionAndGain, Reparam, Stats
+from normjax.state._names import named
 from normjax.statistics import _shapes
-from normjax.statistics._types import Array
+from normjax.statistics._types import Array, PyTree
 from normjax.weights import _direction
 
 
@@ -77,7 +78,7 @@ class SpectralNorm(Reparam):
         )
 
     def apply(
-        self, params: DirectionAndGain, state: SingularVectors, *, stats: Stats
+        self, params: PyTree, state: PyTree, *, stats: Stats
     ) -> tuple[jax.Array, SingularVectors]:
         """Return `(g v / sigma, state)`; mode `"batch"` updates the singular vectors.
 
@@ -90,6 +91,8 @@ class SpectralNorm(Reparam):
             `(w, state)`, with `w` of the shape and dtype of `v`.
         """
         _checks.stats(stats)
+        params = named(DirectionAndGain, params, "v")
+        state = named(SingularVectors, state, *SingularVectors._fields)
         v = jnp.asarray(params.v)
         matrix = self._matrix(v)
         # As in `_direction.unit`: a constant factor cancels in v / sigma, and no square overflows.

@@ -12,6 +12,7 @@ from jax import lax
 
 from normjax._internal import _checks, _hints
 from normjax.base import DirectionAndGain, Reparam, Stats
+from normjax.state._names import named
 from normjax.statistics._types import Array, PyTree
 from normjax.weights import _direction
 from normjax.weights._direction import resolve_reduced_axes, scale_by_gain
@@ -56,9 +57,7 @@ class WeightNorm(Reparam):
         v = jnp.where(g > 0, w, jnp.ones_like(w))
         return DirectionAndGain(v, self.as_g(jnp.squeeze(g, axes))), ()
 
-    def apply(
-        self, params: DirectionAndGain, state: PyTree, *, stats: Stats
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, *, stats: Stats) -> tuple[jax.Array, PyTree]:
         """Return `(g v / ||v||, state)`.
 
         Args:
@@ -70,6 +69,7 @@ class WeightNorm(Reparam):
             `(w, ())`, with `w` of the shape and dtype of `v`.
         """
         _checks.stats(stats)
+        params = named(DirectionAndGain, params, "v")
         v, g = jnp.asarray(params.v), params.g
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
         if self.train == "direction":

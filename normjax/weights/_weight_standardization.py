@@ -12,6 +12,7 @@ from jax import lax
 
 from normjax._internal import _checks, _hints
 from normjax.base import DirectionAndGain, Reparam, Stats
+from normjax.state._names import named
 from normjax.statistics import _moments, _normalize, _shapes
 from normjax.statistics._types import Array, PyTree
 from normjax.weights._direction import resolve_reduced_axes
@@ -54,9 +55,7 @@ class WeightStandardization(Reparam):
         real = jnp.finfo(_shapes.stat_dtype(w.dtype)).dtype
         return DirectionAndGain(w, jnp.ones(outputs, real) if self.use_gain else None), ()
 
-    def apply(
-        self, params: DirectionAndGain, state: PyTree, *, stats: Stats
-    ) -> tuple[jax.Array, PyTree]:
+    def apply(self, params: PyTree, state: PyTree, *, stats: Stats) -> tuple[jax.Array, PyTree]:
         """Return `(w, state)` with the standardized weight.
 
         Args:
@@ -68,6 +67,7 @@ class WeightStandardization(Reparam):
             `(w, ())`, with `w` of the shape and dtype of `v`.
         """
         _checks.stats(stats)
+        params = named(DirectionAndGain, params, "v")
         narrow = jnp.asarray(params.v)
         v = _shapes.widen_half(narrow)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)

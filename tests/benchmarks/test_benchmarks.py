@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, loop, norms
+from benchmarks import _layers, _measure, loop, norms, together
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -149,6 +149,14 @@ def test_scaling_splits_a_step_over_devices_and_draws(tmp_path):
     cells = ("lstm", "bn_lstm", "ln_lstm")
     assert found == [(n, f"normjax {cell}") for n in ("N1", "N2") for cell in cells]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.standard_numerics
+def test_runs_side_by_side_are_held_against_one_alone():
+    for members in (1, 2):
+        clock, processor = together.stepper(together.settings("mlp"), members)()
+        assert clock > 0 and processor > 0
 
 
 @pytest.mark.slow

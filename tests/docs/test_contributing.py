@@ -1,40 +1,117 @@
-"""The example of CONTRIBUTING.md is real: its code passes every battery."""
+"""The examples of CONTRIBUTING.md are real: the norm passes every battery, the claim is run."""
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests._support import check
+from experiments.config import validate
+from experiments.ledger import registry, table
+from tests._support import check, ledger
 
-TEXT = (pathlib.Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+ROOT = pathlib.Path(__file__).parents[2]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def blocks(title, language="python"):
+    """The code of a section, block by block."""
+    section = re.search(rf"^## {title}\n(.*?)^## ", TEXT, re.S | re.M)[1]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
 
 
 @pytest.fixture(scope="module")
 def sample():
     """The sample that the text's code blocks make, run one after another."""
     # A module of its own, so that the value pickles as one of normjax does.
-    import sys
     import types
 
     module = types.ModuleType("contributed")
     sys.modules["contributed"] = module
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    assert len(blocks) == 3
-    exec("\n".join(blocks), module.__dict__)
+    code = blocks("Add a norm in five steps")
+    assert len(code) == 3
+    exec("\n".join(code), module.__dict__)
     yield module.SAMPLE
     del sys.modules["contributed"]
 
 
 @pytest.mark.parametrize("battery", check.ALL)
 def test_the_example_passes(sample, battery, monkeypatch):
-    import sys
-
     import normjax as nj
 
     # Steps 2 and 3 make it public.
     monkeypatch.setattr(nj, "peak_norm", sys.modules["contributed"].peak_norm, raising=False)
     monkeypatch.setattr(nj, "__all__", [*nj.__all__, "peak_norm"])
     check.ALL[battery](sample)
+
+
+CLAIM = "\n\n".join(blocks("Add a claim in five steps"))
+
+
+def test_the_claim_can_be_declared(tmp_path):
+    study = tmp_path / "contributed"
+    study.mkdir()
+    (study / "__init__.py").write_text("")
+    (study / "claim_37_rms.py").write_text(CLAIM)
+    with ledger.declared(tmp_path):
+        module = registry.module(37)
+        words = " ".join(table.description(module).split())
+        for scale in module.GROUP.scales:
+            for arm in module.GROUP.arms:
+                checked = validate.check(module.get_config(arm, scale.name))
+                assert checked["data"]["train_size"] == scale.at
+    assert words.startswith("Claim 37: RMS norm in place of layer norm")
+    assert "rms − ln, test.population.accuracy (not worse)" in words
+    assert 37 not in registry.files(), "give the example a number that is free"
+
+
+@pytest.mark.slow
+def test_a_stranger_can_add_the_claim(tmp_path):
+    """In a repository of its own, by the commands of the text; four replicates at one rate."""
+    for folder in ("configs", "experiments", "normjax"):
+        skip = shutil.ignore_patterns("__pycache__", "claim_*")  # no other claim is to be read
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skip)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for who in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{who}_NAME": "n", f"GIT_{who}_EMAIL": "e@x"}
+
+    def shell(line):
+        for command in line.split(" && "):
+            words = shlex.split(command)
+            words[0] = sys.executable if words[0] == "python" else words[0]
+            ran = subprocess.run(
+                words, cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    shell("git init -q && git add . && git commit -qm before")
+    (tmp_path / "configs" / "mlp_cnn" / "claim_37_rms.py").write_text(
+        CLAIM.replace("rates=(0.03, 0.1, 0.3)", "rates=(0.1,)")
+    )
+    read, draft = blocks("Add a claim in five steps", "sh")[0].splitlines()
+    commit, run, _ = blocks("Add a claim in five steps", "sh")[1].splitlines()
+    assert "not run" in shell(read)
+    assert "a draft" in shell(draft)
+    refused = subprocess.run(
+        [sys.executable, *shlex.split(run)[1:]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2 and "is not committed as it is now" in refused.stderr
+    shell(commit)
+    out = shell(f"{run} --replicates=4 --workdir=runs/draft")  # the draft's runs, trained once
+    assert "4 replicates" in out and "37a" in out
+    record = json.loads((tmp_path / "results/claims/37/digits300.json").read_text())
+    assert record["registered"]["commit"] and record["replicates"] == 4
+    shell("python -m experiments.report --results")
+    assert "RMS norm tests no worse than layer norm" in (tmp_path / "RESULTS.md").read_text()

@@ -1,164 +1,76 @@
-"""The ledger of claims: rules against a reference, records refused, RESULTS.md made of records."""
+"""The ledger of claims: declarations, registration, records, RESULTS.md."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import pathlib
-import types
+import subprocess
 
 import numpy as np
 import pytest
 
-from configs.mlp_cnn import full
 from experiments import claim
 from experiments.config import validate
-from experiments.ledger import records, rules, table
-from experiments.ledger.rules import Claim, contrast, less, more, same
+from experiments.ledger import records, registry, replicates, summary, table
 from experiments.usage import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
-RNG = np.random.default_rng(0)
+NUMBERS = sorted(registry.files())
 
 
-def judged(rule, **arms):
-    return rules.decide(rule, {arm: {"m": values} for arm, values in arms.items()})
+# ---------------------------------------------------------------------------------- declarations
 
 
-def test_the_interval_is_that_of_a_paired_t_test():
-    from scipy import stats
-
-    a, b = RNG.normal(1.0, 0.2, 7), RNG.normal(0.8, 0.2, 7)
-    result = judged(more("a", "b", "m"), a=a, b=b)
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    np.testing.assert_allclose([result.mean - result.half, result.mean + result.half], [low, high])
-
-
-@pytest.mark.parametrize(
-    ("shift", "rule", "verdict"),
-    [
-        (0.5, more("a", "b", "m", by=0.3), "holds"),
-        (0.1, more("a", "b", "m", by=0.3), "fails"),
-        (0.3, more("a", "b", "m", by=0.3), "undecided"),
-        (-0.5, less("a", "b", "m", by=0.3), "holds"),
-        (0.5, less("a", "b", "m"), "fails"),
-        (-0.1, more("a", "b", "m", by=-0.3), "holds"),
-        (0.1, same("a", "b", "m", within=0.3), "holds"),
-        (0.5, same("a", "b", "m", within=0.3), "fails"),
-        (-0.5, same("a", "b", "m", within=0.3), "fails"),
-        (0.3, same("a", "b", "m", within=0.3), "undecided"),
-    ],
-)
-def test_a_rule_holds_fails_or_decides_nothing(shift, rule, verdict):
-    noise = np.array([-0.05, 0.02, 0.04, -0.03, 0.02])  # mean 0
-    assert judged(rule, a=shift + noise, b=np.zeros(5)).verdict == verdict
-
-
-def test_a_contrast_is_a_weighted_sum_paired_by_seed():
-    rule = contrast("c", (1, "a", "m"), (-1, "b", "m"), (-1, "c", "m"), (1, "d", "m"))
-    a, b, c, d = RNG.normal(size=(4, 5))
-    result = judged(rule, a=a, b=b, c=c, d=d)
-    np.testing.assert_allclose(result.mean, (a - b - c + d).mean())
-
-
-def test_what_is_not_finite_or_alone_decides_nothing():
-    rule = more("a", "b", "m")
-    assert judged(rule, a=[1.0, None, 1.0], b=[0.0, 0.0, 0.0]).verdict == "undecided"
-    assert judged(rule, a=[1.0], b=[0.0]).verdict == "undecided"
-    with pytest.raises(UsageError, match="no metric 'm'; it has other"):
-        rules.decide(rule, {"a": {"other": [1.0]}, "b": {"m": [1.0]}})
-
-
-def test_a_claim_holds_if_all_rules_do_and_fails_if_one_does():
-    def of(*kinds):
-        return rules.verdict([rules.Result(more("a", "b", "m"), 0, 0, k) for k in kinds])
-
-    assert of("holds", "holds") == "holds"
-    assert of("holds", "undecided") == "undecided"
-    assert of("undecided", "fails", "holds") == "fails"
-    assert of() == "undecided"
-
-
-def test_every_claim_is_declared_once_with_what_a_reader_needs():
-    numbers = records.files()
-    assert sorted(numbers) == list(range(1, 37))
-    for number, (path, _) in numbers.items():
-        declared = records.module(number).CLAIM
-        assert declared.statement and declared.source and declared.expect, path
-        if records.runs(records.module(number)):
-            assert declared.rules and declared.seeds >= 5 and declared.minutes <= 40, path
-            assert declared.minutes > 0, path
-
-
-@pytest.mark.parametrize("number", sorted(records.files()))
-def test_a_claim_is_described_from_its_declaration_and_its_notes(number):
-    study = records.module(number)
-    words = " ".join(table.description(study).split())
-    declared = study.CLAIM
-    assert words.startswith(f"Claim {number}: {declared.statement} Source: {declared.source}")
-    fields = {"Expected": declared.expect, "Smaller": declared.scale, "Twin": declared.twin}
-    for name, value in fields.items():
-        assert (f"{name}: {value}" in words) == bool(value)
-    assert f"Cost: about {declared.minutes:g} minutes on two CPU cores" in words
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_group_says_what_a_reader_needs(number):
+    study = registry.module(number)
+    group, words = study.GROUP, " ".join(table.description(study).split())
+    assert words.startswith(f"Claim {number}: {group.title}")
+    assert words.endswith(" ".join(registry.notes(study).split()))
     title = study.__doc__.partition("\n")[0]
     assert title.endswith(".") and title.split()[0].endswith("s")  # what it does
-    notes = study.__doc__.partition("\n\n")[2]
-    assert words.endswith(" ".join(notes.split()))
-    assert declared.statement not in study.__doc__  # said once, in CLAIM
+    for one in group.claims:
+        for said in (one.statement, one.why, one.expect, one.rule.label):
+            assert " ".join(said.split()) in words
+        assert one.statement not in study.__doc__  # said once
+        assert one.change, f"{group.id(one)} does not say what would change our mind"
+    if len(group.scales) > 2:  # what the source trains is one of them, or is said beside them
+        assert any(scale.of_source or "the source" in scale.text for scale in group.scales)
 
 
-@pytest.mark.parametrize("number", sorted(records.files()))
-def test_every_arm_is_a_valid_config(number):
-    study = records.module(number)
-    for arm in study.CLAIM.arms if hasattr(study, "get_config") else ():
-        validate.check(study.get_config(arm))
-        if "configs/mlp_cnn/full.py" in study.CLAIM.twin:
-            whole = validate.check(full.get_config(f"{number}.{arm}"))
-            assert (whole["data"]["side"], whole["data"]["train_size"]) == (28, 0)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_arm_at_every_scale_is_a_valid_config(number):
+    study = registry.module(number)
+    for scale in study.GROUP.scales:
+        assert registry.config_hash(study, scale)
+        for arm in study.GROUP.arms if registry.trains(study) else ():
+            validate.check(study.get_config(arm, scale.name))
+            rate = study.GROUP.rates[0] if study.GROUP.rates else None
+            config = replicates.config_of(study, scale, arm, rate, 3)
+            assert (config.seed, config.data.draw) == (3, 3)
 
 
-def test_a_twin_of_no_arm_says_which_there_are():
-    for variant, message in (("1.bn", "claims: 13, "), ("13.x", "trains no arm 'x'; none, bn, ln")):
-        with pytest.raises(UsageError, match=message):
-            full.get_config(variant)
+# --------------------------------------------------------------------------------------- records
 
+OWN = '''"""Counts a."""
+from experiments.ledger.claims import Claim, Group, Scale, more
 
-def test_the_ledger_says_how_many_runs_diverged():
-    diverged = {"m": [1.0, 0.0], "diverged": [1.0, 0.0]}
-    sound = {"m": [1.0, 0.0], "diverged": [0.0, 0.0]}
-    declared = Claim(1, "s", "s", "e", ("a", "b"), (more("a", "b", "m"),))
-    record = {"arms": {"a": {"metrics": diverged}, "b": {"metrics": sound}}}
-    assert table.arms(declared, record).endswith("; diverged: a 1 of 2")
-    record["arms"]["a"]["metrics"] = sound
-    assert "diverged" not in table.arms(declared, record)
-    record["arms"]["a"]["metrics"] = {"m": [1.0, 0.0]}  # computed, not trained
-    assert "diverged" not in table.arms(declared, record)
-
-
-def test_the_ledger_agrees_with_the_records():
-    results = ROOT / "results" / "claims"
-    assert (ROOT / "RESULTS.md").read_text() == table.write(results), (
-        "run: python -m experiments.report --results"
-    )
-    named = {records.record_path(n, results).name for n in records.files()}
-    assert {p.name for p in results.glob("*.json")} <= named
-    for number in records.files():
-        if records.read(number, results):
-            assert records.record_path(number, results).with_suffix(".png").exists()
-
-
-OWN = '''"""A claim 1 of our own, that is computed."""
-from experiments.ledger.rules import Claim, more
-
-CLAIM = Claim(1, "a is more", "nobody", "so it is", ("a", "b"), (more("a", "b", "m"),))
+GROUP = Group(
+    1, "a and b", "letters", "nobody", "size",
+    (Scale("small", 1, "few", replicates=16), Scale("large", 2, "many", replicates=8)),
+    ("a", "b"),
+    (Claim("", "a is more", "a is more than b", more("a", "b", "m"), 0.1, "half of 0.2", "0.2",
+           0.2, ()),),
+)
 BASE = {"a": 1.0, "b": 0.0}
 calls = []
 
 
-def measure(arm, seed):
+def measure(arm, seed, scale):
     """Count."""
-    calls.append((arm, seed))
-    return {"m": BASE[arm] + 0.01 * seed, "odd": float("inf")}
+    calls.append((arm, seed, scale))
+    return {"m": BASE[arm] + 0.5 * (seed % 2), "odd": float("inf")}
 '''
 
 
@@ -172,128 +84,271 @@ def own(folder, source=OWN):
     return study
 
 
-@pytest.fixture
-def counted(monkeypatch, tmp_path):
-    study = own(tmp_path)
-    monkeypatch.setattr(records, "module", lambda number: study)
-    return study, tmp_path / "results"
+def git(folder, *words):
+    return subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e@x", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
 
 
-def test_the_hash_of_a_measured_claim_is_of_its_code_and_its_helpers(tmp_path):
-    name = f"{records.folder.__name__}.helper"
+def run(study, tmp_path, scale="small", **options):
+    return claim.run(study, study.GROUP.scale(scale), tmp_path, tmp_path / "results", **options)
+
+
+def test_the_hash_of_a_measured_group_is_of_its_code_and_its_helpers(tmp_path):
     helper = own(tmp_path, "FACTOR = 1\n")
-    helper.__name__ = name
+    helper.__name__ = f"{registry.folder.__name__}.helper"
 
     def hash_of(source, beside=helper):
         study = own(tmp_path, source)
         study.helper = beside
-        return records.config_hash(study)
+        return registry.config_hash(study, study.GROUP.scales[0])
 
     usual = hash_of(OWN)
     reworded = OWN.replace("Count.", "Count again.\n\n    At length.")
     reworded = reworded.replace("BASE =", "# a comment\nBASE =")
     assert reworded != OWN and hash_of(reworded) == usual
     assert hash_of(OWN.replace("1.0", "2.0")) != usual  # what the function reads
-    assert hash_of(OWN.replace("0.01 *", "0.02 *")) != usual
+    assert hash_of(OWN.replace("0.5 *", "0.2 *")) != usual
     other = own(tmp_path, "FACTOR = 2\n")
-    other.__name__ = name
+    other.__name__ = helper.__name__
     assert hash_of(OWN, other) != usual
 
 
-def test_a_measured_claim_leaves_a_record_and_a_picture(counted, tmp_path):
-    study, results = counted
-    record = claim.run(1, tmp_path, results)
-    assert study.calls == [(arm, seed) for arm in "ab" for seed in range(1, 6)]
-    path = records.record_path(1, results)
-    assert json.loads(path.read_text()) == record == records.read(1, results)
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert record["arms"]["a"]["metrics"]["odd"] == [None] * 5
-    assert record["command"] == "python -m experiments.claim 1"
-    assert {"config_hash", "rule_hash", "date", "hardware", "versions"} <= set(record)
-    claim.run(1, tmp_path, results)
-    assert len(study.calls) == 10  # a record is shown, not study again
-    claim.run(1, tmp_path, results, fresh=True)
-    assert len(study.calls) == 20
-    cells = table.row(1, results)
-    assert cells[table.COLUMNS.index("verdict")] == "holds" and len(cells) == len(table.COLUMNS)
+def test_replicates_are_added_until_the_interval_is_narrow_or_the_budget_is_spent(tmp_path):
+    study = own(tmp_path)
+    record = run(study, tmp_path, draft=True)
+    assert record["replicates"] == 16  # never narrow: half of the replicates are half a unit apart
+    assert study.calls[0] == ("a", 1, "small")
+    path = records.path_of(1, "small", tmp_path / "results")
+    assert json.loads(path.read_text()) == record
+    assert record["arms"]["a"]["metrics"]["odd"] == [[None] * 16]
+    assert record["command"] == "python -m experiments.claim 1 --run --scale=small"
+    before = len(study.calls)
+    run(study, tmp_path, draft=True)
+    assert len(study.calls) == before  # what has enough is not run again
+    assert run(study, tmp_path, draft=True, limit=24)["replicates"] == 24
+    narrow = own(tmp_path, OWN.replace("0.5 *", "0.01 *"))
+    assert run(narrow, tmp_path, "large", draft=True)["replicates"] == 8
 
 
-def test_a_rule_changed_after_its_runs_is_refused(counted, tmp_path):
-    study, results = counted
-    claim.run(1, tmp_path, results)
-    study.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m", by=0.5),))
-    for act in (lambda: records.read(1, results), lambda: claim.run(1, tmp_path, results)):
-        with pytest.raises(UsageError, match=r"the rule of claim 1 .* was changed after its runs"):
-            act()
-    study.CLAIM = Claim(1, "a", "b", "c", ("a", "b"), (more("a", "b", "m"),), seeds=6)
-    with pytest.raises(UsageError, match=r"the config of claim 1 .* was changed after its runs"):
-        records.read(1, results)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("half of 0.2", "half of 0.3"), "claim 1 was changed after its runs"),
+        (("a is more than b", "b is more than a"), "claim 1 was changed after its runs"),
+        (("0.1, ", "0.01, "), "claim 1 was changed after its runs"),
+        (("nobody", "somebody"), "claim 1 was changed after its runs"),
+        (('Claim("",', 'Claim("a",'), "claim 1 was removed after its runs"),
+        (("few", "fewer"), "the config of claim 1 was changed"),
+        (("1.0", "2.0"), "the config of claim 1 was changed"),
+    ],
+)
+def test_a_record_of_something_else_is_refused(tmp_path, change, message):
+    run(own(tmp_path), tmp_path, draft=True, limit=8)
+    changed = own(tmp_path, OWN.replace(*change))
+    for act in (run, lambda study, at, draft=True: table.outcome(study, "", at / "results")):
+        with pytest.raises(UsageError, match=message):
+            act(changed, tmp_path, draft=True)
+    same_again = own(tmp_path, OWN.replace("replicates=16", "replicates=32"))
+    assert run(same_again, tmp_path, draft=True, limit=8)  # a larger budget changes nothing
 
 
-def test_a_claim_that_is_only_declared_says_so(counted, tmp_path):
-    study, results = counted
-    study.CLAIM = Claim(1, "a", "b", "c")
-    with pytest.raises(UsageError, match="declared, but has no experiment yet"):
-        claim.run(1, tmp_path, results)
-    assert table.row(1, results)[table.COLUMNS.index("verdict")] == "not run"
+def test_a_claim_is_registered_by_a_commit_that_is_older_than_its_record(tmp_path):
+    git(tmp_path, "init", "-q")
+    study = own(tmp_path)
+    with pytest.raises(UsageError, match=r"is not committed as it is now.*--draft"):
+        run(study, tmp_path)
+    git(tmp_path, "add", pathlib.Path(study.__file__).name)
+    git(tmp_path, "commit", "-qm", "register")
+    record = run(study, tmp_path, limit=8)
+    path = records.path_of(1, "small", tmp_path / "results")
+    assert record["registered"]["commit"] == git(tmp_path, "rev-parse", "HEAD")
+    assert registry.check_registration(record, path) == ""
+    git(tmp_path, "add", "results")
+    git(tmp_path, "commit", "-qm", "run")
+    assert registry.check_registration(record, path) == ""
+    late = {**record, "registered": {**record["registered"]}}
+    late["registered"]["commit"] = git(tmp_path, "rev-parse", "HEAD")
+    assert "at once" in registry.check_registration(late, path)
+    other = {**record, "registered": {**record["registered"]}}
+    other["registered"]["files"] = dict.fromkeys(record["registered"]["files"], "0" * 40)
+    assert "is not in commit" in registry.check_registration(other, path)
+    assert "a draft" in registry.check_registration({**record, "registered": None}, path)
+
+
+def test_answers_are_kept_a_bit_each(tmp_path):
+    bits = np.random.default_rng(0).random((2, 5, 13)) < 0.5
+    path = tmp_path / "1" / "small.json"
+    records.write(path, {"a": {"b": [1, 2]}}, {"a/test.population.accuracy": bits})
+    assert json.loads(path.read_text()) == {"a": {"b": [1, 2]}}
+    (read,) = records.read_answers(path).values()
+    assert read.dtype == bool and (read == bits).all()
+    assert records.read_answers(tmp_path / "other.json") == {}
+
+
+def test_a_damaged_record_says_so(tmp_path):
+    study = own(tmp_path)
+    path = records.path_of(1, "small", tmp_path / "results")
+    path.parent.mkdir(parents=True)
+    for text in ("", "{}", '{"claims": 1', "[]"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"small\.json is damaged .*; restore it from git"):
+            records.read(study, study.GROUP.scales[0], tmp_path / "results")
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def test_a_replicate_redraws_the_training_and_validation_sets(tiny):
+    from experiments.data import datasets
+
+    config = validate.check(tiny("lstm"))
+    draws = [datasets.load("digits", options={**config["data"], "draw": n}) for n in (0, 1, 1, 2)]
+    shapes = [tuple(len(s.labels) for s in d[:3]) for d in draws]
+    assert len(set(shapes)) == 1  # the same sizes, so one compiled program
+
+    def rows(split):
+        return {p.tobytes() for p in np.asarray(split.pixels)}
+
+    for d in draws:
+        assert (d.test.pixels == draws[0].test.pixels).all()
+    whole = rows(draws[0].train) | rows(draws[0].valid)
+    assert rows(draws[1].train) | rows(draws[1].valid) == whole
+    assert (draws[1].train.pixels == draws[2].train.pixels).all()
+    assert rows(draws[1].valid) not in (rows(draws[0].valid), rows(draws[3].valid))
 
 
 @pytest.mark.slow
-def test_a_trained_claim_tunes_each_arm_and_pairs_its_seeds(monkeypatch, tmp_path, tiny):
-    """Tiny nets, real training: rates tried on seed 0, seeds 1 and 2 at the best."""
+def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny):
+    """Tiny nets, real training: two arms, three rates of which one diverges, four replicates."""
+    source = OWN.replace('("a", "b"),', '("3", "4"),').replace(
+        'more("a", "b", "m")', 'more("4", "3", "test.population.accuracy")'
+    )
+    source = source[: source.index("BASE")].replace("0.2, ()),),", "0.2, ()),), (1e-3, 1e-2, 1e20)")
+    study = own(tmp_path, source)
 
-    def get_config(arm):
-        config = tiny("lstm", steps=4, log_every=2, eval_every=2, checkpoint_every=4)
+    def get_config(arm, scale):
+        config = tiny("lstm", steps=4, log_every=2, eval_every=1, checkpoint_every=4)
         config.model.hidden = int(arm)
         config.optim.update(name="sgd", clip_norm=0.0, l2=1e-3)
         return config
 
-    def extra(run):
-        return {"width": float(run.task.layer.features_out), "digits": float(run.dataset.classes)}
+    study.get_config = get_config
+    study.extra = lambda run: {"width": float(run.task.layer.features_out)}
+    record = run(study, tmp_path, draft=True, limit=4)
+    answers = records.read_answers(records.path_of(1, "small", tmp_path / "results"))
+    metric = "test.population.accuracy"
+    for arm in study.GROUP.arms:
+        found = record["arms"][arm]
+        assert found["rates"] == [1e-3, 1e-2, 1e20]
+        assert np.array(found["metrics"]["diverged"]).tolist() == [[0] * 4, [0] * 4, [1] * 4]
+        bits, scores = answers[f"{arm}/{metric}"], np.array(found["metrics"][metric])
+        assert bits.shape == (3, 4, 180)
+        np.testing.assert_allclose(bits[:2].mean(-1), scores[:2], atol=1e-6)
+        assert abs(bits[2].mean() - 0.1) < 0.05 and (scores[2] == np.float32(0.1)).all()
+        assert len(found["curves"]["valid.loss"][0]) == 4
+        assert len(set(found["metrics"]["train.loss"][0])) == 4  # every replicate is another draw
+    assert claim.run(  # a stopped claim continues: nothing is trained again
+        study, study.GROUP.scale("small"), tmp_path, tmp_path / "again", limit=4, draft=True
+    )["arms"] == {
+        name: {**arm, "seconds": pytest.approx(arm["seconds"], abs=0.2)}
+        for name, arm in record["arms"].items()
+    }
 
-    declared = Claim(
-        1,
-        "s",
-        "p",
-        "e",
-        ("3", "4"),
-        (more("4", "3", "test.population.accuracy"),),
-        rates=(1e-3, 1e-2, 1e20),
-        seeds=2,
-        tune="area.valid",
+
+# ----------------------------------------------------------------------------------- what is seen
+
+
+AGAIN = "run: python -m experiments.report --results"
+
+
+def test_what_people_read_is_made_from_the_ledger():
+    gathered = json.loads((ROOT / "results" / "ledger.json").read_text())
+    assert (ROOT / "RESULTS.md").read_text() == table.write(gathered), AGAIN
+    assert (ROOT / "results" / "ledger.csv").read_text() == summary.table(gathered), AGAIN
+    assert [group["number"] for group in gathered["groups"]] == NUMBERS, AGAIN
+    known = {
+        records.path_of(n, scale.name, ROOT / "results" / "claims")
+        for n in NUMBERS
+        for scale in registry.module(n).GROUP.scales
+    }
+    assert set((ROOT / "results" / "claims").glob("*/*.json")) <= known
+
+
+def alike(a, b, where=""):
+    """Equal, but for the last digits of numbers."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            alike(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            alike(x, y, f"{where}/{i}")
+    elif isinstance(a, float) and isinstance(b, float):
+        assert a == pytest.approx(b, rel=2e-3, abs=1e-12), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.slow
+def test_the_ledger_is_what_the_records_give(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    alike(json.loads(pathlib.Path("results/ledger.json").read_text()), summary.ledger())
+
+
+def test_results_have_short_lines_and_nothing_fails():
+    text = (ROOT / "RESULTS.md").read_text()
+    assert all(len(line) <= 160 for line in text.splitlines())
+    assert "fails" not in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "claims").glob("*/*.json")))
+def test_every_record_was_registered_before_its_runs(path):
+    record = json.loads(path.read_text())
+    commit = record["registered"]["commit"]
+    known = subprocess.run(["git", "-C", ROOT, "cat-file", "-e", commit], capture_output=True)
+    if known.returncode:
+        pytest.skip("not a checkout with its whole history")
+    assert registry.check_registration(record, path) == ""
+
+
+def test_a_draft_enters_no_ledger(tmp_path, monkeypatch):
+    study = own(tmp_path)
+    run(study, tmp_path, draft=True, limit=8)
+    monkeypatch.setattr(registry, "files", lambda: {1: (pathlib.Path(study.__file__), "own")})
+    monkeypatch.setattr(registry, "module", lambda number: study)
+    with pytest.raises(UsageError, match="is a draft"):
+        summary.ledger(tmp_path / "results")
+
+
+def test_q_corrects_for_every_claim_and_scale_that_was_tested(tmp_path, monkeypatch):
+    study = own(tmp_path)
+    monkeypatch.setattr(registry, "files", lambda: {1: (pathlib.Path("configs/x/own.py"), "own")})
+    monkeypatch.setattr(registry, "module", lambda number: study)
+    monkeypatch.setattr(
+        registry, "register", lambda study: {"commit": "c" * 40, "files": {"own": "b"}}
     )
-    study = types.SimpleNamespace(CLAIM=declared, get_config=get_config, extra=extra)
-    monkeypatch.setattr(records, "module", lambda number: study)
-    monkeypatch.setattr(records.inspect, "getsource", lambda function: "source")
-    record = claim.run(1, tmp_path / "runs", tmp_path / "results")
-    for arm in declared.arms:
-        tuned_arm = record["arms"][arm]
-        assert tuned_arm["rate"] == 1e-2 and tuned_arm["seeds"] == [1, 2]
-        assert tuned_arm["metrics"]["diverged"] == [0.0, 0.0]
-        assert tuned_arm["metrics"]["width"] == [float(arm)] * 2
-        assert tuned_arm["tuned"]["1e+20"] is None  # diverged, though log(10) is not the worst loss
-        assert tuned_arm["curves"]["valid.step"] == [2, 4]
-        assert len(tuned_arm["curves"]["train.loss"]["mean"]) == 2
+    for scale in ("small", "large"):
+        run(study, tmp_path, scale, limit=8)
+    gathered = summary.ledger(tmp_path / "results")
+    (group,) = gathered["groups"]
+    p = [entry["p"] for entry in group["claims"][0]["at"]]
+    assert [entry["q"] for entry in group["claims"][0]["at"]] == pytest.approx(
+        [2 * p[0], 2 * p[0]], rel=1e-3
+    )
+    (line,) = [row for row in table.write(gathered).splitlines() if row.startswith("| [1]")]
+    assert "supported at all sizes" in line and "+0.2" in line
+    assert summary.table(gathered).count("\n") == 3
 
 
-def test_a_grid_goes_on_where_its_best_rate_is_an_end(monkeypatch, tmp_path):
-    def tuned(score, *rates):
-        tried = []
-
-        def member(config, at):
-            tried.append(config["optim.learning_rate"])
-            lost = float(tried[-1] > 5)
-            return {"metrics": {"m": score(tried[-1]), "diverged": lost}, "seconds": 1.0}
-
-        monkeypatch.setattr(claim.members, "with_changes", lambda config, changes: changes)
-        monkeypatch.setattr(claim.members, "run_member", member)
-        declared = Claim(1, "s", "p", "e", ("a",), rates=rates, tune="m")
-        known, best, seconds = claim._tune(declared, None, tmp_path)
-        assert seconds == len(tried) == len(known)
-        return best, tried
-
-    grid = (0.01, 0.03, 0.1)
-    assert tuned(lambda rate: -abs(rate - 0.03), *grid) == (0.03, [*grid])
-    assert tuned(lambda rate: -abs(rate - 0.9), *grid) == (1.0, [*grid, 0.3, 1.0, 3.0])
-    assert tuned(lambda rate: -rate, *grid) == (0.0003, [*grid, 0.003, 0.001, 0.0003])
-    assert tuned(lambda rate: rate, 1.0, 3.0) == (3.0, [1.0, 3.0, 10.0])  # 10 diverges
+def test_the_command_shows_and_refuses(tmp_path):
+    study = own(tmp_path)
+    text = table.outcome(study, "", tmp_path / "results")
+    assert text.splitlines()[0].startswith("small: not run; python -m experiments.claim 1 --run")
+    run(study, tmp_path, draft=True, limit=8)
+    text = table.outcome(study, "", tmp_path / "results")
+    assert "small: 8 replicates" in text and "a draft" in text and "1 supported: a − b, m" in text

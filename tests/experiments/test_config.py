@@ -183,6 +183,8 @@ def test_gamma_is_one_key_for_all_norms():
         ("data.shuffle", "never", "config.data.shuffle='never' is unknown; known: epoch, once"),
         ("model.recurrent_init", "idendity", "recurrent_init='idendity'"),
         ("model.hidden", 0, "config.model.hidden=0 must be an integer at least 1"),
+        ("data.fold", 7, "config.data.fold=7 must be an integer at least 0 and at most 6"),
+        ("data.fold", 2, "holds out a speaker of fsdd; digits has none: write config.data.fold=0"),
         ("model.norm_x.eps", -1.0, "config.model.norm_x.eps=-1.0 must be a number at least 0"),
     ],
 )

@@ -33,6 +33,23 @@ def test_permute_is_a_permutation_and_sample_is_not():
     np.testing.assert_array_equal(images.pixel_order("permute", 0, 784), permuted)
 
 
+def test_images_are_moved_and_dimmed_by_amounts_that_never_change():
+    usual, moved = (datasets.load("digits", options={"shift": n}).test.pixels for n in (0, 2))
+    again = datasets.load("digits", options={"shift": 2}).test.pixels
+    np.testing.assert_array_equal(moved, again)
+    usual, moved = usual.reshape(-1, 8, 8), moved.reshape(-1, 8, 8)
+    padded = np.pad(usual, ((0, 0), (2, 2), (2, 2)))
+    places = [(i, j) for i in range(5) for j in range(5)]
+    hits = [(moved == padded[:, i : i + 8, j : j + 8]).all((1, 2)) for i, j in places]
+    assert np.any(hits, 0).all()  # each is its image at one of the 25 places
+    assert (moved != usual).any((1, 2)).mean() > 0.9 and np.mean(hits, 1).max() < 0.15
+
+    dim = datasets.load("digits", options={"contrast": 4.0}).test.pixels.reshape(-1, 8, 8)
+    ratio = dim.std((1, 2)) / usual.std((1, 2))
+    assert 0.2 < ratio.min() < 0.3 and 0.9 < ratio.max() < 1.05
+    np.testing.assert_allclose(dim.mean((1, 2)), usual.mean((1, 2)), atol=0.51)  # to whole bytes
+
+
 def test_every_epoch_has_all_examples_in_a_new_order():
     iterator = batches.batches(12, 4, seed=0)
     first, second = (np.concatenate([next(iterator) for _ in range(3)]) for _ in range(2))

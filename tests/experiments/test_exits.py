@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 
 import jax
 import pytest
@@ -282,3 +283,20 @@ def test_a_second_signal_is_final():
         assert stop.number == signal.SIGTERM
         stop.when -= 1
         stop._note(signal.SIGTERM, None)
+
+
+def test_writes_that_end_after_the_failed_one_print_nothing(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda late: printed.append(str(late.exc_value)))
+    exits.hide_late_callbacks()
+
+    class Ends:
+        def __init__(self, error):
+            self.error = error
+
+        def __del__(self):
+            raise self.error
+
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("other"), OSError("closed")):
+        Ends(error)
+    assert printed == ["other", "closed"]

@@ -13,13 +13,12 @@ from configs.mlp_cnn import _protocol
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import splits
-from experiments.ledger import records
+from experiments.ledger import registry
 from experiments.runtime import step
 from experiments.tasks import Batch, image
 from experiments.usage import UsageError
 
-CLAIMS = [n for n, (path, _) in records.files().items() if path.parent.name == "mlp_cnn"]
-TRAINED = [n for n in CLAIMS if hasattr(records.module(n), "get_config")]
+CLAIMS = [n for n, (path, _) in registry.files().items() if path.parent.name == "mlp_cnn"]
 BN = {"name": "batch_norm"}
 
 
@@ -44,12 +43,12 @@ def close(a, b, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("number", TRAINED)
+@pytest.mark.parametrize("number", CLAIMS)
 def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
-    study = records.module(number)
+    study = registry.module(number)
     split = make_split(4, side=14)
     dataset = splits.Dataset(split, split, split, 255.0, 10)
-    for arm in study.CLAIM.arms:
+    for arm in study.GROUP.arms if registry.trains(study) else ():
         config = validate.check(study.get_config(arm))
         assert config["name"] == arm
         task = tasks.build(config, dataset)
@@ -128,6 +127,22 @@ def test_members_trained_side_by_side_are_those_trained_alone():
     for part in ("params", "norm", "window"):
         close(jax.tree.map(lambda x: x[1], together[part]), alone[part], rtol=1e-4)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(alone[part]))
+
+
+def test_dropout_of_the_last_hidden_layer_leaves_the_others_whole():
+    config = _protocol.images("a", arch="mlp", hidden=6, dropout=0.5, dropout_last=True)
+    dataset = splits.Dataset(*[make_split()] * 3, 255.0, 10)
+    task = tasks.build(validate.check(config), dataset)
+    assert [task.drops(i) for i in range(len(task.layers))] == [False, True]
+    assert [make_task("mlp", dropout=0.5).drops(i) for i in (0, 1)] == [True, True]
+    assert not make_task("mlp").drops(1)
+
+
+def test_raw_bytes_reach_the_network_unscaled():
+    dataset = splits.Dataset(*[make_split()] * 3, 255.0, 10)
+    for raw, white in ((True, 1.0), (False, 255.0)):
+        config = validate.check(_protocol.images("a", arch="mlp", hidden=6, raw=raw))
+        assert tasks.build(config, dataset).white == white
 
 
 @pytest.mark.parametrize("order", [("dropout", "norm", "act"), ("norm", "act", "dropout")])

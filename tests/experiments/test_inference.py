@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.ledger import inference
+from experiments import same_arm as same_arm_command
+from experiments.ledger import inference, same_arm
 from experiments.ledger.inference import Arm, Effect
 
 
@@ -152,9 +156,8 @@ def test_holm_against_the_definition():
 
 def test_replicates_stop_by_the_width_alone():
     narrow, wide = Effect(9.0, 0.2, 30.0, (8, 8)), Effect(9.0, 0.6, 30.0, (8, 8))
-    assert inference.enough(narrow, 1.0) and not inference.enough(wide, 1.0)
-    assert inference.enough(Effect(9.0, 0.6, 30.0, (64, 64)), 1.0)
-    assert inference.enough(Effect(0.0, 0.2, 30.0, (8, 8)), 1.0)
+    assert inference.narrow(narrow, 1.0) and not inference.narrow(wide, 1.0)
+    assert inference.narrow(Effect(0.0, 0.2, 30.0, (8, 8)), 1.0)
 
 
 def test_mistakes_say_what_to_write():
@@ -167,3 +170,39 @@ def test_mistakes_say_what_to_write():
     arms = {"a": Arm(np.zeros((1, 4)), np.zeros((1, 4, 5), bool)), "b": Arm(np.zeros((1, 4)))}
     with pytest.raises(ValueError, match="different numbers of test examples"):
         inference.effect(arms, {"a": 1.0, "b": -1.0})
+
+
+AA = pathlib.Path(__file__).parents[2] / "results" / "aa.json"
+
+
+def test_the_protocol_passes_on_runs_that_differ_by_chance():
+    """The figures on the ledger's page; the slow test draws them again."""
+    if not AA.exists():
+        pytest.skip("results/aa.json is absent: python -m experiments.same_arm")
+    for case in json.loads(AA.read_text())["cases"]:
+        shares = case["shares"]
+        assert case["times"] >= 1000
+        assert shares["supported"] + shares["reversed"] <= 0.05
+
+
+@pytest.mark.slow
+def test_an_arm_does_not_differ_from_itself(monkeypatch):
+    """From runs that were really trained, three hundred pairs of each pool."""
+    monkeypatch.chdir(AA.parents[1])
+    if not AA.exists():
+        pytest.skip("results/aa.json is absent: python -m experiments.same_arm")
+    for case in same_arm_command.cases(300):
+        shares = case["shares"]
+        assert shares["supported"] + shares["reversed"] <= 0.05
+        assert shares["excludes 0"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_pool_of_runs_that_all_agree_or_are_too_few():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.5, 0.1, (3, 32))
+    record = {"arms": {"a": {"metrics": {"m": scores.tolist()}}}}
+    shares = same_arm.false_verdicts(record, {}, "a", "m", 0.1, times=40, draws=200)
+    assert sum(shares[v] for v in ("supported", "reversed", "negligible", "inconclusive")) == 1
+    assert shares["supported"] + shares["reversed"] <= 0.05
+    with pytest.raises(ValueError, match="two arms of 17 need 34"):
+        same_arm.false_verdicts(record, {}, "a", "m", 0.1, replicates=17)

@@ -73,6 +73,18 @@ def test_a_report_names_what_went_first():
     )
 
 
+def test_a_report_names_the_norm_whose_squares_overflow():
+    """Inputs and parameters are finite, and so are the running averages, which skip the batch."""
+    task = models.MODELS["cnn"]
+    split = jax.tree.map(jnp.asarray, models.rows())
+    config = {"seed": 0, "log_every": 3, "optim": OPTIM}
+    now = step.start(task, step.optimizer(OPTIM), config)["now"]
+    now["params"]["conv2"] = jax.tree.map(lambda w: w * 1e24, now["params"]["conv2"])
+    line = nonfinite.report(task, now, split, np.arange(4, 16), None)
+    first = line.split(". Then")[0]
+    assert first == "Not finite first: what these norms measured of the batch: norm2"
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)

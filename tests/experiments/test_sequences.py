@@ -90,6 +90,53 @@ def test_spoken_digits_have_their_lengths(data_dir):
     inside = np.arange(40) < sets.train.lengths[:, None]
     np.testing.assert_allclose(sets.train.x[inside].mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(sets.train.x[inside].std(0), 1, atol=1e-3)
+    fold = datasets.load("fsdd", options={"length": 40, "fold": 3})
+    assert [splits.size(s) for s in fold[:3]] == [defaults.FOLD_SIZE, 250, 500]
+
+
+def test_a_fold_holds_out_a_speaker(monkeypatch):
+    """Six speakers, ten digits, fifty recordings; a frame says who, which digit and which one."""
+    said = [
+        sequences.Recording(np.full((2, sequences.MELS), 100.0 * s + i + d / 16), d, s, i)
+        for s in range(6)
+        for d in range(10)
+        for i in range(50)
+    ]
+    monkeypatch.setattr(sequences, "_recordings", lambda folder, length: said)
+    parts = sequences.fsdd.__wrapped__("folder", 3, 2)
+    assert [splits.size(part) for part in parts] == [defaults.FOLD_SIZE, 250, 500]
+    train = [r for r in said if r.speaker != 1 and not 5 <= r.number < 10]
+    values = np.array([r.frames[0, 0] for r in train])
+
+    def speakers_and_numbers(part):
+        np.testing.assert_array_equal(part.x[:, 2], 0)
+        value = part.x[:, 0, 0] * values.std() + values.mean()  # standardized by training alone
+        return {(int(v // 100), int(v % 100)) for v in value + 1e-2}
+
+    others = {0, 2, 3, 4, 5}
+    assert speakers_and_numbers(parts[2]) == {(1, i) for i in range(50)}
+    assert speakers_and_numbers(parts[1]) == {(s, i) for s in others for i in range(5, 10)}
+    assert speakers_and_numbers(parts[0]) == {(r.speaker, r.number) for r in train}
+
+
+def test_a_draw_within_a_fold_leaves_its_validation_set(monkeypatch):
+    def part(start, size):
+        numbers = np.arange(start, start + size)
+        return sequences.Sequences(numbers[:, None], np.ones(size), numbers % 10)
+
+    whole = part(0, 40), part(40, 10), part(50, 20)
+    monkeypatch.setattr(datasets.sequences, "load", lambda *arguments: (whole, 10, 0, None))
+    monkeypatch.setattr(datasets, "find", lambda *arguments: "folder")
+    monkeypatch.setattr(datasets, "cache_locally", lambda folder: folder)
+    options = {"length": 1, "draw": 3, "train_size": 15}
+    held_out = datasets.load("fsdd", options={**options, "fold": 2})
+    drawn = held_out.train.labels
+    assert len(drawn) == 15 and held_out.train.x.max() < 40
+    np.testing.assert_array_equal(held_out.valid.x, whole[1].x)
+    other = datasets.load("fsdd", options={**options, "fold": 2, "draw": 4})
+    assert set(other.train.x[:, 0]) != set(held_out.train.x[:, 0])
+    pooled = datasets.load("fsdd", options={**options, "fold": 0, "train_size": 0})
+    assert pooled.train.x.max() > 40 and pooled.valid.x.min() < 40
 
 
 @pytest.mark.slow

@@ -24,6 +24,18 @@ def test_a_misspelt_key_is_told(tiny):
         members.with_changes(tiny(), {"optim.learning_rat": 1.0})
 
 
+def test_changes_are_made_in_a_copy(tiny):
+    """Of the groups too, so that members made from one config are independent."""
+    config = tiny()
+    fast, slow = (
+        members.with_changes(config, {"optim.learning_rate": rate, "gamma": gamma})
+        for rate, gamma in ((0.1, 0.2), (0.01, 0.3))
+    )
+    assert (fast.optim.learning_rate, slow.optim.learning_rate) == (0.1, 0.01)
+    assert (fast.model.norm_h.scale_init, slow.model.norm_h.scale_init) == (0.2, 0.3)
+    assert config == tiny()
+
+
 def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     config = tiny("lstm", steps=6, log_every=3, eval_every=3, checkpoint_every=6)
     cells = list(sweep.grid(["optim.learning_rate=0.01,0.001"]))
@@ -43,6 +55,9 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "sweep.json").read_text()) == results and len(results) == 2
     whole = sweep.sweep(config, tmp_path / "whole", seeds=1, cells=cells[1:])
     assert results[1]["metrics"] == whole[0]["metrics"]
+    metrics = whole[0]["metrics"]
+    errors = 1 - metrics["valid.batch.accuracy"]
+    np.testing.assert_allclose(np.exp(metrics["valid.batch.log_error"]), errors)
     lines = sweep.table(results, "loss").splitlines()
     assert len(lines) == 2 and lines[0].startswith("optim.learning_rate=0.01: valid.batch.loss")
     both = [{**r, "cell": {}} for r in results]
@@ -59,5 +74,6 @@ def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeyp
     assert metrics["diverged"] == 1 and metrics["test.population.accuracy"] == 0.1
     np.testing.assert_allclose(metrics["area.valid"], np.log(10))
     assert np.isnan([metrics[name] for name in ("rough.valid", "gap.end")]).all()
+    np.testing.assert_allclose(metrics["test.population.log_error"], np.log(0.9))
     monkeypatch.setattr(run, "train", None)  # and is not tried again
     assert members.run_member(config, tmp_path / "run") == result
