@@ -73,19 +73,11 @@ def train_together(
             `run.train` refuses.
         Interrupted: a signal stopped the group, after its checkpoint was written.
 
-    Example:
-        >>> import tempfile
-        >>> from configs.recurrent_bn import digits
-        >>> from experiments.runtime import members, together
-        >>> changes = {"steps": 2, "model.hidden": 4, "data.side": 2, "devices": 1}
-        >>> config = members.with_changes(digits.get_config("lstm"), changes)
-        >>> configs = [members.with_changes(config, {"seed": seed}) for seed in (0, 1)]
-        >>> folder = tempfile.mkdtemp()
-        >>> finals = together.train_together(configs, [f"{folder}/0", f"{folder}/1"])
-        ... # doctest: +ELLIPSIS
-        lstm, 2 together: ...
-        >>> [final["seed"] for final in finals]
-        [0, 1]
+    Example::
+
+        arm = digits.get_config("lstm")
+        configs = [members.with_changes(arm, {"seed": seed}) for seed in range(8)]
+        finals = train_together(configs, [folder / str(seed) for seed in range(8)])
     """
     plain = [validate.check(config) for config in configs]
     folders = [epath.Path(workdir) for workdir in workdirs]
