@@ -75,7 +75,7 @@ def check(
         )
     if mask is None or isinstance(mask, jax.core.Tracer) or isinstance(m.count, jax.core.Tracer):
         return
-    if single := int((np.asarray(m.count) == 1).sum()):
+    if single := int(np.count_nonzero(np.asarray(m.count) == 1)):
         raise ValueError(
             f"{who}: the mask leaves one value of x of shape {shape} for {single} of "
             f"{np.size(m.count)} statistics. Their variance is 0, so that the output is the bias "
