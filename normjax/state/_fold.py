@@ -59,7 +59,7 @@ def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
     params = _names.named(Affine, params)
     if isinstance(state, Mapping) and state:
         read = _names.read_statistics(state)
-        if read is None:
+        if read is None or (isinstance(norm, BatchNorm) and set(state) == {"mean"}):
             raise ValueError(
                 f"fold was given a state of the names {sorted(state)}: pass what init returned, or "
                 'a dictionary {"mean": ..., "var": ...}'

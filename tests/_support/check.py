@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
 
@@ -361,7 +362,11 @@ def accumulation(sample):
     if not sample.norm.stateful:
         return
     params, state, x = started(sample)
-    gather = jax.jit(lambda s, x: sample.norm.apply(params, s, x, stats="batch")[1])
+    # A microbatch of one is normalized to the bias, and counts like any other.
+    norm = sample.norm
+    if hasattr(norm, "allow_single"):
+        norm = dataclasses.replace(norm, allow_single=True)
+    gather = jax.jit(lambda s, x: norm.apply(params, s, x, stats="batch")[1])
     full = gather(nj.accumulate_statistics(state), x)
     parts = nj.accumulate_statistics(state)
     for micro in (x[:1], x[1:3], x[3:]):

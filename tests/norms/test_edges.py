@@ -36,7 +36,7 @@ def test_sequence_wise_keeps_samples_apart_where_the_norm_does(norm):
 
 def test_unbiased_estimates_leave_single_values_out():
     """m / (m - 1) does not exist at m = 1; such a batch says something of the mean alone."""
-    norm = nj.batch_norm(correction=1, decay=0.5)
+    norm = nj.batch_norm(correction=1, decay=0.5, allow_single=True)
     params, state = norm.init((1, 1))
     pair, one = jnp.array([[1.0], [3.0]]), jnp.array([[6.0]])
     got = nj.population_statistics(norm, params, state, [pair, one], how="unbiased")
