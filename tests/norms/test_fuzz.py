@@ -20,7 +20,7 @@ from normjax import testing
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
-EXAMPLES = 12  # of each norm, the same ones in every run
+EXAMPLES = 8  # of each norm, the same ones in every run
 HERE = pathlib.Path(nj.__file__).parent
 
 # Of norms whose output is (x - mean) / root of a mean square: the axes averaged, whether it
