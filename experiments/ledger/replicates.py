@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -211,7 +211,12 @@ def train(
     ]
     with (
         contextlib.redirect_stdout(_Notes(sys.stdout)),
-        tqdm(total=len(runs), unit="run", desc=f"{study.GROUP.number} {scale.name}") as bar,
+        tqdm(
+            total=len(runs),
+            unit="run",
+            desc=f"{study.GROUP.number} {scale.name}",
+            disable=None,  # no bar where there is no terminal
+        ) as bar,
     ):
         for _ in members.run_members(runs, together=together, workers=workers):
             bar.update()
@@ -229,6 +234,7 @@ def gather(
     group: Group = study.GROUP
     arms: dict[str, Any] = {}
     answers: records.Answers = {}
+    found_of: dict[str, Any] = {}
     tag = registry.config_hash(study, scale)
     for arm in group.arms:
         if not registry.trains(study):
@@ -255,7 +261,10 @@ def gather(
             arms[arm]["folds"] = [c.data.fold for c in configs]
             continue
         for metric in (m for m in group.metrics() if answered(m)):
-            answers[f"{arm}/{metric}"] = _stack(found, metric)
+            found_of[f"{arm}/{metric}"] = found
+    size = max((len(a) for rows in found_of.values() for a in _answers_in(rows)), default=0)
+    for key, rows in found_of.items():
+        answers[key] = _stack(rows, key.partition("/")[2], size)
     return arms, answers
 
 
@@ -275,9 +284,14 @@ def _lists(found: Sequence[Sequence[Any]], kept: Sequence[str] | None) -> dict[s
     return {"metrics": metrics, "curves": curves}
 
 
-def _stack(found: Sequence[Sequence[dict[str, Any]]], metric: str) -> np.ndarray:
-    """Stack answers to `[rates, replicates, examples]`; a diverged run answers at random."""
-    size = max((len(r["answers"].get(metric, ())) for row in found for r in row), default=0)
+def _answers_in(found: Sequence[Sequence[dict[str, Any]]]) -> Iterator[np.ndarray]:
+    for row in found:
+        for result in row:
+            yield from result["answers"].values()
+
+
+def _stack(found: Sequence[Sequence[dict[str, Any]]], metric: str, size: int) -> np.ndarray:
+    """Stack answers to `[rates, replicates, size]`; a diverged run answers at random."""
     at_random = np.random.default_rng(0).random(size)
     rows = [
         [r["answers"].get(metric, at_random < r["metrics"][metric]) for r in row] for row in found
