@@ -17,6 +17,8 @@ from normjax.statistics import _moments, _normalize, _shapes
 from normjax.statistics._types import Array, PyTree
 from normjax.weights._direction import resolve_reduced_axes
 
+HUGE = 1e15  # squares of smaller weights, and the gradient's products, are within float32
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class WeightStandardization(Reparam):
@@ -71,12 +73,18 @@ class WeightStandardization(Reparam):
         narrow = jnp.asarray(params.v)
         v = _shapes.widen_half(narrow)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
+        remaining = [a for a in range(v.ndim) if a not in axes]
+        # Squares of huge weights overflow. Their scale cancels, and eps is nothing beside it.
+        top = lax.stop_gradient(jnp.max(jnp.abs(v), axis=axes, initial=0))
+        huge = top > HUGE
+        v = v / _shapes.expand(jnp.where(huge, top, 1).astype(v.dtype), remaining, v.ndim)
         m = _moments.moments(v, axes)
         gain = jnp.ones_like(m.var) if params.g is None else params.g
         gain = jnp.asarray(gain).astype(m.var.dtype)
+        spread = jnp.where(huge & (m.var > 0), m.var, 1)
+        gain = gain * jnp.where(huge, lax.sqrt((spread + self.eps) / spread), 1)
         if self.fan_in:  # m.count is n, the number of weights into one output
             gain = gain * lax.rsqrt(m.count)
-        remaining = [a for a in range(v.ndim) if a not in axes]
         scale = _shapes.expand(gain, remaining, v.ndim)
         w = _normalize.normalize(v, m, axes, scale=scale, eps=self.eps)
         return w.astype(narrow.dtype), state
