@@ -1,8 +1,9 @@
 """Draw one arm's runs a thousand times as two arms, and count the verdicts that they differ.
 
-    python -m experiments.same_arm [--times=1000]
+    python -m experiments.same_arm [--times=1000] [--workers=2] [--workdir=runs/claims]
 
-Reads the records of `experiments.ledger.same_arm.POOLS` and writes results/aa.json, whose figures
+Trains a pool of 64 replicates of an arm, at every rate of its group, unless they are finished;
+writes their numbers to results/aa/pool.json and the shares of verdicts to results/aa.json. They
 stand on the ledger's page: the protocol may give at most 5 % false verdicts.
 """
 
@@ -10,60 +11,89 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
+from etils import epath
 
 from experiments.config import command_line
-from experiments.ledger import records, registry, same_arm
-from experiments.runtime.workdir import write_json
-from experiments.usage import UsageError, usage
+from experiments.ledger import records, replicates, same_arm
+from experiments.runtime import exits
+from experiments.runtime.workdir import hardware, versions, write_json
+from experiments.usage import UsageError
 
-_TIMES = flags.DEFINE_integer("times", 1000, "Pairs drawn from each pool.", allow_override=True)
+RESULTS = pathlib.Path("results")
+SIZES = (8, 16, 32)  # replicates of each of the two arms
+
+_TIMES = flags.DEFINE_integer("times", 1000, "Pairs drawn of each size.", allow_override=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/claims", "Folder of the pool's runs.", allow_override=True
+)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes that train at once.", allow_override=True)
 
 
-def cases(times: int, results: pathlib.Path = records.RESULTS) -> list[dict[str, Any]]:
-    """Return the shares of verdicts for every pool."""
+def train(workdir: pathlib.Path, workers: int = 1, results: pathlib.Path = RESULTS) -> None:
+    """Train the pool, unless results have it."""
+    path = results / "aa" / "pool.json"
+    if path.exists():
+        return
+    study, scale = same_arm.pool()
+    replicates.train(study, scale, same_arm.REPLICATES, workdir, workers=workers)
+    arms, answers = replicates.gather(study, scale, same_arm.REPLICATES, workdir)
+    record = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "replicates": same_arm.REPLICATES,
+        "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
+        "hardware": hardware(),
+        "versions": versions(),
+        "arms": arms,
+    }
+    records.write(path, record, answers)
+
+
+def cases(
+    record: Mapping[str, Any],
+    answers: records.Answers,
+    times: int,
+    sizes: Sequence[int] = SIZES,
+    metrics: Mapping[str, float] = same_arm.METRICS,
+) -> list[dict[str, Any]]:
+    """Return the shares of verdicts for every metric and size."""
+    where = {"claim": same_arm.GROUP, "scale": same_arm.SCALE, "arm": same_arm.ARM, "times": times}
     found = []
-    for number, name, arm, metric in same_arm.POOLS:
-        study = registry.module(number)
-        scale = study.GROUP.scale(name)
-        record = records.read(study, scale, results)
-        if record is None:
-            raise UsageError(
-                f"there is no record of claim {number} at {name}; write "
-                f"python -m experiments.claim {number} --run --scale={name}"
+    for metric, delta in metrics.items():
+        for size in sizes:
+            shares = same_arm.false_verdicts(
+                record, answers, same_arm.ARM, metric, delta, replicates=size, times=times
             )
-        answers = records.read_answers(records.path_of(number, name, results))
-        delta = min(c.delta for c in study.GROUP.claims if c.rule.terms[0].metric == metric)
-        shares = same_arm.false_verdicts(record, answers, arm, metric, delta, times=times)
-        case = {"claim": number, "scale": name, "arm": arm, "metric": metric, "delta": delta}
-        found.append(
-            {**case, "replicates": record["replicates"] // 2, "times": times, "shares": shares}
-        )
+            case = {"metric": metric, "delta": delta, "replicates": size, "shares": shares}
+            found.append({**where, **case})
     return found
 
 
 def main(argv: Sequence[str]) -> None:
     """Run ``python -m experiments.same_arm``."""
-    with usage():
+    logging.set_verbosity(logging.WARNING)
+    with exits.statuses():
         command_line.no_arguments(argv)
         if _TIMES.value < 1:
             raise UsageError(f"--times={_TIMES.value} must be at least 1.")
-        found = cases(_TIMES.value)
+        train(epath.Path(_WORKDIR.value).expanduser(), _WORKERS.value)
+        path = RESULTS / "aa" / "pool.json"
+        found = cases(records.load(path), records.read_answers(path), _TIMES.value)
         said = {
             "command": f"python -m experiments.same_arm --times={_TIMES.value}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "cases": found,
         }
-        write_json(pathlib.Path("results/aa.json"), said)
+        write_json(RESULTS / "aa.json", said)
         for case in found:
-            false = sum(case["shares"][verdict] for verdict in same_arm.FALSE)
+            shares = case["shares"]
             print(
-                f"claim {case['claim']}, {case['scale']}, {case['arm']}, {case['metric']}: "
-                f"{100 * false:.1f} % false verdicts, "
-                f"0 outside {100 * case['shares']['excludes 0']:.1f} % of intervals"
+                f"{case['metric']}, {case['replicates']} replicates: "
+                f"{100 * sum(shares[v] for v in same_arm.FALSE):.1f} % false verdicts, "
+                f"0 outside {100 * shares['excludes 0']:.1f} % of intervals"
             )
 
 

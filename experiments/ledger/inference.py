@@ -59,7 +59,8 @@ class Effect:
     Attributes:
         estimate: the contrast, each arm at the settings that its tuning halves picked.
         error: its standard error.
-        freedom: degrees of freedom of Student's quantiles (Welch and Satterthwaite).
+        freedom: degrees of freedom of Student's quantiles: Welch's and Satterthwaite's, or those
+            of the smallest arm where a setting was chosen.
         replicates: number of replicates of each arm.
     """
 
@@ -129,15 +130,20 @@ def effect(
         if counts is None or not paired:
             counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)  # [draws, n]
         drawn = _arm_draws(arm, picks, counts, rng)
-        # A resample of n has a variance (n - 1) / n times too small.
-        spread = np.sqrt(n / (n - 1))
+        # A resample of n has a variance (n - 1) / n times too small; the choice of a setting
+        # spends one more degree of freedom.
+        free = n - 1 - (len(arm.scores) > 1)
+        spread = np.sqrt(n / free)
         estimate += weight * _cross_fit(arm, rng)
         total += weight * spread * (drawn - drawn.mean())
         variances.append((weight * spread) ** 2 * drawn.var())
-        freedoms.append(n - 1)
+        freedoms.append(free)
     error = float(total.std())
     squares = sum(v * v / f for v, f in zip(variances, freedoms, strict=True))
-    several = squares > 0 and not paired
+    # Arms that switch between two settings are no normal samples: Welch's sum of degrees would
+    # be too many, by which 7 to 8 % of intervals missed, instead of 5.
+    tuned = any(len(arms[name].scores) > 1 for name in weights)
+    several = squares > 0 and not paired and not tuned
     freedom = float(sum(variances) ** 2 / squares) if several else float(min(freedoms))
     return Effect(float(estimate), error, freedom, sizes)
 

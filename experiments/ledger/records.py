@@ -61,6 +61,12 @@ def read(study: ModuleType, scale: Scale, results: pathlib.Path = RESULTS) -> di
     return record
 
 
+def load(path: pathlib.Path) -> dict[str, Any]:
+    """Read a record's file as it is."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
 def read_answers(path: pathlib.Path) -> Answers:
     """Read which test examples the runs of a record got right."""
     packed = path.with_suffix(".npz")

@@ -7,17 +7,35 @@ arms. Whatever verdict says that they differ is false.
 
 from __future__ import annotations
 
+import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.ledger import inference, judge
-from experiments.ledger.claims import small_is_good
+from experiments.ledger import inference, judge, registry
+from experiments.ledger.claims import Scale, contrast, small_is_good
 from experiments.ledger.records import Answers
 
 FALSE = ("supported", "reversed")
-POOLS = ((24, "mnist5k", "none", "area.train"),)  # group, scale, arm, metric
+GROUP, ARM, SCALE = 24, "none", "mnist5k"  # whose config and rates the pool has
+REPLICATES = 64
+# Judged by the course of training, and by right answers on the test set.
+METRICS = {"area.train": 0.05, "test.population.accuracy": 0.01}  # and delta
+
+
+def pool() -> tuple[types.SimpleNamespace, Scale]:
+    """Return what `experiments.ledger.replicates` trains: one arm, at every rate of its group."""
+    study = registry.module(GROUP)
+    rules = [contrast(metric, (1.0, ARM, metric)) for metric in METRICS]
+    claims = tuple(
+        dataclasses.replace(study.GROUP.claims[0], letter=letter, rule=rule, controls=())
+        for letter, rule in zip("ab", rules, strict=True)
+    )
+    group = dataclasses.replace(study.GROUP, arms=(ARM,), claims=claims)
+    alone = types.SimpleNamespace(GROUP=group, get_config=study.get_config)
+    return alone, group.scale(SCALE)
 
 
 def false_verdicts(
@@ -27,7 +45,7 @@ def false_verdicts(
     metric: str,
     delta: float,
     *,
-    replicates: int = 0,
+    replicates: int = 16,
     times: int = 1000,
     draws: int = 400,
     seed: int = 0,
@@ -40,7 +58,7 @@ def false_verdicts(
         arm: the arm that plays both.
         metric: what is judged.
         delta: the smallest effect that matters.
-        replicates: of each of the two; 0: half of the pool.
+        replicates: of each of the two.
         times: number of pairs.
         draws: bootstrap draws for each.
         seed: of the pairs.
@@ -54,7 +72,6 @@ def false_verdicts(
     scores = sign * judge.scores_of(record["arms"][arm], arm, metric)
     bits = answers.get(f"{arm}/{metric}")
     usable = np.isfinite(scores).all(1)
-    replicates = replicates or scores.shape[1] // 2
     if scores.shape[1] < 2 * replicates:
         raise ValueError(
             f"arm {arm!r} has {scores.shape[1]} replicates; two arms of {replicates} need "

@@ -21,8 +21,8 @@ NOISE = random.Random(0).randbytes(1000)
 CONFIGS = {
     "mnist": lambda: mnist.get_config("lstm"),
     "fashion_mnist": lambda: _fashion(),
-    "fsdd": lambda: spoken.spoken("lstm", 1),
-    "imdb_reviews": lambda: reviews.reviews("lstm"),
+    "fsdd": lambda: spoken.spoken(1),
+    "imdb_reviews": lambda: reviews.reviews("lstm", every=True),
 }
 
 
