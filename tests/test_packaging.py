@@ -115,6 +115,7 @@ def test_links_of_the_readme_work_on_pypi(metadata):
     assert pictures and all("github.com" not in picture for picture in pictures)
 
 
+@pytest.mark.slow
 def test_a_users_file_type_checks(wheel, tmp_path, request):
     """Against the installed wheel, since `py.typed` counts only there."""
     pytest.importorskip("mypy", reason="mypy is absent: make .venv/.installed")

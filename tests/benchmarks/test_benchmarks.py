@@ -123,6 +123,7 @@ def test_what_is_carried_is_carried_and_given_arrays_stay():
     assert x.tolist() == [0, 0, 0] and made.temporary is not None and made.compile > 0
 
 
+@pytest.mark.slow
 def test_norms_run_and_write(tmp_path):
     flags = ("--only=rms forward 8", "--libraries=flax.linen")
     table, written = _run("norms", tmp_path, *flags)

@@ -209,6 +209,7 @@ def test_check_knows_keys_that_a_config_file_invents():
         validate.check(config)
 
 
+@pytest.mark.slow
 def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
     file = "--config=configs/recurrent_bn/digits.py"
     cases = {

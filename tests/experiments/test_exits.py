@@ -252,6 +252,7 @@ def test_a_full_disk_is_told_from_other_errors():
         raise KeyError("a mistake in the program")
 
 
+@pytest.mark.slow
 def test_a_term_saves_and_a_second_one_does_not_wait(tmp_path):
     """Status 143; the second signal comes while the run would still save."""
     long = {"steps": 100000, "log_every": 5, "eval_every": 1000, "checkpoint_every": 50000}

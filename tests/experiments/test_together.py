@@ -150,6 +150,7 @@ def test_members_have_the_numbers_of_runs_alone(make, tmp_path, monkeypatch):
     assert finals[0]["test"] != finals[1]["test"]
 
 
+@pytest.mark.slow
 def test_members_leave_what_a_run_alone_leaves(whole):
     """And nothing of the group: its checkpoint is in pieces, one in each workdir."""
     folder, finals = whole

@@ -12,6 +12,7 @@ from tests._support.processes import result, rows
 from tests.experiments.conftest import make_tiny
 
 
+@pytest.mark.slow
 @pytest.mark.standard_numerics
 def test_a_run_has_the_same_numbers(tmp_path, monkeypatch):
     called = []

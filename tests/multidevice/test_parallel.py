@@ -73,6 +73,7 @@ def compare(results, reference, dtype, devices):
         assert abs(moved[-1] - moved[0]) > 1e-2  # the steps are no formality
 
 
+@pytest.mark.slow
 def test_three_ways_over_four_devices(tmp_path):
     results = one_process(tmp_path, "4", "float32")
     compare(results, results, "float32", [4])
