@@ -170,7 +170,7 @@ class Progress:
             self.bar.set_postfix(self.fields)
         elif self.shows:
             print(
-                f"{self.name}: step {step:>6}/{self.steps}  train loss {self.fields['loss']}  "
+                f"{self.name}: step {step:>6}/{self.steps}  train loss {self.fields.get('loss', '-')}  "
                 f"valid accuracy {_range(accuracies, '.4f')}  {seconds:7.1f} s",
                 flush=True,
             )

@@ -239,3 +239,9 @@ def test_a_refused_first_command_leaves_no_workdir(tiny, tmp_path, there, monkey
 def _refused(self):
     self.close()
     raise UsageError("refused at last")
+
+
+def test_a_validation_before_the_first_logged_step_is_reported(tmp_path, tiny, capsys):
+    train.train(tiny("lstm", steps=2, log_every=2, eval_every=1, checkpoint_every=2), tmp_path)
+    first, second = (row for row in capsys.readouterr().out.splitlines() if "valid accuracy" in row)
+    assert "train loss -  valid accuracy" in first and "train loss 2." in second
