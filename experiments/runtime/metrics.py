@@ -169,8 +169,9 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(self.fields)
         elif self.shows:
+            loss = self.fields.get("loss", "-")  # nothing is logged before the first log_every
             print(
-                f"{self.name}: step {step:>6}/{self.steps}  train loss {self.fields.get('loss', '-')}  "
+                f"{self.name}: step {step:>6}/{self.steps}  train loss {loss}  "
                 f"valid accuracy {_range(accuracies, '.4f')}  {seconds:7.1f} s",
                 flush=True,
             )
