@@ -109,7 +109,10 @@ def online():
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=(1, 30))) for _ in range(2))
     found = {}
-    for name, norm in (("batch", normjax.batch_norm()), ("layer", normjax.layer_norm())):
+    for name, norm in (
+        ("batch", normjax.batch_norm(allow_single=True)),
+        ("layer", normjax.layer_norm()),
+    ):
         params, state = norm.init(x.shape, x.dtype)
 
         def out(x, norm=norm, params=params, state=state):

@@ -10,16 +10,16 @@ import pytest
 from configs.recurrent_bn import digits, ptb
 from experiments.config import validate
 from experiments.config.defaults import flatten
-from experiments.ledger import records
+from experiments.ledger import registry
 from experiments.usage import UsageError
 
 CONFIGS = {
     "sequence": lambda: digits.get_config("bn_lstm"),
     "plain": lambda: digits.get_config("lstm"),
     "language": lambda: ptb.get_config("bn_lstm"),
-    "image": lambda: records.module(13).get_config("bn"),
-    "generate": lambda: records.module(34).get_config(records.module(34).CLAIM.arms[0]),
-    "stack": lambda: records.module(9).get_config("bn_7"),
+    "image": lambda: registry.module(13).get_config("bn"),
+    "generate": lambda: registry.module(34).get_config("bn_style"),
+    "stack": lambda: registry.module(9).get_config("tanh_bn"),
 }
 VALUES = [
     *(0, 1, -1, 2, 3, 7, 100, 10**6, 10**11, 10**20, -(2**40), 2**31, 2**63),

@@ -75,7 +75,8 @@ def test_linen_spectral_norm_agrees_with_flax(steps, update):
     variables = flax_.init(KEY, X, update_stats=False)
     made = ours.init(KEY, X, update_stats=False)
     assert shapes(made) == shapes(variables)
-    jax.tree.map(np.testing.assert_array_equal, made, variables)
+    # The kernel is divided by sigma, which not every CPU rounds alike in the two programs.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), made, variables)
     got, want = (
         m.apply(flax_bytes(variables, made), X, update_stats=update, mutable=["batch_stats"])
         for m in (ours, flax_)
