@@ -25,7 +25,7 @@ REPLICATES = 64
 METRICS = {"area.train": 0.05, "test.population.accuracy": 0.01}  # and delta
 
 
-def pool() -> tuple[types.SimpleNamespace, Scale]:
+def pool() -> tuple[types.ModuleType, Scale]:
     """Return what `experiments.ledger.replicates` trains: one arm, at every rate of its group."""
     study = registry.module(GROUP)
     rules = [contrast(metric, (1.0, ARM, metric)) for metric in METRICS]
@@ -34,7 +34,8 @@ def pool() -> tuple[types.SimpleNamespace, Scale]:
         for letter, rule in zip("ab", rules, strict=True)
     )
     group = dataclasses.replace(study.GROUP, arms=(ARM,), claims=claims)
-    alone = types.SimpleNamespace(GROUP=group, get_config=study.get_config)
+    alone = types.ModuleType(f"{study.__name__}_alone")
+    vars(alone).update(GROUP=group, get_config=study.get_config)
     return alone, group.scale(SCALE)
 
 
