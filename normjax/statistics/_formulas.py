@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Inexact, Num
 
 from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
@@ -149,6 +150,20 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
     if n is None:
         return total / float(max(math.prod(values.shape[a] for a in axes), 1))
     return total / n.astype(total.dtype)
+
+
+@jax.custom_jvp
+def inverse_root(v: jax.Array) -> jax.Array:
+    """Return `1 / sqrt(v)`; the derivative of lax.rsqrt goes by v^-3/2, which underflows."""
+    return lax.rsqrt(v)
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    root = inverse_root(primals[0])
+    return root, -0.5 * root * (tangents[0] / primals[0])
 
 
 def overflow_to_nan(square: jax.Array) -> jax.Array:
