@@ -107,18 +107,18 @@ def hide_explained(record: python_logging.LogRecord) -> bool:
 
 
 def hide_late_callbacks() -> None:
-    """Do not print the tracebacks of writes that end after the one that failed.
+    """Do not print the tracebacks of reads and writes that end after the one that failed.
 
-    Orbax closes its event loop at the first failure; the other writes then find it closed, in
-    threads of their own, and nothing can be done about it.
+    Orbax closes its event loop at the first failure. The other writes then find it closed, in
+    threads of their own; the other reads are thrown away with the loop (`GeneratorExit`).
     """
     before = sys.unraisablehook
 
     def hook(late: Any) -> None:
-        closed = isinstance(late.exc_value, RuntimeError) and "loop is closed" in str(
-            late.exc_value
-        )
-        if not closed:
+        error = late.exc_value
+        closed = isinstance(error, RuntimeError) and "loop is closed" in str(error)
+        thrown_away = isinstance(getattr(error, "__cause__", None), GeneratorExit)
+        if not (closed or thrown_away):
             before(late)
 
     sys.unraisablehook = hook

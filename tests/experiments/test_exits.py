@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
@@ -286,7 +287,7 @@ def test_a_second_signal_is_final():
         stop._note(signal.SIGTERM, None)
 
 
-def test_writes_that_end_after_the_failed_one_print_nothing(monkeypatch):
+def test_reads_and_writes_that_end_after_the_failed_one_print_nothing(monkeypatch):
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda late: printed.append(str(late.exc_value)))
     exits.hide_late_callbacks()
@@ -300,4 +301,15 @@ def test_writes_that_end_after_the_failed_one_print_nothing(monkeypatch):
 
     for error in (RuntimeError("Event loop is closed"), RuntimeError("other"), OSError("closed")):
         Ends(error)
+    assert printed == ["other", "closed"]
+
+    async def read():
+        try:
+            await asyncio.sleep(0)
+        except BaseException as error:
+            raise RuntimeError("cannot read") from error
+
+    one = read()
+    one.send(None)
+    del one  # as a read that waits when its event loop is thrown away
     assert printed == ["other", "closed"]
