@@ -34,8 +34,8 @@ def scale_by_gain(unit: jax.Array, gain: Array, axes: Sequence[int]) -> jax.Arra
 def length(x: Inexact[Array, "*shape"], axes: Sequence[int]) -> Inexact[jax.Array, "*lengths"]:
     """Return the Euclidean length over `axes`, which keep size 1; real, at least float32."""
     x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
-    size = _size(x, axes)
-    return size * jnp.sqrt(jnp.sum(abs2(x / size.astype(x.dtype)), tuple(axes), keepdims=True))
+    top = size(x, axes)
+    return top * jnp.sqrt(jnp.sum(abs2(x / top.astype(x.dtype)), tuple(axes), keepdims=True))
 
 
 def unit(
@@ -54,15 +54,15 @@ def unit(
         Array of the shape of `x`.
     """
     x = jnp.asarray(x).astype(stat_dtype(jnp.asarray(x).dtype))
-    # Dividing by any constant leaves the direction unchanged, so `size` needs no gradient.
-    size = _size(x, axes)
-    x = x / size.astype(x.dtype)
-    square = jnp.sum(abs2(x), tuple(axes), keepdims=True) + eps / size / size
+    # Dividing by any constant leaves the direction unchanged, so `top` needs no gradient.
+    top = size(x, axes)
+    x = x / top.astype(x.dtype)
+    square = jnp.sum(abs2(x), tuple(axes), keepdims=True) + eps / top / top
     # Replace 0 by 1 before the root: after the root the gradient would be 0 * inf.
     return x * lax.rsqrt(jnp.where(square > 0, square, 1)).astype(x.dtype)
 
 
-def _size(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+def size(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     """Return the largest magnitude over `axes`, 1 where all values are 0; without gradient."""
-    size = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True))
-    return jnp.where(size > 0, size, 1)
+    top = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
+    return jnp.where(top > 0, top, 1)

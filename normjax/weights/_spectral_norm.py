@@ -96,7 +96,7 @@ class SpectralNorm(Reparam):
         v = jnp.asarray(params.v)
         matrix = self._matrix(v)
         # As in `_direction.unit`: a constant factor cancels in v / sigma, and no square overflows.
-        size = _direction._size(matrix, (0, 1))
+        size = _direction.size(matrix, (0, 1))
         matrix = matrix / size.astype(matrix.dtype)
         if stats == "batch":
             state = self._iterate(lax.stop_gradient(matrix), size[0, 0], state)

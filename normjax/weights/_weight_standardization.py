@@ -15,9 +15,8 @@ from normjax.base import DirectionAndGain, Reparam, Stats
 from normjax.state._names import named
 from normjax.statistics import _moments, _normalize, _shapes
 from normjax.statistics._types import Array, PyTree
+from normjax.weights import _direction
 from normjax.weights._direction import resolve_reduced_axes
-
-HUGE = 1e15  # squares of smaller weights, and the gradient's products, are within float32
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,19 +73,20 @@ class WeightStandardization(Reparam):
         v = _shapes.widen_half(narrow)
         axes = resolve_reduced_axes(self.axes, v.ndim, self.factory)
         remaining = [a for a in range(v.ndim) if a not in axes]
-        # Squares of huge weights overflow. Their scale cancels, and eps is nothing beside it.
-        top = lax.stop_gradient(jnp.max(jnp.abs(v), axis=axes, initial=0))
-        huge = top > HUGE
-        v = v / _shapes.expand(jnp.where(huge, top, 1).astype(v.dtype), remaining, v.ndim)
+        # As in `_direction.unit`: a scale taken out of v and, squared, out of eps changes nothing,
+        # and no square overflows. A power of two, so that no weight is rounded.
+        exponent = jnp.frexp(jnp.maximum(_direction.size(v, axes), 1))[1]
+        size = jnp.ldexp(jnp.ones((), jnp.finfo(v.dtype).dtype), exponent - 1)
+        v = v / size.astype(v.dtype)
         m = _moments.moments(v, axes)
+        eps = jnp.maximum(self.eps / size / size, jnp.finfo(size.dtype).tiny)
+        m = m._replace(var=m.var + jnp.squeeze(eps, axes))
         gain = jnp.ones_like(m.var) if params.g is None else params.g
         gain = jnp.asarray(gain).astype(m.var.dtype)
-        spread = jnp.where(huge & (m.var > 0), m.var, 1)
-        gain = gain * jnp.where(huge, lax.sqrt((spread + self.eps) / spread), 1)
         if self.fan_in:  # m.count is n, the number of weights into one output
             gain = gain * lax.rsqrt(m.count)
         scale = _shapes.expand(gain, remaining, v.ndim)
-        w = _normalize.normalize(v, m, axes, scale=scale, eps=self.eps)
+        w = _normalize.normalize(v, m, axes, scale=scale, eps=0.0)
         return w.astype(narrow.dtype), state
 
 

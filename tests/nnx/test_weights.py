@@ -65,7 +65,7 @@ def test_linen_weight_norm_agrees_with_flax(kwargs):
     )
 
 
-@pytest.mark.parametrize("steps", [0, 1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [0, 1, 4])
 @pytest.mark.parametrize("update", [True, False])
 def test_linen_spectral_norm_agrees_with_flax(steps, update):
     def make(module):

@@ -354,3 +354,23 @@ def test_cosine_dense_is_a_value():
 
 
 # Layers.
+
+
+@pytest.mark.parametrize("size", [1.0, 7.0, 1e20])
+def test_standardized_weights_of_any_scale_against_float64(size):
+    """Also where their squares overflow: the scale cancels, in the gradient too."""
+    w, dy = np.random.default_rng(0).normal(size=(2, 3, 3, 8, 16))
+    w = np.asarray(w * size, np.float32).astype(np.float64)
+    norm, axes = nj.weight_standardization(), (0, 1, 2)
+    params, state = norm.init(jnp.asarray(w, jnp.float32))
+
+    def loss(v):
+        y = norm.apply(params._replace(v=v), state, stats="batch")[0]
+        return jnp.sum(y * jnp.asarray(dy, jnp.float32)), y
+
+    grad, y = jax.grad(loss, has_aux=True)(params.v)
+    inverse = 1 / np.sqrt(w.var(axes) + norm.eps)
+    want = (w - w.mean(axes)) * inverse
+    slope = inverse * (dy - dy.mean(axes) - want * (dy * want).mean(axes))
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-6 * abs(want).max())
+    np.testing.assert_allclose(grad, slope, rtol=0, atol=1e-6 * abs(slope).max())
