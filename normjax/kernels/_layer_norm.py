@@ -170,9 +170,7 @@ def _forward_kernel(norm: _RowNorm, *refs: Any) -> None:
     d = x_ref[...].astype(jnp.float32)
     if norm.centred:
         mean_ref[0][...], d = _block_moments.centred(d, 1, d.shape[1])
-    square = (d * d).mean(1, keepdims=True)
-    # As `overflow_to_nan`: 1 / root of infinity would be 0, silently.
-    square = jnp.where(square == jnp.inf, jnp.nan, square)
+    square = _formulas.overflow_to_nan((d * d).mean(1, keepdims=True))
     inverse = lax.rsqrt(square + jnp.float32(norm.eps))
     inverse_ref[...] = inverse
     y = d * inverse

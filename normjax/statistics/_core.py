@@ -176,7 +176,7 @@ def normalize(
     """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     if kernel is not None and is_one_affine(x, axes, scale, bias):
-        inverse = _formulas.inverse_root(jnp.asarray(m.var) + eps)
+        inverse = _formulas.rsqrt(jnp.asarray(m.var) + eps)
         affine = (None if v is None else v.ravel().astype(jnp.float32) for v in (scale, bias))
         return kernel.standardize(x, axes, jnp.asarray(m.mean), inverse, *affine, dtype)
     wide = x.astype(stat_dtype(x.dtype))
@@ -192,7 +192,7 @@ def normalize(
     shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
     real = jnp.finfo(wide.dtype).dtype
     mean = jnp.asarray(m.mean).reshape(shape).astype(wide.dtype)
-    inverse = _formulas.inverse_root(jnp.asarray(m.var) + eps).reshape(shape).astype(real)
+    inverse = _formulas.rsqrt(jnp.asarray(m.var) + eps).reshape(shape).astype(real)
     if scale is not None:
         scale = jnp.asarray(scale)
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)

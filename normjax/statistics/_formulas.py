@@ -152,17 +152,15 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
     return total / n.astype(total.dtype)
 
 
-@jax.custom_jvp
-def inverse_root(v: jax.Array) -> jax.Array:
-    """Return `1 / sqrt(v)`; the derivative of lax.rsqrt goes by v^-3/2, which underflows."""
-    return lax.rsqrt(v)
+# 1 / sqrt(v); lax.rsqrt's own derivative goes by v^-3/2, which underflows from 1e26 on.
+rsqrt = jax.custom_jvp(lax.rsqrt)
 
 
-@inverse_root.defjvp
-def _inverse_root_jvp(
+@rsqrt.defjvp
+def _rsqrt_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    root = inverse_root(primals[0])
+    root = rsqrt(primals[0])
     return root, -0.5 * root * (tangents[0] / primals[0])
 
 

@@ -163,7 +163,6 @@ def test_a_sample_does_not_depend_on_its_neighbours_to_the_bit(large):
     np.testing.assert_array_equal(far[1:], apply(x)[1:])
 
 
-@pytest.mark.slow  # with XLA's fusions as they are, which `make test` compiles without
 @pytest.mark.parametrize(
     ("norm", "shape"),
     [
