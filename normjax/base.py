@@ -186,9 +186,8 @@ class Norm(abc.ABC):
         measured = None
         if stats == "batch" or not self.stateful or is_accumulator(state):
             measured = self.measure(params, x, call)
-            if stats == "batch" and not getattr(self, "allow_single", True):
-                groups = getattr(self, "axis_index_groups", None)
-                _single.check(self.factory, x.shape, measured, call.mask, axis_name, groups)
+            if not getattr(self, "allow_single", True):
+                _single.refuse(self, x.shape, measured, call)
         y = self.transform(params, state, measured, x, call)
         y = y if call.dtype is None else y.astype(call.dtype)
         return y, self.update(state, measured, call)

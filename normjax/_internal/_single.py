@@ -30,6 +30,13 @@ def allowed() -> Iterator[None]:
         _allowed.reset(token)
 
 
+def refuse(norm: Any, shape: tuple[int, ...], m: Any, call: Any, of: str = "") -> None:
+    """Raise as `check` if a norm in training measured single values that it does not allow."""
+    if call.stats == "batch" and not getattr(norm, "allow_single", True):
+        groups = getattr(norm, "axis_index_groups", None)
+        check(norm.factory, shape, m, call.mask, call.axis_name, groups, of)
+
+
 def check(
     who: str,
     shape: tuple[int, ...],
@@ -37,7 +44,7 @@ def check(
     mask: Any,
     axis_name: Any,
     groups: Any = None,
-    allow: str = "",
+    of: str = "",
 ) -> None:
     """Raise if statistics of one set of values are those of a single value.
 
@@ -48,7 +55,7 @@ def check(
         mask: True where a value counts, or `None`.
         axis_name: device axis that is pooled over.
         groups: groups of devices that are pooled separately.
-        allow: how the caller allows single values, if not `who(allow_single=True)`.
+        of: whose statistics these are, such as " of each time step".
 
     Raises:
         ValueError: a set has one value by its shape, or one is left by a mask that is known.
@@ -57,7 +64,7 @@ def check(
         return
     write = (
         f'write stats="running" to normalize with the running statistics, give it a larger batch, '
-        f"or write {allow or who + '(allow_single=True)'} where a single value is meant"
+        f"or write {who}(allow_single=True) where a single value is meant"
     )
     m = getattr(m, "whole", m)  # a norm may measure parts of the batch as well
     if m.mean.size and m.mean.size == math.prod(shape):
@@ -70,14 +77,15 @@ def check(
             else f", and the axis {axis_name!r} pools {devices} device"
         )
         raise ValueError(
-            f"{who} takes each statistic of x of shape {shape} over one value{where}. Its variance "
-            f"is 0, so that the output is the bias and the running variance is pulled to 0: {write}"
+            f"{who}{of} takes each statistic of x of shape {shape} over one value{where}. Its "
+            "variance is 0, so that the output is the bias and the running variance is pulled to "
+            f"0: {write}"
         )
     if mask is None or isinstance(mask, jax.core.Tracer) or isinstance(m.count, jax.core.Tracer):
         return
     if single := int(np.count_nonzero(np.asarray(m.count) == 1)):
         raise ValueError(
-            f"{who}: the mask leaves one value of x of shape {shape} for {single} of "
+            f"{who}{of}: the mask leaves one value of x of shape {shape} for {single} of "
             f"{np.size(m.count)} statistics. Their variance is 0, so that the output is the bias "
             f"and the running variance is pulled to 0: {write}"
         )

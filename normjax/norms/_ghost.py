@@ -60,11 +60,8 @@ class GhostBatchNorm(BatchNorm):
         # The smallest virtual batch has so many samples.
         if not self.allow_single and x.shape[0] // xs.shape[0] == 1:
             smallest = jax.tree.map(lambda leaf: leaf[-1], measured.groups)
-            who, allow = (
-                f"each virtual batch of {self.factory}",
-                f"{self.factory}(allow_single=True)",
-            )
-            _single.check(who, (1, *x.shape[1:]), smallest, None, None, None, allow)
+            one = (1, *x.shape[1:])
+            _single.check(self.factory, one, smallest, None, None, of=" of each virtual batch")
         # xs is [groups, members, ...]: every axis of x moved back by one.
         features = tuple(a + 1 for a in self.feature_axes(x.ndim))
         scale, bias = (

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normjax._internal import _single
 from normjax.base import Call
 from normjax.norms._batch import BatchNorm
 from normjax.recurrent._per_step import PerStep
-from normjax.recurrent._seq_norm import SeqNorm, refuse_single
+from normjax.recurrent._seq_norm import SeqNorm
 from normjax.recurrent._shared import Shared
 from normjax.statistics._types import Moments, PyTree
 
@@ -91,11 +92,9 @@ def run(
     for place, (mean, var) in zip(PLACES, (stats_h, stats_c), strict=True):
         measured[place] = Moments(mean, var, jnp.full(mean.shape, batch, mean.dtype))
         if batch == 1:
-            refuse_single(
-                norms[place].norm,
-                mean[0],
-                Moments(mean[0], var[0], jnp.ones_like(var[0])),
-                calls[place],
+            single = Moments(mean[0], var[0], jnp.ones_like(var[0]))
+            _single.refuse(
+                norms[place].norm, mean[0].shape, single, calls[place], " of each time step"
             )
     state = {
         place: norm.update_state(state[place], measured[place], calls[place])

@@ -117,7 +117,7 @@ class SeqNorm(abc.ABC):
             params_t, _ = self.slice_for_step(params, state, step_inputs)
             m = self.norm.measure(params_t, x_t, dataclasses.replace(call, mask=mask_t))
             if getattr(m[0] if m else None, "size", None) == x_t.size:
-                refuse_single(self.norm, x_t, m, call)
+                _single.refuse(self.norm, x_t.shape, m, call, " of each time step")
             return m
 
         inputs = self.per_step_inputs(params, state, x.shape[0])
@@ -199,18 +199,9 @@ def normalize_without_update(
         measured = norm.measure(params, x, call)
         # By shape, before any other call is made: a step of a loop is traced often.
         if getattr(measured[0] if measured else None, "size", None) == x.size:
-            refuse_single(norm, x, measured, call)
+            _single.refuse(norm, x.shape, measured, call, " of each time step")
     y = norm.transform(params, state, measured, x, call)
     return y.astype(dtype), (measured if norm.stateful else None)
-
-
-def refuse_single(norm: Norm, x: jax.Array, measured: PyTree, call: Call) -> None:
-    """Refuse statistics of single values in training, such as those of a batch of one sequence."""
-    if call.stats == "batch" and not getattr(norm, "allow_single", True):
-        groups = getattr(norm, "axis_index_groups", None)
-        who = f"{norm.factory} of each time step"
-        allow = f"{norm.factory}(allow_single=True)"
-        _single.check(who, x.shape, measured, call.mask, call.axis_name, groups, allow)
 
 
 def needs_measuring(norm: Norm, state: PyTree, call: Call) -> bool:

@@ -62,7 +62,7 @@ def test_a_batch_that_a_reshape_hides():
 def test_a_virtual_batch_of_one():
     norm = nj.ghost_batch_norm(size=2)
     params, state = norm.init((1, 3))
-    with pytest.raises(ValueError, match="each virtual batch of ghost_batch_norm"):
+    with pytest.raises(ValueError, match="ghost_batch_norm of each virtual batch"):
         norm.apply(params, state, jnp.ones((3, 3)), stats="batch")  # 2 and 1
     norm.apply(params, state, jnp.ones((4, 3)), stats="batch")
     norm.apply(params, state, jnp.ones((3, 2, 3)), stats="batch")
