@@ -84,7 +84,8 @@ def run(
             "registered": registered,
             "claims": {group.id(c): registry.claim_hash(group, c) for c in group.claims},
             "config_hash": registry.config_hash(study, scale),
-            "command": f"python -m experiments.claim {group.number} --run --scale={scale.name}",
+            "command": f"python -m experiments.claim {group.number} --run --scale={scale.name} "
+            f"--replicates={count}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "replicates": count,
             "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),

@@ -34,7 +34,7 @@ class Judged(NamedTuple):
     verdict: str
     p: float
     checks: tuple[Check, ...]
-    rates: dict[str, float]  # the rate that most halves of the replicates picked, by arm
+    rates: dict[str, float]  # the rate with the best mean over all replicates, by arm
     at_edge: tuple[str, ...]  # arms whose rate is the smallest or the largest that was tried
     diverged: dict[str, int]  # number of diverged runs at that rate, by arm
 
@@ -143,7 +143,7 @@ def phrase(found: Sequence[tuple[Scale, str]]) -> str:
 
     Returns:
         For one scale its verdict; else a verdict for each range, as in
-        "negligible at mnist49; supported from mnist196 on".
+        "negligible at 49; supported from 196 on".
     """
     if len(found) == 1:
         return found[0][1]

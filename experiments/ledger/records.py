@@ -43,7 +43,7 @@ def read(study: ModuleType, scale: Scale, results: pathlib.Path = RESULTS) -> di
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = load(path)
         hashes, config, date = record["claims"], record["config_hash"], record["date"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); restore it from git.") from error
@@ -54,6 +54,12 @@ def read(study: ModuleType, scale: Scale, results: pathlib.Path = RESULTS) -> di
     if config != registry.config_hash(study, scale):
         raise UsageError(f"the config of claim {group.number} was changed after {path}: {again}")
     now = {group.id(claim): registry.claim_hash(group, claim) for claim in group.claims}
+    if late := sorted(now.keys() - hashes.keys()):
+        # More replicates would otherwise enter it under a registration that does not know it.
+        raise UsageError(
+            f"claim {late[0]} was added after the runs of {path} ({date}): declare it in a group "
+            "of its own, which shares the runs of equal configs"
+        )
     for name, was in hashes.items():
         if now.get(name) != was:
             what = "was changed" if name in now else "was removed"

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.ledger import inference, judge, records, registry, summary
 from experiments.ledger.claims import Claim, Group
+from experiments.usage import UsageError
 
 WIDTH = 160  # of a line of the table
 
@@ -30,7 +31,8 @@ controls, rates and commands; `results/ledger.json` and `ledger.csv` hold the sa
   **not testable here**: a positive control failed, so that this setup cannot answer.
 * A replicate redraws initialization, order, training and validation set. Every arm is trained at
   the same rates; the interval contains the choice of the rate, and the draw of the test examples.
-* Verdicts are those of single claims; *q* on the page is corrected for all of them (Holm).
+* Verdicts are those of single claims; *q* on the page is corrected for all of them (Holm). Claims
+  share the runs of arms that are alike, so their verdicts are not independent.
 """
 
 
@@ -84,8 +86,15 @@ def write(gathered: Mapping[str, Any]) -> str:
 
 
 def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path = pathlib.Path()) -> str:
-    """Write RESULTS.md, ledger.json and ledger.csv, and return a line that says so."""
+    """Write RESULTS.md, ledger.json and ledger.csv, and return a line that says so.
+
+    Raises:
+        UsageError: git does not show that a record's claims were registered before its runs.
+    """
     gathered = summary.ledger(results)
+    for path in sorted(results.glob("*/*.json")):
+        if wrong := registry.check_registration(records.load(path), path.resolve()):
+            raise UsageError(f"{wrong}; no such record enters the ledger.")
     folder = out / "results"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ledger.json").write_text(json.dumps(gathered, indent=1) + "\n")

@@ -125,7 +125,8 @@ def test_replicates_are_added_until_the_interval_is_narrow_or_the_budget_is_spen
     path = records.path_of(1, "small", tmp_path / "results")
     assert json.loads(path.read_text()) == record
     assert record["arms"]["a"]["metrics"]["odd"] == [[None] * 16]
-    assert record["command"] == "python -m experiments.claim 1 --run --scale=small"
+    command = "python -m experiments.claim 1 --run --scale=small --replicates=16"
+    assert record["command"] == command
     before = len(study.calls)
     run(study, tmp_path, draft=True)
     assert len(study.calls) == before  # what has enough is not run again
@@ -141,7 +142,7 @@ def test_replicates_are_added_until_the_interval_is_narrow_or_the_budget_is_spen
         (("a is more than b", "b is more than a"), "claim 1 was changed after its runs"),
         (("0.1, ", "0.01, "), "claim 1 was changed after its runs"),
         (("nobody", "somebody"), "claim 1 was changed after its runs"),
-        (('Claim("",', 'Claim("a",'), "claim 1 was removed after its runs"),
+        (('Claim("",', 'Claim("a",'), "claim 1a was added after the runs of .*a group of its own"),
         (("few", "fewer"), "the config of claim 1 was changed"),
         (("1.0", "2.0"), "the config of claim 1 was changed"),
     ],
@@ -156,7 +157,7 @@ def test_a_record_of_something_else_is_refused(tmp_path, change, message):
     assert run(same_again, tmp_path, draft=True, limit=8)  # a larger budget changes nothing
 
 
-def test_a_claim_is_registered_by_a_commit_that_is_older_than_its_record(tmp_path):
+def test_a_claim_is_registered_by_a_commit_that_is_older_than_its_record(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     study = own(tmp_path)
     with pytest.raises(UsageError, match=r"is not committed as it is now.*--draft"):
@@ -173,6 +174,12 @@ def test_a_claim_is_registered_by_a_commit_that_is_older_than_its_record(tmp_pat
     late = {**record, "registered": {**record["registered"]}}
     late["registered"]["commit"] = git(tmp_path, "rev-parse", "HEAD")
     assert "at once" in registry.check_registration(late, path)
+    monkeypatch.setattr(registry, "files", lambda: {1: (pathlib.Path("configs/x/own.py"), "own")})
+    monkeypatch.setattr(registry, "module", lambda number: study)
+    assert "1 claims" in table.publish(tmp_path / "results", tmp_path / "out")
+    path.write_text(json.dumps(late))
+    with pytest.raises(UsageError, match="at once; no such record enters the ledger"):
+        table.publish(tmp_path / "results", tmp_path / "out")
     other = {**record, "registered": {**record["registered"]}}
     other["registered"]["files"] = dict.fromkeys(record["registered"]["files"], "0" * 40)
     assert "is not in commit" in registry.check_registration(other, path)

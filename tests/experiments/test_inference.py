@@ -198,6 +198,20 @@ def test_an_arm_does_not_differ_from_itself():
         assert shares["excludes 0"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("replicates", [8, 16])
+def test_intervals_hold_where_two_settings_are_close(replicates):
+    """Means and deviations of a plain network's loss at its two best rates; no arm is better."""
+    rng, outside, times = np.random.default_rng(3), 0, 1000
+    mean, spread = np.array([[-0.5286], [-0.5055]]), np.array([[0.0154], [0.0555]])
+    for seed in range(times):
+        arms = {k: Arm(mean + spread * rng.normal(size=(2, replicates))) for k in "ab"}
+        found = inference.effect(arms, {"a": 1.0, "b": -1.0}, draws=300, seed=seed)
+        low, high = found.interval()
+        outside += low > 0 or high < 0
+    assert outside / times <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / times)
+
+
 def test_a_pool_of_runs_that_all_agree_or_are_too_few():
     rng = np.random.default_rng(0)
     scores = rng.normal(0.5, 0.1, (3, 32))
