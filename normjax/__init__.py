@@ -22,6 +22,7 @@ from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
 from normjax.norms._batch import batch_norm
+from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
 from normjax.norms._evo import EvoNormParams, evo_norm_b0, evo_norm_s0
 from normjax.norms._filter_response import FilterResponseParams, filter_response_norm
@@ -79,6 +80,7 @@ __all__ = [
     "BatchMeans",
     "CosineDense",
     "DirectionAndGain",
+    "DynamicErfParams",
     "DynamicTanhParams",
     "EvoNormParams",
     "FilterResponseParams",
@@ -106,6 +108,7 @@ __all__ = [
     "decay_from_torch",
     "decay_to_torch",
     "decorrelated_batch_norm",
+    "dynamic_erf",
     "dynamic_tanh",
     "ema",
     "evo_norm_b0",

@@ -238,6 +238,7 @@ SAMPLES: tuple[Sample, ...] = (
         shift_invariant=True,
         scale_invariant=True,
     ),
+    Sample("dynamic_erf", nj.dynamic_erf(), (4, 5, 6), (4, 5, 1), per_sample=True),
     Sample("dynamic_tanh", nj.dynamic_tanh(), (4, 5, 6), (4, 5, 1), per_sample=True),
     Sample("identity", nj.identity(use_scale=True, use_bias=True), (4, 6), (4, 1), per_sample=True),
 )
