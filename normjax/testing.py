@@ -189,6 +189,14 @@ SAMPLES: tuple[Sample, ...] = (
         per_sample=True,
     ),
     Sample(
+        "rms_norm_cast_first",
+        nj.rms_norm(cast_first=True),
+        (4, 5, 6),
+        (4, 5, 6),
+        scale_invariant=True,
+        per_sample=True,
+    ),
+    Sample(
         "scale_norm", nj.scale_norm(), (4, 5, 6), (4, 5, 1), scale_invariant=True, per_sample=True
     ),
     Sample(
