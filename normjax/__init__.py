@@ -41,6 +41,8 @@ from normjax.norms._unit_length import l2_norm, scale_norm
 from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
 from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
 from normjax.state._fold import fold, fold_conv, fold_dense
+from normjax.state._fold_model import FoldRule, fold_model
+from normjax.state._fold_next import fold_next
 from normjax.state._population import (
     accumulate_statistics,
     finalize_statistics,
@@ -84,6 +86,7 @@ __all__ = [
     "DynamicTanhParams",
     "EvoNormParams",
     "FilterResponseParams",
+    "FoldRule",
     "GhostMoments",
     "Means",
     "Moments",
@@ -118,6 +121,8 @@ __all__ = [
     "fold",
     "fold_conv",
     "fold_dense",
+    "fold_model",
+    "fold_next",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",

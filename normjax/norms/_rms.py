@@ -72,9 +72,9 @@ class RMSNorm(FeatureNorm):
             params = params._replace(scale=1 + scale.astype(_shapes.stat_dtype(scale.dtype)))
         if self.cast_first and call.dtype is not None and params.scale is not None:
             y = self._transform(Affine(None, None), state, measured, x, call)
-            scale, bias = _shapes.broadcast_affine(params, self.features(x.ndim), x.shape)
-            assert scale is not None
-            y = _formulas.rounded_times(y, scale.astype(y.dtype), call.dtype)
+            gain, bias = _shapes.broadcast_affine(params, self.features(x.ndim), x.shape)
+            assert gain is not None
+            y = _formulas.rounded_times(y, gain.astype(y.dtype), call.dtype)
             return _formulas.affine(y, None, bias)
         return self._transform(params, state, measured, x, call)
 
