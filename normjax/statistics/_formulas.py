@@ -91,11 +91,23 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     x, mask, n = primals
     # The rule uses the outputs mean and var and no intermediate, so a scan stores little per step.
     mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
-    d, dx = centred_about(x, mean, mask, axes), tangents[0]
+    return (mean, var), mean_and_var_tangent(x, mean, tangents[0], mask, n, axes)
+
+
+def mean_and_var_tangent(
+    x: jax.Array,
+    mean: jax.Array,
+    dx: jax.Array,
+    mask: Array | None,
+    n: jax.Array | None,
+    axes: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Return the tangents of mean and variance, from the mean and the tangent of x."""
+    d = centred_about(x, mean, mask, axes)
     if mask is not None:
         dx = jnp.where(mask, dx, 0)
     slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
-    return (mean, var), (mean_over(dx, axes, n), 2 * mean_over(slope, axes, n))
+    return mean_over(dx, axes, n), 2 * mean_over(slope, axes, n)
 
 
 def moments_about(
