@@ -22,6 +22,7 @@ from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
 from normjax.norms._batch import batch_norm
+from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
 from normjax.norms._evo import EvoNormParams, evo_norm_b0, evo_norm_s0
 from normjax.norms._filter_response import FilterResponseParams, filter_response_norm
@@ -40,6 +41,8 @@ from normjax.norms._unit_length import l2_norm, scale_norm
 from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
 from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
 from normjax.state._fold import fold, fold_conv, fold_dense
+from normjax.state._fold_model import FoldRule, fold_model
+from normjax.state._fold_next import fold_next
 from normjax.state._population import (
     accumulate_statistics,
     finalize_statistics,
@@ -79,9 +82,11 @@ __all__ = [
     "BatchMeans",
     "CosineDense",
     "DirectionAndGain",
+    "DynamicErfParams",
     "DynamicTanhParams",
     "EvoNormParams",
     "FilterResponseParams",
+    "FoldRule",
     "GhostMoments",
     "Means",
     "Moments",
@@ -106,6 +111,7 @@ __all__ = [
     "decay_from_torch",
     "decay_to_torch",
     "decorrelated_batch_norm",
+    "dynamic_erf",
     "dynamic_tanh",
     "ema",
     "evo_norm_b0",
@@ -115,6 +121,8 @@ __all__ = [
     "fold",
     "fold_conv",
     "fold_dense",
+    "fold_model",
+    "fold_next",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
