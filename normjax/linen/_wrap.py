@@ -148,6 +148,8 @@ class Recurrent(StaticArguments, nn.Module):
         stats: Stats | None = None,
         *,
         lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
@@ -159,6 +161,8 @@ class Recurrent(StaticArguments, nn.Module):
             x: `[batch, time, features]`, or time-major if the layer is.
             stats: `"batch"` or `"running"`, if the module does not say.
             lengths: `[batch]`, number of steps of each sequence.
+            resets: `[batch, time]`, True where the carry starts again before the step.
+            mask: `[batch, time]`, True on the steps that count; the others are skipped.
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
@@ -189,6 +193,8 @@ class Recurrent(StaticArguments, nn.Module):
                 x,
                 stats=mode,
                 lengths=lengths,
+                resets=resets,
+                mask=mask,
                 carry=carry,
                 key=self.make_rng("noise") if self.layer.needs_key or noise else None,
                 noise=noise,
@@ -197,6 +203,11 @@ class Recurrent(StaticArguments, nn.Module):
             )
         _store(self, state, mode)
         return (carry, y) if return_carry else y
+
+    @nn.nowrap
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last outputs `[batch, features]` from the last carry, as `layer.output`."""
+        return self.layer.output(carry)
 
 
 def _start(module: nn.Module) -> Any:
