@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.data import augment
+from experiments.tasks.augmented import Augmented
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import one_of
 
@@ -30,4 +32,6 @@ def check(config: Mapping[str, Any]) -> None:
 
 def build(config: Mapping[str, Any], dataset: Any) -> Task:
     """Build the task of a checked config."""
-    return _module(config["task"]).build(config, dataset)
+    task: Task = _module(config["task"]).build(config, dataset)
+    steps = augment.parse(config["data"]["augment"])
+    return Augmented(task, steps, dataset.classes) if steps else task

@@ -64,10 +64,19 @@ class Task(abc.ABC):
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None) -> Scores:
-    """Sum cross-entropy and right answers over the last axis, with weights of labels' shape."""
-    weight = jnp.ones(labels.shape) if weight is None else weight
+    """Sum cross-entropy and right answers over the last axis of `logits [..., classes]`.
+
+    Args:
+        logits: scores of the classes.
+        labels: classes `[...]`, or shares of them `[..., classes]`, of which the greatest is right.
+        weight: `[...]`; None is 1.
+    """
+    weight = jnp.ones(logits.shape[:-1]) if weight is None else weight
     log_p = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if labels.ndim == logits.ndim:  # shares of each class, as mixup makes them
+        loss, labels = -(labels * log_p).sum(-1), jnp.argmax(labels, axis=-1)
+    else:
+        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     # where, not a product: a padded row may hold anything, and 0 times infinity is not 0
     loss = jnp.where(weight > 0, weight * loss, 0.0)
