@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import normjax
-from experiments.config.defaults import timesteps
+from experiments.data.facts import timesteps
 from experiments.usage import UsageError, check_number, nearest, one_of, short
 from normjax import recurrent
 

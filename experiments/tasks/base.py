@@ -100,14 +100,21 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
 ) -> Scores:
-    """Sum cross-entropy and right answers over the last axis, with weights of labels' shape.
+    """Sum cross-entropy and right answers over the last axis of `logits [..., classes]`.
 
-    With `smoothing` s the target is (1 - s) for the label and s / classes for every class.
+    Args:
+        logits: scores of the classes.
+        labels: classes `[...]`, or shares of them `[..., classes]`, of which the greatest is right.
+        weight: `[...]`; None is 1.
+        smoothing: s, for a target of (1 - s) labels and s / classes of every class.
     """
-    weight = jnp.ones(labels.shape) if weight is None else weight
+    weight = jnp.ones(logits.shape[:-1]) if weight is None else weight
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if labels.ndim == logits.ndim:  # shares of each class, as mixup makes them
+        loss, labels = -(labels * log_p).sum(-1), jnp.argmax(labels, axis=-1)
+    else:
+        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

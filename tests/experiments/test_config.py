@@ -171,7 +171,7 @@ def test_gamma_is_one_key_for_all_norms():
     [
         ("steps", 0, "config.steps=0 must be an integer at least 1"),
         ("batch_size", 5000, "more than the 1437 training examples of digits; write a number"),
-        ("dataset", "digts", "fashion_mnist, fsdd, imdb_reviews, text. Did you mean 'digits'?"),
+        ("dataset", "digts", "Did you mean 'digits'? No TFDS set of that name is in"),
         ("dataset", "mnist", "max_steps=64, but a sequence of mnist has 784 steps; write"),
         ("seed", -1, "config.seed=-1 must be an integer at least 0"),
         ("target_accuracy", 90.0, "must be a number greater than 0 and at most 1"),
