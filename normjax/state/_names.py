@@ -49,7 +49,7 @@ def from_dict(template: PyTree, values: Any) -> PyTree:
         if not jax.tree.leaves(value):
             fields[name] = value
         elif name == WEIGHT and isinstance(template, Debiased) and name not in values:
-            fields[name] = None  # statistics from before `debias=True`, which are taken as data
+            continue  # statistics from before `debias=True`, which are taken as data
         elif name not in values:
             raise ValueError(f"variable {name!r} is missing: found {sorted(values)}")
         else:

@@ -32,20 +32,19 @@ class Debiased:
     biased: Any
     names: tuple[str, ...]
     _fields: tuple[str, ...]
-    _weight: Any = None
 
     def __new__(cls, *values: Any, **named: Any) -> Any:
         """Make one of its fields and of `weight`; one that is not given is 1: all of it is data."""
         fields = dict(zip(cls.names, values, strict=False)) | named
-        weight = fields.pop(WEIGHT, None)
+        given = {WEIGHT: fields.pop(WEIGHT)} if WEIGHT in fields else {}
         self = cls.biased.__new__(cls, **fields)
-        self._weight = weight
+        vars(self).update(given)
         return self
 
-    @property
+    @functools.cached_property
     def weight(self: Any) -> Any:
         """How much of the statistics is data, of the shape of the counts: 0 at the start."""
-        return _ones_like_counts(self) if self._weight is None else self._weight
+        return _ones_like_counts(self)
 
     def _asdict(self: Any) -> dict[str, Any]:
         """Return fields and weight by name."""

@@ -244,3 +244,12 @@ def test_devices_share_one_weight():
     _, want = norm.apply(params, state, x, stats="batch")
     for a, b in zip(jax.tree.leaves(mapped(state, x)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-12)
+
+
+def test_trees_of_no_arrays_keep_the_structure():
+    """Axes, shardings and `None` in the place of the leaves, as transformations have them."""
+    _, state = nj.batch_norm(debias=True).init((1, F))
+    for leaf in (None, 0, P("data"), object()):
+        tree = jax.tree.map(lambda _, leaf=leaf: leaf, state)
+        back = jax.tree.leaves(tree, is_leaf=lambda v: v is None)
+        assert back == [leaf] * 3
