@@ -40,6 +40,7 @@ from normjax.norms._switchable import SwitchableNormParams, switchable_norm
 from normjax.norms._unit_length import l2_norm, scale_norm
 from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
 from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
+from normjax.state._age import statistics_age
 from normjax.state._fold import fold, fold_conv, fold_dense
 from normjax.state._fold_model import FoldRule, fold_model
 from normjax.state._fold_next import fold_next
@@ -152,6 +153,7 @@ __all__ = [
     "scale_norm",
     "second_moments",
     "spectral_norm",
+    "statistics_age",
     "switchable_norm",
     "weight_norm",
     "weight_standardization",

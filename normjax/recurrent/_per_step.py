@@ -14,6 +14,7 @@ from normjax.base import Call, Norm
 from normjax.recurrent._seq_norm import Beyond, SeqNorm
 from normjax.state._whole_model import map_statistics, running_of
 from normjax.statistics import _merge, _running
+from normjax.statistics._debias import Debiased
 from normjax.statistics._types import Accumulator, Array, PyTree
 
 Clock = Literal["row", "segment"]
@@ -34,7 +35,8 @@ def fill_steps(state: PyTree) -> PyTree:
     """Give the steps that have no data the statistics of the last step before them that has some.
 
     A state says `mean` and `var` and no counts, so a step has no data where its statistics are
-    exactly those of the start. What is no norm's statistics stays as it is.
+    exactly those of the start, or where its `weight` is 0. What is no norm's statistics stays as
+    it is.
 
     Args:
         state: states with a leading axis of steps, of ours or as dictionaries.
@@ -42,10 +44,13 @@ def fill_steps(state: PyTree) -> PyTree:
 
     def fill(stats: PyTree) -> PyTree:
         running = running_of(stats)
-        start = _running.reset_running(running)
+        if isinstance(running, Debiased):
+            pairs: Any = [(running.weight, jnp.zeros_like(running.weight))]
+        else:
+            pairs = zip(running, _running.reset_running(running), strict=True)
         changed = [
             jnp.any(jnp.reshape(leaf != initial, (leaf.shape[0], -1)), axis=1)
-            for leaf, initial in zip(running, start, strict=True)
+            for leaf, initial in pairs
         ]
         own = jnp.arange(len(changed[0]))
         last = lax.cummax(jnp.where(jnp.any(jnp.stack(changed), axis=0), own, -1))
