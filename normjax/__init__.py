@@ -21,6 +21,7 @@ Importing normjax does not import Flax.
 from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
+from normjax.norms._add_norm import add_norm
 from normjax.norms._batch import batch_norm
 from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
@@ -103,6 +104,7 @@ __all__ = [
     "__version__",
     "accumulate_statistics",
     "adain",
+    "add_norm",
     "batch_norm",
     "batch_renorm",
     "cosine_dense",
