@@ -60,6 +60,7 @@ from normjax.statistics._merge import merge
 from normjax.statistics._moments import mean_square, moments, second_moments
 from normjax.statistics._normalize import normalize
 from normjax.statistics._running import ema
+from normjax.statistics._segments import segment_moments
 from normjax.statistics._types import (
     Accumulator,
     BatchMeans,
@@ -153,6 +154,7 @@ __all__ = [
     "running_to_torch",
     "scale_norm",
     "second_moments",
+    "segment_moments",
     "spectral_norm",
     "switchable_norm",
     "weight_norm",
