@@ -21,6 +21,7 @@ Importing normjax does not import Flax.
 from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
+from normjax.norms._add_norm import add_norm
 from normjax.norms._batch import batch_norm
 from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
@@ -60,6 +61,7 @@ from normjax.statistics._merge import merge
 from normjax.statistics._moments import mean_square, moments, second_moments
 from normjax.statistics._normalize import normalize
 from normjax.statistics._running import ema
+from normjax.statistics._segments import segment_moments
 from normjax.statistics._types import (
     Accumulator,
     BatchMeans,
@@ -104,6 +106,7 @@ __all__ = [
     "__version__",
     "accumulate_statistics",
     "adain",
+    "add_norm",
     "batch_norm",
     "batch_renorm",
     "cosine_dense",
@@ -152,6 +155,7 @@ __all__ = [
     "running_to_torch",
     "scale_norm",
     "second_moments",
+    "segment_moments",
     "spectral_norm",
     "statistics_age",
     "switchable_norm",
