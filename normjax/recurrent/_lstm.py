@@ -158,8 +158,8 @@ def lstm(
             at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
-            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet and
-            a CPU interprets, slowly. It keeps h and c of each step and has no use for
+            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet;
+            elsewhere its twin, a plain scan, runs. It keeps h and c of each step and has no use for
             `remat_steps`.
 
     Returns:
