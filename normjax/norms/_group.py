@@ -187,7 +187,7 @@ def group_norm(
         scale_init: initial gamma; the paper uses 0 for the last norm of a residual block.
         bias_init: initial beta.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.
