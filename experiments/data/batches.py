@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from experiments.data import splits
 
@@ -88,6 +89,8 @@ def read_ahead(split: splits.Streamed, rows: Any) -> Iterator[Any]:
     if not split.workers:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
         return iter(read.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():  # Grain looks for flags of its own there
+        flags.FLAGS.mark_as_parsed()
     direct = read.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     workers = grain.MultiprocessingOptions(num_workers=split.workers, per_worker_buffer_size=2)
     return iter(direct.mp_prefetch(workers))

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import batches, datasets, splits
-from experiments.runtime import distributed, exits, metrics, nonfinite, optim, parallel
+from experiments.runtime import distributed, exits, measures, metrics, nonfinite, optim, parallel
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged, Stop
 from experiments.runtime.loop import Loop, Window, divergence, parameters, result
@@ -128,7 +128,7 @@ class _Run(Loop):
         except BaseException:
             self.checkpoints.close()
             raise
-        self.progress = Progress(config["name"], config["steps"], self.step)
+        self.progress = Progress(config["name"], config["steps"], self.step, measures.main(config))
         self.start_clock()
 
     def begin(self) -> tuple[Tree, Any, str, dict[str, int] | None]:
@@ -222,10 +222,11 @@ class _Run(Loop):
             layout=self.layout,
         )
         self.metrics.write(self.step, "valid", self.seconds(), **scores)
-        self.progress.valid(self.step, [scores["accuracy"]], self.seconds())
+        self.progress.valid(self.step, [scores], self.seconds())
         if better(scores, best, self.config["select"]):
             copied = jax.tree.map(jnp.array, model)  # the next step donates the originals
-            self.state["best"] = {**copied, "step": self.step, **scores}
+            chosen = {k: scores[k] for k in ("accuracy", "loss")}
+            self.state["best"] = {**copied, "step": self.step, **chosen}
 
     def save(self) -> None:
         """Write a checkpoint in the background, after the metrics up to it are on the disk."""

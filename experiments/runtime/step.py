@@ -20,6 +20,7 @@ from experiments.data import batches, splits
 from experiments.runtime import optim as optimization
 from experiments.runtime import parallel
 from experiments.runtime.accumulate import Microbatches, norm_decay
+from experiments.runtime.measures import TOP_FIVE
 from experiments.runtime.optim import optimizer
 
 Tree = Any
@@ -213,9 +214,11 @@ def score_members(
 
 
 def _means(scores: tasks.Scores) -> dict[str, float]:
+    top5 = {} if scores.top5 is None else {TOP_FIVE: float(scores.top5 / scores.count)}
     return {
         "loss": float(scores.loss / scores.count),
         "accuracy": float(scores.correct / scores.count),
+        **top5,
     }
 
 
@@ -280,7 +283,8 @@ def evaluate_members(
     padded = bool((padded_batches[1] == 0).any())
     options = {"task": task, "stats": stats, "padded": padded, "members": members}
     scores = jax.device_get(score_members(params, norm, split, padded_batches, **options))
-    return [_means(tasks.Scores(*one)) for one in zip(*scores, strict=True)]
+    each = range(scores.loss.shape[0])
+    return [_means(jax.tree.map(lambda sums, i=i: sums[i], scores)) for i in each]
 
 
 def better(scores: Mapping[str, float], best: Mapping[str, float], select: str) -> bool:

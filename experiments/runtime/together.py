@@ -258,6 +258,11 @@ def load_members(
         key = json.dumps([flatten(config)[k] for k in DATA_KEYS])
         if key not in loaded:
             dataset = datasets.load_config_data(config)
+            if isinstance(dataset.train, splits.Streamed):
+                raise UsageError(
+                    "the data set is larger than config.data.memory, and runs that are trained "
+                    "together have it in memory; write --together=1, or more GB there."
+                )
             task = tasks.build(config, dataset)
             jax.eval_shape(lambda key, task=task: task.init(key), jax.random.key(0))
             loaded[key] = (task, dataset.on_device())

@@ -144,6 +144,14 @@ def test_a_misspelt_key_is_looked_for_near_by(word, suggestion):
     assert f"Did you mean {suggestion!r}?" in message
 
 
+def test_a_misspelt_key_is_not_looked_for_in_other_sections():
+    config = digits.get_config("bn_lstm")
+    for key in ("data.scale_init", "data.name", "optim.hidden"):
+        message = command_line._misspelt([f"--config.{key}=x"], config)
+        assert message.startswith(f"--config.{key} is no key of this config.")
+        assert "config.model" not in message
+
+
 @pytest.mark.parametrize("variant", _protocol.VARIANTS)
 @pytest.mark.parametrize("study", [digits, mnist, pmnist])
 def test_every_variant_is_a_valid_config(study, variant):

@@ -24,7 +24,7 @@ FORMATS = pytest.mark.parametrize("file_format", records.FORMATS)
 def own_config(root, variant="lenet", *, dataset="patches", **changes):
     """A small config of an image set in a folder."""
     config = yours.get_config(variant)
-    small = {"batch_size": 16, "eval_batch_size": 20, "steps": 12, "log_every": 4, "devices": 1}
+    small = {"batch_size": 16, "eval_batch_size": 20, "steps": 12, "log_every": 6, "devices": 1}
     small |= {"eval_every": 6, "checkpoint_every": 6, "model.hidden": 8, "model.channels": 3}
     small |= {"data_dir": str(root), "dataset": dataset, "population.batch_size": 30}
     config.update_from_flattened_dict({**small, **changes})
