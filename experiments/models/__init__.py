@@ -17,12 +17,17 @@ from experiments.usage import UsageError
 
 MODELS = ("resnet", "convnext", "transformer", "lru")
 
-__all__ = ["MODELS", "Call", "Data", "Model", "build", "check", "is_named"]
+__all__ = ["MODELS", "Call", "Data", "Model", "build", "check", "fingerprint", "is_named"]
 
 
 def is_named(model: Mapping[str, Any]) -> bool:
     """Whether a config's model is one of these, or the user's own."""
     return "module" in model or model.get("arch") in MODELS
+
+
+def fingerprint(model: Mapping[str, Any]) -> str:
+    """Hash the file of the user's own module; "" for a model of ours."""
+    return _module(model).fingerprint(model) if "module" in model else ""
 
 
 def _module(model: Mapping[str, Any]) -> Any:

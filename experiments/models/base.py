@@ -143,7 +143,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, *, groups: int = 1) -
     )
 
 
-def init_norm(norm: normjax.Norm | None, shape: tuple[int, ...], key: jax.Array) -> tuple:
+def init_norm(norm: normjax.Norm | None, shape: tuple[int, ...], key: Any) -> tuple:
     """Return `(params, state)` of a norm for inputs of a shape; empty without one."""
     return ((), ()) if norm is None else norm.init(shape, key=key)
 
