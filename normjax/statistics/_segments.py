@@ -146,7 +146,7 @@ def moments(
         if not centred:
             mean, var = jnp.zeros_like(mean), abs2(mean)
     layout = _Layout(axes, segments)
-    mean, var, count = (layout.flat(v) for v in (mean, var, count))
+    mean, var, count = (layout.flat(jnp.asarray(v)) for v in (mean, var, count))
     n = layout.total(count)
     some = jnp.maximum(n, 1)
     # A first estimate of the mean, which carries no gradient, and its error from a second pass.
@@ -175,7 +175,7 @@ def normalize(
     remaining = [a for a in range(x.ndim) if a < segments.ids.ndim or a not in axes]
     # [*rows, segments, *rest] to the rank of x, size 1 on averaged axes of channels.
     mean, inverse = (
-        expand(layout.of_positions(v), remaining, x.ndim)
+        expand(layout.of_positions(jnp.asarray(v)), remaining, x.ndim)
         for v in (m.mean, _formulas.rsqrt(m.var + eps))
     )
     scale = None if scale is None else jnp.asarray(scale).astype(real)
