@@ -24,11 +24,12 @@ SIDE = {"digits": 8, "mnist": 28, "pmnist": 28, "fashion_mnist": 28}  # the imag
 TRAIN_SIZE = {"digits": 1437, "mnist": 50_000, "pmnist": 50_000, "fashion_mnist": 50_000}
 TRAIN_SIZE |= {"fsdd": 2400, "imdb_reviews": 22_500}
 FOLDS, FOLD_SIZE = 6, 2250  # fsdd's speakers, and the training examples of the other five
-DATASETS = (*TRAIN_SIZE, "text")
+DATASETS = (*TRAIN_SIZE, "npz", "text")  # and any image set of TFDS
 
 # Keys that may differ between a workdir's config and a command that continues it: none of them
 # changes a number up to the step reached.
 FREE_KEYS: tuple[str, ...] = ("data_dir", "resume", "steps", "checkpoint_every", "keep_checkpoints")
+FREE_KEYS += ("data.memory", "data.workers")
 # Nor do these, except for the order in which sums are rounded, and for the noise of a layer, which
 # depends on the first two: `workdir` prints a note then.
 FREE_KEYS += ("parallel", "devices", "steps_per_call", "nonfinite", "nonfinite_limit")
@@ -46,6 +47,14 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
+    config.data.train = ""  # a TFDS set by name: split expressions; empty: "train", "test" and
+    config.data.valid = ""  # "validation"; or a number: so many of the last training examples
+    config.data.test = ""
+    config.data.source = ""  # package.module:function that returns the splits, see data.arrays
+    config.data.folder = ""  # npz: a folder of train.npz, valid.npz and test.npz
+    config.data.augment = ""  # images, while training: flip, crop:4, mixup:0.2, with commas
+    config.data.memory = 2.0  # GB: what is larger stays on the disk, and is read in the background
+    config.data.workers = 0  # by so many processes; 0: by a thread
     config.data.draw = 0  # 0: the first ones; n: training and validation examples drawn by seed n
     config.data.fold = 0  # fsdd: 0: its own test set; n from 1 to 6: speaker n is the test set
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
@@ -139,16 +148,20 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 def draws_noise(config: Mapping[str, Any]) -> bool:
     """Whether the model of a checked config draws noise in training."""
     kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
+<<<<<<< HEAD
+    return bool(config["data"].get("augment")) or any(config["model"].get(kind) for kind in kinds)
+=======
     return any(config["model"].get(kind) for kind in (*kinds, "module"))  # the user's may
+>>>>>>> m18
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe, in a line each, the keys other than the free ones in which two configs differ.
 
-    A key that a run of an earlier version does not have is at its default there.
+    A key that one of them lacks, since it is older than the key, has its default there.
     """
     usual = {k: v for k, v in flatten(as_dict(default())).items() if not k.startswith("model.")}
-    a, b = usual | flatten(old), flatten(new)
+    a, b = usual | flatten(old), usual | flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if k not in FREE_KEYS]
     missing = "(absent)"
     return [

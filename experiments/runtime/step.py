@@ -20,6 +20,7 @@ from experiments.data import batches, splits
 from experiments.runtime import optim as optimization
 from experiments.runtime import parallel
 from experiments.runtime.accumulate import Microbatches, norm_decay
+from experiments.runtime.measures import TOP_FIVE
 from experiments.runtime.optim import optimizer
 
 Tree = Any
@@ -173,13 +174,18 @@ def score_all(
     task: tasks.Task,
     stats: str,
     padded: bool,
+    start: Any = None,
 ) -> tasks.Scores:
-    """Sum a task's scores over the batches of `evaluation_batches`."""
+    """Sum a task's scores over the batches of `evaluation_batches`.
+
+    With `start`, `split` holds the examples from that one on.
+    """
 
     def one(batch: tuple[jax.Array, jax.Array]) -> tasks.Scores:
         index, weight = batch
         # A fixed key keeps a noisy model's number the same from call to call.
         key = jax.random.fold_in(jax.random.key(0), index[0])
+        index = index if start is None else index - start
         counts = weight if padded else None  # masks cost time, and most batches need none
         one_batch = tasks.Batch(splits.take(split, index), counts, key)
         return task.scores(params, norm, one_batch, stats=stats)[0]
@@ -208,9 +214,11 @@ def score_members(
 
 
 def _means(scores: tasks.Scores) -> dict[str, float]:
+    top5 = {} if scores.top5 is None else {TOP_FIVE: float(scores.top5 / scores.count)}
     return {
         "loss": float(scores.loss / scores.count),
         "accuracy": float(scores.correct / scores.count),
+        **top5,
     }
 
 
@@ -230,11 +238,33 @@ def evaluate(
         padded_batches = layout.pad(*padded_batches)
         params, norm = layout.block_on_cpu((params, norm))
     padded = bool((padded_batches[1] == 0).any())
+    score = functools.partial(score_all, task=task, stats=stats, padded=padded)
+    if isinstance(split, splits.Streamed):
+        return _means(
+            jax.device_get(_score_streamed(score, params, norm, split, padded_batches, layout))
+        )
     placed = padded_batches if layout is None else layout.split(padded_batches)
-    scores = jax.device_get(
-        score_all(params, norm, split, placed, task=task, stats=stats, padded=padded)
-    )
-    return _means(scores)
+    return _means(jax.device_get(score(params, norm, split, placed)))
+
+
+def _score_streamed(
+    score: Callable[..., tasks.Scores],
+    params: Tree,
+    norm: Tree,
+    split: splits.Streamed,
+    padded_batches: tuple[np.ndarray, np.ndarray],
+    layout: parallel.DeviceLayout | None,
+) -> tasks.Scores:
+    """Score a split on disk, a batch at a time."""
+    index, weight = padded_batches
+    each = []
+    for i, rows in enumerate(batches.read_ahead(split, index)):
+        start, one = index[i, 0], (index[i : i + 1], weight[i : i + 1])
+        # Padding repeats the last example, which is the last row that was read.
+        if layout is not None:
+            rows, one = layout.replicate(rows), layout.split(one)
+        each.append(score(params, norm, rows, one, start=start))
+    return jax.tree.map(lambda *sums: jnp.stack(sums).sum(), *each)
 
 
 def evaluate_members(
@@ -253,7 +283,8 @@ def evaluate_members(
     padded = bool((padded_batches[1] == 0).any())
     options = {"task": task, "stats": stats, "padded": padded, "members": members}
     scores = jax.device_get(score_members(params, norm, split, padded_batches, **options))
-    return [_means(tasks.Scores(*one)) for one in zip(*scores, strict=True)]
+    each = range(scores.loss.shape[0])
+    return [_means(jax.tree.map(lambda sums, i=i: sums[i], scores)) for i in each]
 
 
 def better(scores: Mapping[str, float], best: Mapping[str, float], select: str) -> bool:

@@ -25,6 +25,7 @@ from etils import epath
 import normjax
 from experiments import models
 from experiments.config import defaults
+from experiments.data import facts
 from experiments.runtime.checkpoints import local
 from experiments.runtime.metrics import write_text
 from experiments.usage import UsageError
@@ -208,11 +209,12 @@ def _refuse_links(checkpoints: epath.Path) -> None:
 
 
 def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> None:
-    """Make a checked workdir and write its config.json."""
+    """Make a checked workdir and write its config.json, with what is known of the data."""
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        described = {"config": config, "versions": versions(config), "hardware": hardware(devices)}
+        described = {"config": config, "data": facts.of(config)._asdict()}
+        described |= {"versions": versions(config), "hardware": hardware(devices)}
         write_json(workdir / "config.json", described)
     except OSError as error:
         raise UsageError(

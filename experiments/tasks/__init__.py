@@ -14,6 +14,8 @@ from typing import Any
 
 from experiments import models
 from experiments.config import defaults
+from experiments.data import augment
+from experiments.tasks.augmented import Augmented
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
@@ -48,4 +50,7 @@ def build(config: Mapping[str, Any], dataset: Any) -> Task:
     changes = {"smoothing": config["optim"]["label_smoothing"], "dtype": config["dtype"]}
     names = {field.name for field in dataclasses.fields(task)}  # type: ignore[arg-type]
     changes = {k: v for k, v in changes.items() if k in names}
-    return dataclasses.replace(task, **changes) if changes else task  # type: ignore[type-var]
+    if changes:
+        task = dataclasses.replace(task, **changes)  # type: ignore[type-var]
+    steps = augment.parse(config["data"]["augment"])
+    return Augmented(task, steps, dataset.classes) if steps else task

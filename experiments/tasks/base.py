@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any
+TOP_FIVE_FROM = 10  # classes of an example: with more, its top five are counted too
 
 
 class Scores(NamedTuple):
@@ -17,6 +18,7 @@ class Scores(NamedTuple):
     loss: jax.Array  # nats, or whatever the task minimizes
     correct: jax.Array  # right predictions; 0 for a task without them
     count: jax.Array  # type: ignore[assignment]  # predictions: examples, or a text's tokens
+    top5: jax.Array | None = None  # right ones among the five best; None: not counted
 
 
 class Batch(NamedTuple):
@@ -100,17 +102,31 @@ def cross_entropy(
     *,
     smoothing: float = 0.0,
 ) -> Scores:
-    """Sum cross-entropy and right answers over the last axis, with weights of labels' shape.
+    """Sum cross-entropy and right answers over the last axis of `logits [..., classes]`.
 
-    With `smoothing` s the target is (1 - s) for the label and s / classes for every class.
+    Args:
+        logits: scores of the classes.
+        labels: classes `[...]`, or shares of them `[..., classes]`, of which the greatest is right.
+        weight: `[...]`; None is 1.
+        smoothing: s, for a target of (1 - s) labels and s / classes of every class.
+
+    Of examples with more than ten classes the sums have the right answers among the top five too.
     """
-    weight = jnp.ones(labels.shape) if weight is None else weight
+    weight = jnp.ones(logits.shape[:-1]) if weight is None else weight
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if labels.ndim == logits.ndim:  # shares of each class, as mixup makes them
+        loss, labels = -(labels * log_p).sum(-1), jnp.argmax(labels, axis=-1)
+    else:
+        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     # where, not a product: a padded row may hold anything, and 0 times infinity is not 0
     loss = jnp.where(weight > 0, weight * loss, 0.0)
-    return Scores(loss.sum(), (weight * correct).sum(), weight.sum())
+    top5 = None
+    if labels.ndim == 1 and logits.shape[-1] > TOP_FIVE_FROM:
+        right = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        among = jnp.isfinite(right[:, 0]) & ((logits > right).sum(-1) < 5)
+        top5 = jnp.where(weight > 0, weight * among, 0.0).sum()
+    return Scores(loss.sum(), (weight * correct).sum(), weight.sum(), top5)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from experiments.config.defaults import HEADS
 from experiments.config.models import build_layer, check_steps
+from experiments.data import facts
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
@@ -77,7 +78,7 @@ class LanguageModel(Task):
 
 def check(config: Mapping[str, Any]) -> None:
     """Check that the data are a text and that the layer can be built for it."""
-    if config["dataset"] != "text":
+    if facts.of(config).kind != facts.TEXT:
         raise UsageError(
             f"config.task='language' reads config.dataset='text', not {config['dataset']!r}."
         )

@@ -3,7 +3,7 @@
 Arguments are checked once, in the public functions (`_moments.py`, `_normalize.py`) and in
 `Norm.apply`. The functions here take floating arrays, resolved axes and a boolean mask of the
 rank of x, and trust them. This is also the one place that chooses which program computes a norm:
-the plain formulas, the formulas for large arrays on a CPU, or a kernel.
+the plain formulas, those for large arrays, or a kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
-from normjax.statistics import _formulas, _large_cpu
+from normjax.statistics import _formulas, _large
 from normjax.statistics._shapes import (
     abs2,
     append_axes,
@@ -65,8 +65,8 @@ def moments(
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
         mean, var = _formulas.mean_and_var(x, mask, n, axes, plain_mean)
-    elif x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(x):
-        mean, var = _large_cpu.mean_and_var(x, axes, plain_mean)
+    elif isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(x):
+        mean, var = _large.mean_and_var(x, axes, plain_mean)
     else:
         mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
     if axis_name is None:
@@ -197,8 +197,8 @@ def normalize(
         scale = jnp.asarray(scale)
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)
     bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)
-    if x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(wide, mask):
-        return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+    if isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(wide, mask):
+        return _large.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
     return _formulas.standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
 
 
