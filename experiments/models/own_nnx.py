@@ -92,11 +92,20 @@ class NnxModel:
         params, state, _ = self._parts(self._make(key, Slot()))[1]
         return _nest(params), _nest(state)
 
+    def _shapes(self, slot: Slot) -> tuple[Any, list[dict[tuple, Any]]]:
+        """Return `_parts` of a model that was never computed; its values must be replaced."""
+        found: list[Any] = []
+
+        def make() -> None:  # nnx.eval_shape takes no pytrees in variables where there is a mesh
+            found.extend(self._parts(self._make(jax.random.key(0), slot)))
+
+        jax.eval_shape(make)
+        return found[0], found[1]
+
     def apply(self, params: Tree, state: Tree, x: jax.Array, call: Call) -> tuple[jax.Array, Tree]:
         """Return the output and the next state."""
         slot = Slot()
-        abstract = nnx.eval_shape(lambda: self._make(jax.random.key(0), slot))
-        graph, parts = self._parts(abstract)
+        graph, parts = self._shapes(slot)
         filled = [_fill(part, tree) for part, tree in zip(parts[:2], (params, state), strict=True)]
         key = jax.random.key(0) if call.key is None else call.key
         filled.append(_keys(parts[2], key))
