@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Num
 
 from normjax._internal import _checks, _hints, _single
+from normjax._internal._exportable import exportable
 from normjax.state import _names
 from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import (
@@ -66,6 +67,7 @@ Stats = Literal["batch", "running"]
 Hyper = Mapping[str, Any] | None
 
 
+@exportable
 class Affine(NamedTuple):
     """Scale and bias of a norm, y = scale * x + bias; `None` if the norm has none.
 
@@ -292,6 +294,7 @@ class Norm(abc.ABC):
         return f"{self.factory}({', '.join(changed)})"
 
 
+@exportable
 class DirectionAndGain(NamedTuple):
     """The parameters that a `Reparam` of this library stores instead of a weight, w = g * f(v).
 

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax._internal import _checks, _hints, _single
+from normjax._internal._exportable import exportable
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
 from normjax.statistics import _core, _merge, _shapes
 from normjax.statistics._types import Array, Moments, PyTree
 
 
+@exportable
 class GhostMoments(NamedTuple):
     """Statistics that `ghost_batch_norm` measures: of each virtual batch and of the whole batch.
 

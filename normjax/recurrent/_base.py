@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from normjax._internal._exportable import exportable
 from normjax.base import Norm
 
 NormAt = Callable[[str, jax.Array], jax.Array]
@@ -95,6 +96,7 @@ class Layer(abc.ABC):
     __repr__ = Norm.__repr__
 
 
+@exportable
 class Info(NamedTuple):
     """What happened inside a recurrent layer, step by step.
 
