@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 import normjax
-from experiments.config.defaults import timesteps
+from experiments.data.facts import timesteps
 from experiments.usage import UsageError, check_number, nearest, one_of, short
 from normjax import recurrent
 

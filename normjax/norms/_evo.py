@@ -86,6 +86,7 @@ def evo_norm_b0(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 
@@ -109,6 +110,7 @@ def evo_norm_b0(
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `EvoNormParams` and state `Running`.

@@ -129,6 +129,7 @@ def ghost_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Ghost batch normalization: normalizes each small virtual batch of a large batch separately.
 
@@ -153,6 +154,7 @@ def ghost_batch_norm(
         axis_index_groups: as in `batch_norm`, for the running statistics.
         allow_single: as in `batch_norm`; also of a virtual batch.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

@@ -101,6 +101,7 @@ def switchable_norm(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 
@@ -123,6 +124,7 @@ def switchable_norm(
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `SwitchableNormParams` and state `Running`.

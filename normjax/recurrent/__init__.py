@@ -7,6 +7,7 @@ from normjax.recurrent._base import Info, Layer
 from normjax.recurrent._bidirectional import bidirectional
 from normjax.recurrent._convert import from_flax, from_torch, to_flax, to_torch
 from normjax.recurrent._gru import gru
+from normjax.recurrent._last import last
 from normjax.recurrent._lstm import LSTMCarry, lstm
 from normjax.recurrent._per_step import per_step
 from normjax.recurrent._presets import (
@@ -41,6 +42,7 @@ __all__ = [
     "from_flax",
     "from_torch",
     "gru",
+    "last",
     "ln_gru",
     "ln_lstm",
     "lstm",

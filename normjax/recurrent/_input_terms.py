@@ -58,13 +58,14 @@ def input_terms(
     x: jax.Array,
     norms: Mapping[str, SeqNorm],
     calls: Mapping[str, Call],
+    in_loop: bool = False,
 ) -> InputTerms:
     """Project and measure the inputs of all steps, as far as that is done before the loop.
 
     The input term never needs the recurrence: it can be one product for all steps, and one
     set of statistics, in one exchange between devices.
     """
-    schedule = input_schedule(layer, x, calls)
+    schedule = "in_loop" if in_loop else input_schedule(layer, x, calls)
     weights: dict[str, jax.Array] = {}
     terms: dict[str, jax.Array | None] = {}
     measured: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from normjax.norms._rms import rms_norm
 from normjax.recurrent._base import Layer
 from normjax.recurrent._gru import gru
 from normjax.recurrent._lstm import lstm
-from normjax.recurrent._per_step import per_step
+from normjax.recurrent._per_step import Clock, per_step
 from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._reparam import ReparamRecurrent
 from normjax.recurrent._rnn import rnn
@@ -32,6 +32,7 @@ def bn_lstm(
     decay: float = 0.99,
     forget_bias: float = 1.0,
     allow_single: bool = False,
+    clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized LSTM of Cooijmans et al.: across time, statistics per step.
@@ -52,6 +53,7 @@ def bn_lstm(
         decay: weight of the old running value; the authors' 0.99 (MNIST) and 0.95 (PTB).
         forget_bias: start of the forget gate's bias, 1 in the authors' code.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `lstm`, such as `recurrent_init`, `learn_carry`, `h0_noise`.
 
     Returns:
@@ -74,8 +76,9 @@ def bn_lstm(
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
         equations 6 to 8.
     """
-    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
-    cell = per_step(_bn(scale_init, eps, decay, allow_single), max_steps)
+    bare = _bn(scale_init, eps, decay, allow_single, use_bias=False)
+    term = per_step(bare, max_steps, clock=clock)
+    cell = per_step(_bn(scale_init, eps, decay, allow_single), max_steps, clock=clock)
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
 
 
@@ -139,6 +142,7 @@ def bn_gru(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
+    clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized GRU: recurrent batch norm in the four places of the layer norm paper.
@@ -153,6 +157,7 @@ def bn_gru(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `gru`.
 
     Returns:
@@ -170,7 +175,8 @@ def bn_gru(
         Cooijmans et al., "Recurrent Batch Normalization", 2017; the equations are those of Ba,
         Kiros, Hinton, "Layer Normalization", 2016, with batch norm in their places.
     """
-    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
+    bare = _bn(scale_init, eps, decay, allow_single, use_bias=False)
+    term = per_step(bare, max_steps, clock=clock)
     return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
 
 

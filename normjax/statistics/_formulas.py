@@ -49,6 +49,26 @@ def affine(
     return y if bias is None else y + to_rank(bias, d.ndim).astype(d.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def rounded_times(y: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
+    """Return `y` rounded to `dtype`, times `scale`; the derivative leaves the rounding out."""
+    to = jnp.finfo(dtype)
+    # Not `astype` there and back, which XLA may drop.
+    rounded = lax.reduce_precision(y, to.nexp, to.nmant)
+    if to.nexp < jnp.finfo(y.dtype).nexp:  # float16: its subnormals are 0 there
+        step = float(to.smallest_subnormal)
+        rounded = jnp.where(
+            jnp.abs(y) < float(to.smallest_normal), jnp.round(y / step) * step, rounded
+        )
+    return rounded * scale
+
+
+@rounded_times.defjvp
+def _rounded_times_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
+    (y, scale), (dy, dscale) = primals, tangents
+    return rounded_times(y, scale, dtype), dy * scale + y * dscale
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def mean_and_var(
     x: jax.Array,

@@ -144,6 +144,14 @@ def test_a_misspelt_key_is_looked_for_near_by(word, suggestion):
     assert f"Did you mean {suggestion!r}?" in message
 
 
+def test_a_misspelt_key_is_not_looked_for_in_other_sections():
+    config = digits.get_config("bn_lstm")
+    for key in ("data.scale_init", "data.name", "optim.hidden"):
+        message = command_line._misspelt([f"--config.{key}=x"], config)
+        assert message.startswith(f"--config.{key} is no key of this config.")
+        assert "config.model" not in message
+
+
 @pytest.mark.parametrize("variant", _protocol.VARIANTS)
 @pytest.mark.parametrize("study", [digits, mnist, pmnist])
 def test_every_variant_is_a_valid_config(study, variant):
@@ -179,7 +187,7 @@ def test_gamma_is_one_key_for_all_norms():
     [
         ("steps", 0, "config.steps=0 must be an integer at least 1"),
         ("batch_size", 5000, "more than the 1437 training examples of digits; write a number"),
-        ("dataset", "digts", "fashion_mnist, fsdd, imdb_reviews, text. Did you mean 'digits'?"),
+        ("dataset", "digts", "Did you mean 'digits'? No TFDS set of that name is in"),
         ("dataset", "mnist", "max_steps=64, but a sequence of mnist has 784 steps; write"),
         ("seed", -1, "config.seed=-1 must be an integer at least 0"),
         ("target_accuracy", 90.0, "must be a number greater than 0 and at most 1"),
