@@ -90,6 +90,11 @@ class GhostBatchNorm(BatchNorm):
                 "write axes=(0, ...) with the batch first"
             )
         batch = x.shape[0]
+        if not isinstance(batch, int):
+            raise ValueError(
+                f"ghost_batch_norm divides the batch, whose size is the symbol {batch}: export it "
+                'with a batch of known size, or with stats="running"'
+            )
         count = max(-(-batch // self.size), 1)
         members = -(-batch // count)
         axes = tuple(a + 1 for a in axes)
