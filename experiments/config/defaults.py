@@ -148,11 +148,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 def draws_noise(config: Mapping[str, Any]) -> bool:
     """Whether the model of a checked config draws noise in training."""
     kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
-<<<<<<< HEAD
-    return bool(config["data"].get("augment")) or any(config["model"].get(kind) for kind in kinds)
-=======
-    return any(config["model"].get(kind) for kind in (*kinds, "module"))  # the user's may
->>>>>>> m18
+    augment, noisy = config["data"].get("augment"), (*kinds, "module")  # the user's may
+    return bool(augment) or any(config["model"].get(kind) for kind in noisy)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

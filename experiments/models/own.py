@@ -179,7 +179,8 @@ def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> Own
 
 
 def _alike(a: Any, b: Any) -> bool:
-    return bool(jax.tree.structure(a) == jax.tree.structure(b))
+    first: Any = jax.tree.structure(a)
+    return bool(first == jax.tree.structure(b))
 
 
 def _try(model: OwnModel) -> None:
