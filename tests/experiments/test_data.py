@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import grain
 import numpy as np
 import pytest
 
@@ -64,6 +65,21 @@ def test_batches_dealt_once_come_again_in_a_new_order():
     assert sorted(first) == sorted(second) and first != second
     assert len(set(epochs[0].ravel())) == 48  # two examples fill no batch
     assert tuple(next(batches.batches(50, 4, 1, "once"))) not in first
+
+
+@pytest.mark.parametrize("small", [0, 100])
+@pytest.mark.parametrize("size, rows, seed", [(37, 5, 3), (7, 7, 2**32 - 1), (5, 4, 9)])
+def test_the_order_is_that_of_grains_own_pipeline(size, rows, seed, small, monkeypatch):
+    """To the bit, whether an epoch's order is kept or asked for index by index."""
+    monkeypatch.setattr(batches, "SMALL", small)
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed)
+    epochs = shuffled.repeat().batch(rows, drop_remainder=True)
+    once = grain.MapDataset.source(list(shuffled.batch(rows, drop_remainder=True)))
+    for shuffle, pipeline in (("epoch", epochs), ("once", once.shuffle(seed=seed).repeat())):
+        iterator = batches.batches(size, rows, seed, shuffle)
+        for number in range(20):
+            np.testing.assert_array_equal(next(iterator), pipeline[number], strict=True)
+        assert iterator.get_state() == {"next_index": 20}
 
 
 @pytest.mark.parametrize("shuffle", ["epoch", "once"])
