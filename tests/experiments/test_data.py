@@ -8,7 +8,7 @@ import pytest
 
 from experiments import prepare
 from experiments.config.defaults import TRAIN_SIZE
-from experiments.data import batches, datasets, images, locate, records
+from experiments.data import batches, datasets, images, locate, records, splits
 from experiments.usage import UsageError
 
 
@@ -172,3 +172,12 @@ def test_records_that_were_cut_short_are_told(tmp_path):
         file.write_bytes(whole[:left])
         with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
             records._check_split(tmp_path, info, "test", 300)
+
+
+@pytest.mark.parametrize("side", [14, 7, 4, 2])
+def test_a_small_image_has_the_means_of_blocks(side):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 28 * 28), dtype=np.uint8)
+    pixels[:2] = [[0], [255]]
+    made = images.shrink(splits.Split(pixels, np.zeros(50, np.uint8)), (28, 28, 1), side).pixels
+    blocks = pixels.reshape(50, side, 28 // side, side, 28 // side).astype(np.float64)
+    np.testing.assert_array_equal(made[..., 0], np.rint(blocks.mean((2, 4))))
