@@ -1,6 +1,6 @@
-"""Download a TFDS set and store it as array_record, the only step that needs TensorFlow.
+"""Download any TFDS set and store it as array_record, the only step that needs TensorFlow.
 
-python -m experiments.prepare NAME [--data_dir=DIR]
+python -m experiments.prepare NAME[/CONFIG][:VERSION] [--data_dir=DIR]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+from etils import epath
 
 from experiments.data import locate
 from experiments.usage import UsageError, nearest, usage
@@ -30,15 +31,16 @@ def prepare(name: str, folder: str = "") -> str:
             f"that has it, or {locate.FSDD} The folder of all sets is "
             f"{locate.root_folder(folder)}."
         )
-    if name not in SETS:
-        known = ("digits", *SETS, "fsdd")
+    known = ("digits", *SETS, "fsdd")
+    if name not in SETS and locate.parse(name) is None:
         raise UsageError(
-            f"unknown data set {name!r}; known: {', '.join(known)}.{nearest(name, known)}"
+            f"unknown data set {name[:80]!r}; known: {', '.join(known)}, and every set of TFDS as "
+            f"NAME or NAME/CONFIG.{nearest(name, known)}"
         )
-    try:
-        return str(locate.find(SETS[name], folder))
-    except UsageError:
-        pass  # missing: prepare it
+    if (found := _find(name, folder)) is not None:
+        return str(found)
+    if name not in SETS:
+        _require_builder(name, known)
     for module in ("tensorflow", "importlib_resources"):
         if importlib.util.find_spec(module) is None:
             raise UsageError(
@@ -48,12 +50,34 @@ def prepare(name: str, folder: str = "") -> str:
             )
     import tensorflow_datasets as tfds
 
-    root = locate.root_folder(folder)
+    root, plain = locate.root_folder(folder), SETS.get(name, name)
     builder = tfds.builder(
-        locate.SUBSETS.get(SETS[name], SETS[name]), data_dir=str(root), file_format="array_record"
+        locate.SUBSETS.get(plain, plain), data_dir=str(root), file_format="array_record"
     )
     builder.download_and_prepare()
-    return str(locate.find(SETS[name], folder))
+    return str(_find(name, folder) or builder.data_path)
+
+
+def _find(name: str, folder: str) -> epath.Path | None:
+    """Return the folder of a prepared set, or None if it is missing."""
+    if name not in SETS:
+        return locate.find_any(name, folder)
+    try:
+        return locate.find(SETS[name], folder)
+    except UsageError:
+        return None
+
+
+def _require_builder(name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is none of TFDS's; uses no network."""
+    import tensorflow_datasets as tfds
+
+    builders = tfds.list_builders(with_community_datasets=False)
+    if name.partition("/")[0].partition(":")[0] not in builders:
+        raise UsageError(
+            f"unknown data set {name!r}; known: {', '.join(known)}, and {len(builders):,} sets of "
+            f"TFDS {tfds.__version__}.{nearest(name, [*known, *builders])}"
+        )
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

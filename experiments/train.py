@@ -19,7 +19,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from experiments.config import command_line
-from experiments.runtime import distributed, exits
+from experiments.runtime import distributed, exits, measures
 from experiments.runtime.run import train
 from experiments.usage import UsageError
 
@@ -30,14 +30,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", allow_ove
 
 
 def summary(final: Mapping[str, Any]) -> str:
-    """Describe a finished run in three lines."""
+    """Describe a finished run, its scores in the words of its task."""
     lines = [
         f"{final['name']}: best step {final['best_step']} of {final['steps']}, {final['seconds']} s"
     ]
-    for split in ("valid", "test"):
-        numbers = ", ".join(f"{final[split][k]['accuracy']:.4f} {k}" for k in final[split])
-        lines.append(f"  {split} accuracy by statistics: {numbers}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *measures.lines(final)])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ Importing normjax does not import Flax.
 from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
+from normjax.norms._add_norm import add_norm
 from normjax.norms._batch import batch_norm
 from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
@@ -55,11 +56,13 @@ from normjax.state._torch import (
     running_from_torch,
     running_to_torch,
 )
+from normjax.state._torch_model import from_torch_state_dict, to_torch_state_dict
 from normjax.state._whole_model import is_norm_param, reset_statistics, restore_statistics
 from normjax.statistics._merge import merge
 from normjax.statistics._moments import mean_square, moments, second_moments
 from normjax.statistics._normalize import normalize
 from normjax.statistics._running import ema
+from normjax.statistics._segments import segment_moments
 from normjax.statistics._types import (
     Accumulator,
     BatchMeans,
@@ -104,6 +107,7 @@ __all__ = [
     "__version__",
     "accumulate_statistics",
     "adain",
+    "add_norm",
     "batch_norm",
     "batch_renorm",
     "cosine_dense",
@@ -124,6 +128,7 @@ __all__ = [
     "fold_dense",
     "fold_model",
     "fold_next",
+    "from_torch_state_dict",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
@@ -152,9 +157,11 @@ __all__ = [
     "running_to_torch",
     "scale_norm",
     "second_moments",
+    "segment_moments",
     "spectral_norm",
     "statistics_age",
     "switchable_norm",
+    "to_torch_state_dict",
     "weight_norm",
     "weight_standardization",
     "whiten",

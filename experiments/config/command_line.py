@@ -149,12 +149,17 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
 
 
 def _elsewhere(key: str, at: str, config: ml_collections.ConfigDict) -> str:
-    """Suggest the same key in another group, first in one whose path shares most with `at`."""
+    """Suggest the same key in another group, first in one whose path shares most with `at`.
+
+    It is a group of the same section, or the config itself: config.data.name is no name of a norm.
+    """
+    here = at.split(".")
     paths = [f"config.{k}" for k in flatten(config.to_dict())]
     paths = [path for path in paths if path.rpartition(".")[2] == key]
+    if len(here) > 1:
+        paths = [p for p in paths if p.count(".") == 1 or p.split(".")[1] == here[1]]
     if not paths:
         return ""
-    here = at.split(".")
 
     def shared(path: str) -> int:
         pairs = zip(path.split("."), here, strict=False)

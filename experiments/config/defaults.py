@@ -7,7 +7,9 @@ from typing import Any
 
 import ml_collections
 
-OPTIMIZERS = ("rmsprop", "adam", "sgd")
+OPTIMIZERS = ("rmsprop", "adam", "adamw", "lamb", "sgd")
+SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step")
+DTYPES = ("float32", "bfloat16")
 HEADS = ("orthogonal", "lecun_normal", "glorot_uniform")
 POPULATION = ("pooled", "unbiased", "mean")
 PERMUTATIONS = ("permute", "sample")
@@ -22,11 +24,12 @@ SIDE = {"digits": 8, "mnist": 28, "pmnist": 28, "fashion_mnist": 28}  # the imag
 TRAIN_SIZE = {"digits": 1437, "mnist": 50_000, "pmnist": 50_000, "fashion_mnist": 50_000}
 TRAIN_SIZE |= {"fsdd": 2400, "imdb_reviews": 22_500}
 FOLDS, FOLD_SIZE = 6, 2250  # fsdd's speakers, and the training examples of the other five
-DATASETS = (*TRAIN_SIZE, "text")
+DATASETS = (*TRAIN_SIZE, "npz", "text")  # and any image set of TFDS
 
 # Keys that may differ between a workdir's config and a command that continues it: none of them
 # changes a number up to the step reached.
 FREE_KEYS: tuple[str, ...] = ("data_dir", "resume", "steps", "checkpoint_every", "keep_checkpoints")
+FREE_KEYS += ("data.memory", "data.workers")
 # Nor do these, except for the order in which sums are rounded, and for the noise of a layer, which
 # depends on the first two: `workdir` prints a note then.
 FREE_KEYS += ("parallel", "devices", "steps_per_call", "nonfinite", "nonfinite_limit")
@@ -44,6 +47,14 @@ def default() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"train_size": 0})  # 0: all; else so many examples
     config.data.valid_size = 0  # the same of the validation set, which is scored often,
     config.data.test_size = 0  # and of the test set
+    config.data.train = ""  # a TFDS set by name: split expressions; empty: "train", "test" and
+    config.data.valid = ""  # "validation"; or a number: so many of the last training examples
+    config.data.test = ""
+    config.data.source = ""  # package.module:function that returns the splits, see data.arrays
+    config.data.folder = ""  # npz: a folder of train.npz, valid.npz and test.npz
+    config.data.augment = ""  # images, while training: flip, crop:4, mixup:0.2, with commas
+    config.data.memory = 2.0  # GB: what is larger stays on the disk, and is read in the background
+    config.data.workers = 0  # by so many processes; 0: by a thread
     config.data.draw = 0  # 0: the first ones; n: training and validation examples drawn by seed n
     config.data.fold = 0  # fsdd: 0: its own test set; n from 1 to 6: speaker n is the test set
     config.data.shuffle = "epoch"  # new batches each epoch; "once": the same ones in a new order
@@ -65,6 +76,7 @@ def default() -> ml_collections.ConfigDict:
     config.eval_every = 50
     config.checkpoint_every = 200
     config.keep_checkpoints = 2  # the newest ones; each of them has the best parameters too
+    config.dtype = "float32"  # of activations and matrix products; parameters stay float32
     config.parallel = "jit"  # jit | shard_map | pmap, see experiments.runtime.parallel
     config.devices = 0  # 0: all; otherwise the first so many
     config.batch_stats = "global"  # statistics of the whole batch, or of each device's rows
@@ -82,6 +94,18 @@ def default() -> ml_collections.ConfigDict:
     config.optim.l2 = 0.0  # times |w|^2 / 2, of weights alone
     config.optim.l1 = 0.0  # times |w|_1, of weights alone
     config.optim.clip_norm = 1.0  # global norm, before the optimizer; 0: none
+    config.optim.b2 = 0.999  # adam, adamw, lamb: decay of the squared gradients
+    config.optim.nesterov = False  # sgd with momentum
+    config.optim.weight_decay = 0.0  # adamw, lamb: decoupled from the gradient
+    config.optim.decay_norms = False  # weight_decay also on norms, biases and other vectors
+    config.optim.schedule = "constant"  # of the learning rate, which is its highest value
+    config.optim.schedule_steps = 0  # its length; 0: config.steps, which then may not change
+    config.optim.warmup = 0  # steps in which the rate rises from 0; one_cycle: 0: 30 %
+    config.optim.drops = "0.5,0.75"  # step: after these parts of the schedule
+    config.optim.factor = 0.1  # step: the rate is multiplied by this
+    config.optim.label_smoothing = 0.0  # in training alone
+    config.optim.ema = 0.0  # decay of an average of the parameters, which is scored; 0: none
+    config.optim.accumulate = 1  # microbatches of a step
     config.population = ml_collections.ConfigDict({"how": "pooled", "batch_size": 500})
     return config
 
@@ -113,15 +137,28 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a run of an earlier version with the keys that are new since."""
+    usual, whole = as_dict(default()), {**as_dict(default()), **config}
+    for group in ("data", "optim", "population"):
+        whole[group] = {**usual[group], **config.get(group, {})}
+    return whole
+
+
 def draws_noise(config: Mapping[str, Any]) -> bool:
     """Whether the model of a checked config draws noise in training."""
     kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
-    return any(config["model"].get(kind) for kind in kinds)
+    augment, noisy = config["data"].get("augment"), (*kinds, "module")  # the user's may
+    return bool(augment) or any(config["model"].get(kind) for kind in noisy)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Describe, in a line each, the keys other than the free ones in which two configs differ."""
-    a, b = flatten(old), flatten(new)
+    """Describe, in a line each, the keys other than the free ones in which two configs differ.
+
+    A key that one of them lacks, since it is older than the key, has its default there.
+    """
+    usual = {k: v for k, v in flatten(as_dict(default())).items() if not k.startswith("model.")}
+    a, b = usual | flatten(old), usual | flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if k not in FREE_KEYS]
     missing = "(absent)"
     return [

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import normjax
-from experiments import tasks
+from experiments import models, tasks
+from experiments.config import training
 from experiments.config.defaults import (
     BATCH_STATS,
     DATASETS,
-    FOLD_SIZE,
+    DTYPES,
     FOLDS,
     LAYOUTS,
     NONFINITE,
@@ -21,24 +22,26 @@ from experiments.config.defaults import (
     PARALLEL,
     PERMUTATIONS,
     POPULATION,
+    SCHEDULES,
     SELECT,
     SHUFFLE,
     SIDE,
-    TRAIN_SIZE,
     UNITS,
     as_dict,
     default,
     flatten,
 )
 from experiments.config.models import factories
+from experiments.data import augment, facts
 from experiments.usage import UsageError, check_number, nearest, one_of, short
 
 CHOICES = {
-    "dataset": DATASETS,
     "permutation": PERMUTATIONS,
     "optim.name": OPTIMIZERS,
     "population.how": POPULATION,
+    "optim.schedule": SCHEDULES,
     "select": SELECT,
+    "dtype": DTYPES,
     "parallel": PARALLEL,
     "batch_stats": BATCH_STATS,
     "nonfinite": NONFINITE,
@@ -49,10 +52,14 @@ CHOICES = {
 # Whole numbers by key, with their bounds. Above them a run would not end, or an array not fit.
 COUNTS = {
     **dict.fromkeys(("data.train_size", "data.valid_size", "data.test_size"), (0, 10**9)),
-    **dict.fromkeys(("data.side", "devices", "nonfinite_limit"), (0, 10**6)),
+    **dict.fromkeys(("devices", "nonfinite_limit"), (0, 10**6)),
     "data.fold": (0, FOLDS),
+    "data.side": (0, 4096),
+    "data.workers": (0, 64),
     **dict.fromkeys(("data.stride", "data.draw", "permutation_seed", "seed"), (0, 2**31 - 1)),
     **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), (1, 2**31 - 1)),
+    **dict.fromkeys(("optim.schedule_steps", "optim.warmup"), (0, 2**31 - 1)),
+    "optim.accumulate": (1, 10**5),
     "log_every": (1, 10**6),  # a number for each step since the last row is on the device
     **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),
     **dict.fromkeys(("batch_size", "eval_batch_size", "population.batch_size"), (1, 10**7)),
@@ -83,11 +90,15 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_types(plain)
     _check_words(plain)
     _check_values(plain)
+    _check_own(plain)
+    data = facts.of(plain)
     _check_side(plain)
     _check_layout(plain)
     _check_fold(plain)
     _check_periods(plain)
-    _check_batch_sizes(plain)
+    training.check(plain)
+    _check_batch_sizes(plain, data.examples)
+    augment.check(plain, data)
     tasks.check(plain)
     _check_batch_statistics(plain)
     return plain
@@ -166,7 +177,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
     for key, known in CHOICES.items():
         one_of(f"config.{key}", flat[key], known)
     for key, (low, high) in COUNTS.items():
-        if key in flat or key == "model.hidden":
+        if key in flat or (key == "model.hidden" and not models.is_named(plain["model"])):
             check_number(key, flat.get(key), low, high, integer=True)
     check_number("data.length", flat["data.length"], 1, 10**6, integer=True)
     if (longest := LONGEST.get(plain["dataset"], 10**6)) < flat["data.length"]:
@@ -175,6 +186,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             f"{plain['dataset']}; write {longest} or less."
         )
     check_number("data.contrast", flat["data.contrast"], 1, 100)
+    check_number("data.memory", flat["data.memory"], 0, 10**6)
     check_number("target_accuracy", flat["target_accuracy"], 0, 1, open_low=True)
     check_number("optim.learning_rate", flat["optim.learning_rate"], 0, LARGEST, open_low=True)
     if flat["optim.learning_rate"] < SMALLEST_RATE:
@@ -182,10 +194,11 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             f"config.optim.learning_rate={flat['optim.learning_rate']!r} changes no float32 "
             f"parameter; write {SMALLEST_RATE:g} or more."
         )
-    for key in ("optim.decay", "optim.momentum"):
+    for key in ("optim.decay", "optim.momentum", "optim.b2", "optim.ema", "optim.label_smoothing"):
         check_number(key, flat[key], 0, 1, open_high=True)
     check_number("optim.eps", flat["optim.eps"], 0, 1)
-    for key in ("optim.l2", "optim.l1", "optim.clip_norm"):
+    check_number("optim.factor", flat["optim.factor"], 0, 1, open_low=True)
+    for key in ("optim.l2", "optim.l1", "optim.clip_norm", "optim.weight_decay"):
         check_number(key, flat[key], 0, LARGEST)
     for key, value in flat.items():
         if key.startswith("model.") and key.endswith(".decay"):
@@ -194,6 +207,35 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             check_number(key, value, 0, 1)
         if key.startswith("model.") and key.endswith(".max_steps"):
             check_number(key, value, 1, 10**6, integer=True)
+
+
+def _check_own(plain: Mapping[str, Any]) -> None:
+    """Refuse keys of one kind of data for another, and a name that is another set's."""
+    name, data = plain["dataset"], plain["data"]
+    if data["source"] and name in DATASETS:
+        raise UsageError(
+            f"config.data.source={data['source']!r} gives data of your own, and config.dataset="
+            f"{name!r} is the name of others; write --config.dataset=NAME, any name for yours."
+        )
+    for key in ("train", "test"):
+        if data[key] and not facts.by_name(plain):
+            raise UsageError(
+                f"config.data.{key}={short(data[key])} is a split of a TFDS set by its name; "
+                f"{name!r} has its own splits: write config.data.{key}=''."
+            )
+    if data["valid"] and name in DATASETS and not facts.own(plain):
+        version = (
+            f" (for other ones write --config.dataset={name}:3.0.1)" if "mnist" in name else ""
+        )
+        raise UsageError(
+            f"config.data.valid={short(data['valid'])}, but {name} has its own splits{version}; "
+            "write config.data.valid=''."
+        )
+    if data["folder"] and name != "npz":
+        raise UsageError(
+            f"config.data.folder={short(data['folder'])} is for config.dataset='npz', and "
+            f"config.dataset={name!r}; a text's folder is config.data.text."
+        )
 
 
 def _check_side(plain: Mapping[str, Any]) -> None:
@@ -234,12 +276,9 @@ def _check_periods(plain: Mapping[str, Any]) -> None:
             )
 
 
-def _check_batch_sizes(plain: Mapping[str, Any]) -> None:
+def _check_batch_sizes(plain: Mapping[str, Any], examples: int) -> None:
     """Refuse batches of more than all training examples."""
-    size = TRAIN_SIZE.get(plain["dataset"], 2**31)  # a text's size shows when it is read
-    if plain["data"]["fold"]:
-        size = FOLD_SIZE
-    size = min(size, plain["data"]["train_size"] or size)
+    size = min(examples, plain["data"]["train_size"] or examples)
     for key in ("batch_size", "eval_batch_size"):
         if plain[key] > size:
             raise UsageError(
@@ -253,6 +292,8 @@ def _check_batch_statistics(plain: Mapping[str, Any]) -> None:
 
     Norms of convolutions and of whole sequences also average over places or time.
     """
+    if models.is_named(plain["model"]):
+        return  # their norms average over places or time, and the user's own are theirs to know
     known = factories(normjax, "Norm")
     for place, norm in plain["model"].items():
         if not isinstance(norm, Mapping) or "decay" not in _arguments(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
+from absl import flags
+
+from experiments.data import splits
+
+AHEAD = 8  # batches that are made before they are asked for
 
 
-def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
-    """Return an endless iterator of int64 index batches, with get_state and set_state.
+def order(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
+    """Return the batches of indices of all epochs, by number: an endless `grain.MapDataset`.
 
     Every epoch has a new order; a batch may span two epochs, so no example is left out.
     With shuffle "once" every epoch has the same batches in a new order; examples that fill no batch
@@ -19,11 +26,17 @@ def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> An
     if shuffle == "once":
         # as a list: Grain's own shuffle would make new batches in each epoch
         fixed = list(indices.batch(batch_size, drop_remainder=True))
-        dataset = grain.MapDataset.source(fixed).shuffle(seed=seed).repeat()
-    else:
-        dataset = indices.repeat().batch(batch_size, drop_remainder=True)
+        return grain.MapDataset.source(fixed).shuffle(seed=seed).repeat()
+    return indices.repeat().batch(batch_size, drop_remainder=True)
+
+
+def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
+    """Return an endless iterator of int64 index batches, with get_state and set_state."""
+    dataset = order(size, batch_size, seed, shuffle)
     # Shuffling takes Grain 14 us per index: a thread does it while the device computes.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    return iter(
+        dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
+    )
 
 
 def evaluation_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,3 +50,98 @@ def evaluation_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarr
     index = np.arange(count * rows)
     weight = (index < size).astype(np.float32)
     return np.minimum(index, size - 1).reshape(count, rows), weight.reshape(count, rows)
+
+
+# --------------------------------------------------------------------------------------- streams
+
+
+class _Rows:
+    """Batches of indices from one number on, for Grain: it asks for them by place."""
+
+    def __init__(self, numbered: Any, start: int):
+        self.numbered, self.start = numbered, start
+
+    def __len__(self) -> int:
+        return 2**31 - 1  # an endless order has no length
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return np.asarray(self.numbered[self.start + place])
+
+
+class _Read:
+    """Reads the examples of a batch of indices, in whichever process has it."""
+
+    def __init__(self, split: splits.Streamed):
+        self.split = split
+
+    def __call__(self, index: np.ndarray) -> Any:
+        return self.split.read(index)
+
+
+def read_ahead(split: splits.Streamed, rows: Any) -> Iterator[Any]:
+    """Read batches of a split on disk in the background, in the order of `rows`.
+
+    Args:
+        split: the split; `split.workers` processes read it, or with 0 a thread.
+        rows: batches of indices, by place.
+    """
+    read = grain.MapDataset.source(rows).map(_Read(split))
+    if not split.workers:
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+        return iter(read.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():  # Grain looks for flags of its own there
+        flags.FLAGS.mark_as_parsed()
+    direct = read.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    workers = grain.MultiprocessingOptions(num_workers=split.workers, per_worker_buffer_size=2)
+    return iter(direct.mp_prefetch(workers))
+
+
+class Stream:
+    """An endless iterator over batches of a split on disk, in the order of `batches`.
+
+    Its state is that of `batches` too: a run may continue with its data in memory, or with other
+    workers.
+    """
+
+    def __init__(self, split: splits.Streamed, batch_size: int, seed: int, shuffle: str = "epoch"):
+        self.split = split
+        self.order = order(len(split), batch_size, seed, shuffle)
+        self.next_index = 0
+        self.running: Iterator[Any] | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        if self.running is None:
+            self.running = read_ahead(self.split, _Rows(self.order, self.next_index))
+        self.next_index += 1
+        return next(self.running)
+
+    def get_state(self) -> dict[str, int]:
+        """Return the number of the next batch."""
+        return {"next_index": self.next_index}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Go on with the batch of that number."""
+        self.next_index, self.running = state["next_index"], None
+
+
+def training(split: Any, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
+    """Return `batches` of a split's indices, or the `Stream` of a split on disk."""
+    if isinstance(split, splits.Streamed):
+        return Stream(split, batch_size, seed, shuffle)
+    return batches(splits.size(split), batch_size, seed, shuffle)
+
+
+def next_rows(split: Any, iterator: Any, steps: int) -> tuple[Any, np.ndarray]:
+    """Return a split and the indices of the next batches into it, `[steps, rows]`.
+
+    Of a split on disk it is a split of these rows alone.
+    """
+    drawn = [next(iterator) for _ in range(steps)]
+    if not isinstance(split, splits.Streamed):
+        return split, np.stack([np.asarray(rows, np.int32) for rows in drawn])
+    rows = splits.size(drawn[0])
+    index = np.arange(steps * rows, dtype=np.int32).reshape(steps, rows)
+    return jax.tree.map(lambda *x: np.concatenate(x), *drawn), index

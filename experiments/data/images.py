@@ -13,51 +13,54 @@ from experiments.data.locate import FOLDERS, cache_locally, find
 from experiments.data.splits import Dataset, Split, take
 
 
-def distort(dataset: Dataset, native: int, shift: int, contrast: float) -> Dataset:
+def distort(dataset: Dataset, native: tuple[int, int, int], shift: int, contrast: float) -> Dataset:
     """Move every image and lower its contrast, by amounts that are drawn once and for all.
 
     Args:
-        dataset: images `[examples, native * native]`, bytes.
-        native: their side.
+        dataset: images of `native` values each, bytes.
+        native: their height, width and channels.
         shift: the most by which an image moves along each side, in pixels; black follows it.
         contrast: the most that an image's deviations from its mean are divided by.
     """
-    rng = np.random.RandomState(0)
+    rng, (height, width, channels) = np.random.RandomState(0), native
 
     def one(split: Split) -> Split:
-        pixels = np.asarray(split.pixels).reshape(-1, native, native)
+        pixels = np.asarray(split.pixels).reshape(-1, height, width, channels)
         count = len(pixels)
         if shift:
-            padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift)))
-            # [examples, rows to start at, columns to start at, native, native], no copy
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (native, native), (1, 2))
+            padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+            # [examples, rows to start at, columns to start at, channels, height, width], no copy
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (1, 2))
             top, left = rng.randint(0, 2 * shift + 1, (2, count))
-            pixels = windows[np.arange(count), top, left]
+            pixels = np.moveaxis(windows[np.arange(count), top, left], 1, -1)
         if contrast > 1:
             share = np.float32(1 / rng.uniform(1, contrast, (count, 1, 1)))
-            mean = pixels.mean((1, 2), keepdims=True, dtype=np.float32)
-            pixels = np.rint(mean + share * (pixels - mean)).astype(np.uint8)
+            flat = pixels.reshape(count, height, width * channels)
+            mean = flat.mean((1, 2), keepdims=True, dtype=np.float32)
+            pixels = np.rint(mean + share * (flat - mean)).astype(np.uint8)
         return split._replace(pixels=pixels.reshape(count, -1))
 
     return dataset.each(one)
 
 
-def arrange(dataset: Dataset, native: int, side: int | None, layout: str | None) -> Dataset:
-    """Resize images to `side` and lay them out as pixels, rows or pictures."""
+def shrink(split: Split, native: tuple[int, int, int], side: int) -> Split:
+    """Average blocks of pixels down to `side x side`."""
+    height, width, channels = native
+    shape = (-1, side, height // side, side, width // side, channels)
+    tiles = split.pixels.reshape(shape).astype(np.float32)
+    return split._replace(pixels=np.rint(tiles.mean((2, 4))).astype(np.uint8))
 
-    def one(split: Split) -> Split:
-        pixels = split.pixels.reshape(-1, native, native)
-        if side and side != native:
-            block = native // side
-            tiles = pixels.reshape(-1, side, block, side, block).astype(np.float32)
-            pixels = np.rint(tiles.mean((2, 4))).astype(np.uint8)
-        if layout == "images":
-            return split._replace(pixels=pixels[..., None])
-        return split._replace(
-            pixels=pixels if layout == "rows" else pixels.reshape(len(pixels), -1)
-        )
 
-    return dataset.each(one)
+def arrange(split: Split, shape: tuple[int, int, int], layout: str | None) -> Split:
+    """Lay images `[H, W, C]` out as pixels `[H * W(, C)]`, rows `[H, W * C]` or pictures."""
+    height, width, channels = shape
+    grey = channels == 1
+    laid = {
+        "images": shape,
+        "rows": (height, width * channels),
+        "pixels": (height * width,) if grey else (height * width, channels),
+    }[layout or "pixels"]
+    return split._replace(pixels=split.pixels.reshape(len(split.pixels), *laid))
 
 
 def reorder(split: Split, index: np.ndarray) -> Split:

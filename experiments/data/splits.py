@@ -1,9 +1,9 @@
-"""Holds a data set in memory as three splits, and takes batches from them by index."""
+"""Holds a data set as three splits, in memory or on disk, and takes batches from them by index."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,47 @@ import numpy as np
 
 
 class Split(NamedTuple):
-    """Bytes ``[examples, steps]``, ``[examples, H, W]`` or ``[examples, H, W, 1]``, and labels."""
+    """Pixels ``[examples, steps(, C)]``, ``[examples, H, W * C]`` or ``[examples, H, W, C]``.
+
+    They are bytes, or floats of an array of the user's. Labels are integers.
+    """
 
     pixels: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
+
+
+class Source(Protocol):
+    """Examples that are read when they are asked for, in whichever process asks."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: np.ndarray) -> Any:
+        """Return the examples of some numbers as a pytree of arrays."""
+
+
+class Streamed:
+    """A split that is too large for the device: batches of it are read in the background.
+
+    Args:
+        source: where the examples come from.
+        workers: processes that read them; 0: a thread does.
+        start, stop: which of the source's examples are in the split.
+    """
+
+    def __init__(self, source: Source, workers: int = 0, start: int = 0, stop: int | None = None):
+        self.source, self.workers, self.start = source, workers, start
+        self.stop = len(source) if stop is None else stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, numbers: np.ndarray) -> Any:
+        """Return the examples of some numbers as a pytree of arrays."""
+        return self.source.read(np.asarray(numbers) + self.start)
+
+    def first(self, count: int) -> Streamed:
+        """Return the first so many examples."""
+        return Streamed(self.source, self.workers, self.start, self.start + count)
 
 
 class Dataset(NamedTuple):
@@ -33,7 +70,9 @@ class Dataset(NamedTuple):
 
     def on_device(self) -> Dataset:
         """Move the splits to the accelerator, where batches are gathered."""
-        return self.each(lambda split: jax.tree.map(jnp.asarray, split))
+        return self.each(
+            lambda split: split if isinstance(split, Streamed) else jax.tree.map(jnp.asarray, split)
+        )
 
     def each(self, change: Callable[[Any], Any]) -> Dataset:
         """Apply a function to each split."""
@@ -43,11 +82,15 @@ class Dataset(NamedTuple):
 
 def size(split: Any) -> int:
     """Return the number of examples of a split."""
+    if isinstance(split, Streamed):
+        return len(split)
     return jax.tree.leaves(split)[0].shape[0]
 
 
 def take(split: Any, index: Any) -> Any:
-    """Gather the examples at some indices."""
+    """Gather the examples at some indices; of a split on disk, read them."""
+    if isinstance(split, Streamed):
+        return split.read(index)
     return jax.tree.map(lambda x: x[index], split)
 
 

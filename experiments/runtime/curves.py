@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from experiments.config.defaults import SIDE, timesteps
+from experiments.config.defaults import DATASETS, SIDE, timesteps
+from experiments.runtime import measures
+from experiments.runtime.measures import Measure
 from experiments.runtime.metrics import read_rows, steps_to
 from experiments.runtime.workdir import folders_with, read_json
 from experiments.usage import UsageError
@@ -34,21 +37,29 @@ RC = {
 
 
 class Run(NamedTuple):
-    """A run as its workdir describes it; `final` is empty until it has finished."""
+    """A run as its workdir describes it; `final` is empty until it has finished.
+
+    `data` is what its config.json says of its data set: kind, shape, classes.
+    """
 
     label: str
     folder: epath.Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     final: dict[str, Any]
+    data: Mapping[str, Any] = types.MappingProxyType({})
 
     def curve(self, split: str, value: str) -> tuple[list[int], list[float], list[float]]:
         """Steps, seconds and values of one metric."""
+        return self.measured(split, measures.LOSS._replace(key=value))
+
+    def measured(self, split: str, measure: Measure) -> tuple[list[int], list[float], list[float]]:
+        """Steps, seconds and values of one measure."""
         rows = [r for r in self.rows if r["split"] == split]
         return (
             [r["step"] for r in rows],
             [r["seconds"] for r in rows],
-            [r[value] for r in rows],
+            [measure.value(r) for r in rows],
         )
 
 
@@ -62,10 +73,12 @@ def find(folders: Sequence[str | os.PathLike]) -> list[Run]:
         paths += [p for p in here if p not in paths]
     runs = []
     for path in paths:
-        config = read_json(path / "config.json", "config")["config"]
+        described = read_json(path / "config.json", "config")
+        config, data = described["config"], described.get("data") or {}
         done = path / "final.json"
         final = read_json(done, "steps") if done.exists() else {}
-        runs.append(Run(config["name"], path, config, read_rows(path / "metrics.jsonl"), final))
+        rows = read_rows(path / "metrics.jsonl")
+        runs.append(Run(config["name"], path, config, rows, final, data))
     names = [r.label for r in runs]
     labelled = [
         r if names.count(r.label) == 1 else r._replace(label=f"{r.label} ({r.folder.name})")
@@ -84,24 +97,37 @@ def _normalized(model: Mapping[str, Any]) -> bool:
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
-    """Return a header and one row per run; accuracies in percent."""
-    targets = {run.config["target_accuracy"] for run in runs}
-    target = f"{100 * targets.pop():g} %" if len(targets) == 1 else "target"
-    header = ["run", "steps", "valid batch", "valid pop.", "test batch", "test pop."]
-    rows = [[*header, f"steps to {target}", "seconds"]]
-    for run in runs:
+    """Return a header and one row per run, with scores in the words of the runs' task."""
+    judged = [measures.main(run.config) for run in runs]
+    several = len(set(judged)) > 1
+    accuracies = measures.ACCURACY in judged
+    top5 = any(measures.TOP_FIVE in s for r in runs if r.final for s in r.final["test"].values())
+    word = "" if several or judged[0] is measures.ACCURACY else f"{judged[0].name} "
+    header = [f"{split} {word}{kind}" for split in ("valid", "test") for kind in ("batch", "pop.")]
+    header = ["run", "steps", *header, *["test top-5"] * top5]
+    if accuracies:
+        targets = {run.config["target_accuracy"] for run in runs}
+        target = f"{100 * targets.pop():g} %" if len(targets) == 1 else "target"
+        header.append(f"steps to {target}")
+    rows = [[*header, "seconds"]]
+    for run, measure in zip(runs, judged, strict=True):
         last = run.rows[-1] if run.rows else {"step": 0, "seconds": 0.0}
         steps = f"{last['step']:,}" + ("" if run.final else " (unfinished)")
+        unit = f" {measure.name}" if several and measure is not measures.ACCURACY else ""
         scores = [
-            f"{100 * run.final[split][kind]['accuracy']:.2f} %" if run.final else "-"
+            f"{measure.text(run.final[split][kind])}{unit}" if run.final else "-"
             for split in ("valid", "test")
             for kind in ("batch", "population")
         ]
-        reached = steps_to(run.rows, run.config["target_accuracy"])
+        if top5:
+            known = run.final["test"]["population"] if run.final else {}
+            scores.append(measures.TOP5.text(known))
+        if accuracies:
+            reached = steps_to(run.rows, run.config["target_accuracy"])
+            counts = measure is measures.ACCURACY and reached
+            scores.append(f"{reached:,}" if counts else "-")
         seconds = run.final.get("seconds", last["seconds"])
-        rows.append(
-            [run.label, steps, *scores, f"{reached:,}" if reached else "-", f"{seconds:.0f}"]
-        )
+        rows.append([run.label, steps, *scores, f"{seconds:.0f}"])
     return rows
 
 
@@ -120,23 +146,33 @@ def text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), "| " + " | ".join(rule) + " |", *map(line, rows[1:])])
 
 
-NOTE = (
-    "Accuracy of the parameters with the best validation accuracy (batch statistics). "
-    "batch: normalized by the statistics of the evaluated batch; pop.: by population statistics, "
-    "estimated over the training set. Seconds are wall time, compilation included."
-)
+def note(runs: Sequence[Run]) -> str:
+    """Say what the numbers of a table are."""
+    names = " or ".join(dict.fromkeys(measures.main(run.config).name for run in runs))
+    select = " or ".join(sorted({run.config["select"] for run in runs}))
+    return (
+        f"{names[0].upper()}{names[1:]} of the parameters with the best validation {select} (batch "
+        "statistics). batch: normalized by the statistics of the evaluated batch; pop.: by "
+        "population statistics, estimated over the training set. Seconds are wall time, "
+        "compilation included."
+    )
 
 
 # --------------------------------------------------------------------------------------- curves
 
 
-def title(configs: Sequence[Mapping[str, Any]]) -> str:
+def title(
+    configs: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """Name the data sets of some runs, and one step or example of each."""
-    return "; ".join(sorted({_data_line(config) for config in configs}))
+    known = data or [{}] * len(configs)
+    return "; ".join(sorted(set(map(_data_line, configs, known))))
 
 
-def _data_line(config: Mapping[str, Any]) -> str:
+def _data_line(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     name, options = config["dataset"], config["data"]
+    if name not in DATASETS or name == "npz" or options.get("source"):
+        return f"{name}: {_own_line(config, data)}" if data else name
     if name in SIDE:
         side = options["side"] or SIDE[name]
         if options["layout"] == "images":
@@ -148,6 +184,22 @@ def _data_line(config: Mapping[str, Any]) -> str:
         return f"text {options['text']}: {timesteps(config)} steps, one {unit} per step"
     unit = "word" if name == "imdb_reviews" else "frame of sound"
     return f"{name}: at most {timesteps(config)} steps, one {unit} per step"
+
+
+def _own_line(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Describe an example of a data set that is known from config.json alone."""
+    shape, layout = data["shape"], config["data"]["layout"]
+    if data["kind"] == "images":
+        height, width, channels = shape
+        colour = "" if channels == 1 else f" x {channels}"
+        if layout == "images":
+            return f"images of {height} x {width}{colour}, {data['classes']} classes"
+        steps = height if layout == "rows" else height * width
+        unit = f"row of {width} pixels" if layout == "rows" else "pixel"
+        return f"{steps} steps, one {unit} per step"
+    if data["kind"] == "sequences":
+        return f"at most {shape[0]} steps of {shape[1]} numbers, {data['classes']} classes"
+    return f"{shape[0]} tokens, one per step"
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
@@ -164,15 +216,16 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     return result
 
 
-def label_of(group: Sequence[Run], metric: str) -> str:
+def label_of(group: Sequence[Run], measure: Measure) -> str:
     """Label a curve; a `$` is no formula, and a leading `_` would hide it from the legend."""
     several = len(group) > 1
     label = f"{group[0].config['name']}, {len(group)} seeds" if several else group[0].label
     if len(label) > LONGEST_LABEL:
         label = f"{label[: LONGEST_LABEL - 1]}…"
     if all(run.final for run in group):
-        score = float(np.mean([run.final["test"]["population"][metric] for run in group]))
-        label += f" (test {_percent(score) if metric == 'accuracy' else f'loss {score:.4g}'})"
+        each = [measure.value(run.final["test"]["population"]) for run in group]
+        score, accuracy = float(np.mean(each)), measure is measures.ACCURACY
+        label += f" (test {_percent(score) if accuracy else f'{measure.name} {score:.4g}'})"
     label = label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
@@ -188,11 +241,12 @@ def draw(runs: Sequence[Run], path: epath.Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # A task without right and wrong answers has no accuracy to show.
-    metric = "loss" if all(r.config["task"] == "generate" for r in runs) else "accuracy"
+    judged = {measures.main(run.config) for run in runs}
+    measure = judged.pop() if len(judged) == 1 else measures.LOSS  # which every task has
+    of_loss = measures.training(runs[0].config) if measure is not measures.LOSS else measure
     with plt.rc_context(RC):  # type: ignore[arg-type]
         groups = by_seed(runs)
-        labels = [label_of(group, metric) for group in groups]
+        labels = [label_of(group, measure) for group in groups]
         columns = max(1, min(3, len(groups), LEGEND_CHARACTERS // (max(map(len, labels)) + 6)))
         legend_rows = -(-len(groups) // columns)
         above = 0.6 + 0.28 * legend_rows  # inches of title and legend
@@ -200,12 +254,13 @@ def draw(runs: Sequence[Run], path: epath.Path) -> None:
         figure, axes = plt.subplots(2, 2, figsize=(12, height), sharex="col", sharey="row")
         for i, group in enumerate(groups):
             style = _look(i)
-            _plot_group(axes, group, metric, labels[i], style)
-        _dress_axes(axes, metric)
-        if metric == "accuracy":
+            _plot_group(axes, group, (of_loss, measure), labels[i], style)
+        _dress_axes(axes, of_loss, measure)
+        if measure is measures.ACCURACY:
             for target in {run.config["target_accuracy"] for run in runs}:
                 _mark_target(axes[1], target)
-        heading = title([run.config for run in runs]).replace("$", r"\$")
+        heading = title([run.config for run in runs], [run.data for run in runs])
+        heading = heading.replace("$", r"\$")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=15)
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
@@ -228,14 +283,18 @@ def _look(i: int) -> dict[str, str]:
 
 
 def _plot_group(
-    axes: Any, group: Sequence[Run], metric: str, label: str, style: Mapping[str, Any]
+    axes: Any,
+    group: Sequence[Run],
+    shown: tuple[Measure, Measure],
+    label: str,
+    style: Mapping[str, Any],
 ) -> None:
-    """Draw the training loss above and the validation metric below.
+    """Draw the training loss above and the validation score below.
 
     Of several seeds the mean, in a band of one standard deviation.
     """
-    for row, (split, value) in enumerate((("train", "loss"), ("valid", metric))):
-        curves = [run.curve(split, value) for run in group]
+    for row, (split, measure) in enumerate(zip(("train", "valid"), shown, strict=True)):
+        curves = [run.measured(split, measure) for run in group]
         steps = curves[0][0]
         seconds, values = (np.array([curve[k] for curve in curves]) for k in (1, 2))
         marker = "o" if len(steps) < 3 else ""  # one point draws no line
@@ -248,19 +307,18 @@ def _plot_group(
                 axes[row, column].fill_between(x, low, mean + std, color=style["color"], alpha=0.2)
 
 
-def _dress_axes(axes: Any, metric: str) -> None:
+def _dress_axes(axes: Any, of_loss: Measure, measure: Measure) -> None:
     """Name the axes and set their scales: losses are logarithmic, accuracies from 0 to 1."""
     from matplotlib.ticker import PercentFormatter
 
-    unit = " (nats)" if metric == "accuracy" else ""
-    axes[0, 0].set_ylabel(f"training loss{unit}")
-    axes[1, 0].set_ylabel(f"validation {metric}")
+    axes[0, 0].set_ylabel(f"training {of_loss.label}")
+    axes[1, 0].set_ylabel(f"validation {measure.label}")
     axes[1, 0].set_xlabel("training steps")
     axes[1, 1].set_xlabel("wall time (seconds, with compilation)")
     _logarithmic(axes[0, 0])
     for axis in axes[1]:
         axis.set_xlim(left=0)
-    if metric == "loss":
+    if measure.key == "loss":
         _logarithmic(axes[1, 0])
         return
     axes[1, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -301,5 +359,6 @@ def report(folders: Sequence[str | os.PathLike], out: str | os.PathLike = "") ->
     where.mkdir(parents=True, exist_ok=True)
     draw(runs, where / "curves.png")
     shown = text(table(runs))
-    (where / "table.md").write_text(f"{shown}\n\n{NOTE}\n")
-    return f"{shown}\n\n{NOTE}\nCurves: {where / 'curves.png'}"
+    told = note(runs)
+    (where / "table.md").write_text(f"{shown}\n\n{told}\n")
+    return f"{shown}\n\n{told}\nCurves: {where / 'curves.png'}"

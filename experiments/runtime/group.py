@@ -17,7 +17,7 @@ from etils import epath
 
 from experiments import tasks
 from experiments.data import batches, splits
-from experiments.runtime import metrics, nonfinite, parallel
+from experiments.runtime import measures, metrics, nonfinite, parallel
 from experiments.runtime.checkpoints import Checkpoints, Restored
 from experiments.runtime.exits import Diverged, Stop
 from experiments.runtime.loop import Loop, Window, divergence, parameters, result
@@ -28,6 +28,7 @@ from experiments.runtime.step import (
     evaluate_members,
     final_scores,
     optimizer,
+    scored,
     start,
     static,
 )
@@ -132,7 +133,8 @@ class Group(Loop):
             self.close()
             raise
         name = f"{self.config['name']}, {len(members)} together"
-        self.progress = Progress(name, self.config["steps"], self.step)
+        measure = measures.main(self.config)
+        self.progress = Progress(name, self.config["steps"], self.step, measure)
         self.start_clock()
 
     def _split(self, name: str) -> Tree:
@@ -263,7 +265,7 @@ class Group(Loop):
 
     def validate(self) -> None:
         """Score the validation set with batch statistics and keep the best parameters."""
-        now, best = self.state["now"], self.state["best"]
+        now, best = scored(self.state["now"]), self.state["best"]
         each = evaluate_members(
             now["params"],
             now["norm"],
@@ -278,7 +280,7 @@ class Group(Loop):
         for member, own in zip(self.members, each, strict=True):
             if member.trains() and member.metrics is not None:
                 member.metrics.write(self.step, "valid", self.share(), **own)
-                shown.append(own["accuracy"])
+                shown.append(own)
         if shown:
             self.progress.valid(self.step, shown, self.seconds())
         select = self.config["select"]
@@ -286,7 +288,9 @@ class Group(Loop):
         if any(improved):
             new, old = ({k: model[k] for k in ("params", "norm")} for model in (now, best))
             scores = [
-                {"step": self.step, **each[i]} if improved[i] else best["scores"][i]
+                {"step": self.step, **{k: each[i][k] for k in ("accuracy", "loss")}}
+                if improved[i]
+                else best["scores"][i]
                 for i in range(len(each))
             ]
             self.state["best"] = {**_chosen(np.array(improved), new, old), "scores": scores}

@@ -19,8 +19,10 @@ from experiments.data import datasets, splits
 from experiments.runtime import metrics, pool, run, step
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged
+from experiments.runtime.measures import TOP_FIVE
 from experiments.runtime.together import MEMBERS, plan, train_together
 from experiments.runtime.workdir import folders_with, write_json
+from experiments.tasks.base import TOP_FIVE_FROM
 from experiments.usage import UsageError
 
 DIVERGED = "diverged.json"  # in the workdir of a run that has
@@ -135,6 +137,8 @@ def _diverged(config: Any, workdir: epath.Path, error: Diverged | None = None) -
 def _chance_metrics(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
     loss = math.log(classes) if classes else math.inf
     scores = {"loss": loss, "accuracy": 1 / classes if classes else 0.0}
+    if config["task"] != "language" and classes > TOP_FIVE_FROM:
+        scores[TOP_FIVE] = 5 / classes
     kinds = ("population", "batch", "running")
     values = {
         f"{s}.{k}.{n}": v for s in ("valid", "test") for k in kinds for n, v in scores.items()

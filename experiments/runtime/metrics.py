@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from experiments.runtime.checkpoints import local
+from experiments.runtime.measures import ACCURACY, Measure
 from experiments.usage import UsageError
 
 REPAIR = "restore it from a copy, or remove the workdir to start over."
@@ -143,8 +144,8 @@ def _range(values: Sequence[float], form: str) -> str:
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, name: str, steps: int, step: int):
-        self.name, self.steps = name, steps
+    def __init__(self, name: str, steps: int, step: int, measure: Measure = ACCURACY):
+        self.name, self.steps, self.measure = name, steps, measure
         self.shows = jax.process_index() == 0
         on = sys.stderr.isatty() and self.shows
         self.bar = (
@@ -163,16 +164,17 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(self.fields, refresh=False)
 
-    def valid(self, step: int, accuracies: Sequence[float], seconds: float) -> None:
+    def valid(self, step: int, scores: Sequence[Mapping[str, float]], seconds: float) -> None:
         """Report a validation, of one run or several."""
-        self.fields["valid"] = _range(accuracies, ".2%")
+        values = [self.measure.value(own) for own in scores]
+        self.fields["valid"] = _range(values, ".2%" if self.measure is ACCURACY else ".4f")
         if self.bar is not None:
             self.bar.set_postfix(self.fields)
         elif self.shows:
             loss = self.fields.get("loss", "-")  # nothing is logged before the first log_every
             print(
                 f"{self.name}: step {step:>6}/{self.steps}  train loss {loss}  "
-                f"valid accuracy {_range(accuracies, '.4f')}  {seconds:7.1f} s",
+                f"valid {self.measure.name} {_range(values, '.4f')}  {seconds:7.1f} s",
                 flush=True,
             )
 

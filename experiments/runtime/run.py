@@ -15,14 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import batches, datasets, splits
-from experiments.runtime import distributed, exits, metrics, nonfinite, parallel
+from experiments.runtime import distributed, exits, measures, metrics, nonfinite, optim, parallel
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged, Stop
 from experiments.runtime.loop import Loop, Window, divergence, parameters, result
@@ -33,6 +32,7 @@ from experiments.runtime.step import (
     evaluate,
     final_scores,
     optimizer,
+    scored,
     start,
     static,
 )
@@ -111,7 +111,7 @@ class _Run(Loop):
         dataset: splits.Dataset,
     ):
         self.config, self.workdir, self.layout = config, workdir, layout
-        self.task, self.size = task, splits.size(dataset.train)
+        self.task = task
         self.dataset = dataset.each(layout.replicate)
         self.optim, self.rate = static(config["optim"])
         self.skip = config["nonfinite"] == "skip"
@@ -128,7 +128,7 @@ class _Run(Loop):
         except BaseException:
             self.checkpoints.close()
             raise
-        self.progress = Progress(config["name"], config["steps"], self.step)
+        self.progress = Progress(config["name"], config["steps"], self.step, measures.main(config))
         self.start_clock()
 
     def begin(self) -> tuple[Tree, Any, str, dict[str, int] | None]:
@@ -136,7 +136,8 @@ class _Run(Loop):
         config, task = self.config, self.task
         state = self.layout.replicate(start(task, optimizer(config["optim"]), config))
         shuffle = config["data"]["shuffle"]
-        iterator = batches.batches(self.size, config["batch_size"], config["seed"], shuffle)
+        train = self.dataset.train
+        iterator = batches.training(train, config["batch_size"], config["seed"], shuffle)
         if self.checkpoints.latest() is not None:
             state, position, logged = self.checkpoints.restore(state)
             origin = f"step {int(state['now']['step'])} of {self.workdir}"
@@ -157,18 +158,22 @@ class _Run(Loop):
         iterator.set_state(position)
         return state, iterator, origin, logged
 
-    def batch(self, iterator: Any, steps: int) -> tuple[Any, Any]:
-        """Indices and weights of the next steps, split over the devices."""
-        rows = [np.asarray(next(iterator), np.int32) for _ in range(steps)]
-        several = self.config["steps_per_call"] > 1
-        return self.layout.split(self.layout.pad(np.stack(rows) if several else rows[0]))
+    def batch(self, iterator: Any, steps: int = 0) -> tuple[Any, Any, Any]:
+        """Return a split, and the indices and weights of the next steps, split over the devices.
+
+        With `steps` these have an axis of steps.
+        """
+        split, index = batches.next_rows(self.dataset.train, iterator, max(steps, 1))
+        if split is not self.dataset.train:
+            split = self.layout.replicate(split)
+        return split, *self.layout.split(self.layout.pad(index if steps else index[0]))
 
     def advance(self, steps: int) -> None:
         """Take some steps."""
         several = self.config["steps_per_call"] > 1
         step = compiled_step(self.layout, self.task, self.optim, self.skip, several)
-        rows = self.batch(self.iterator, steps)
-        self.state["now"] = step(self.state["now"], self.dataset.train, *rows, self.rate)
+        batch = self.batch(self.iterator, steps if several else 0)
+        self.state["now"] = step(self.state["now"], *batch, self.rate)
 
     def check_window(self, log: bool) -> None:
         """Fetch the last steps' metrics, stop if they are not finite, and log their means."""
@@ -195,23 +200,21 @@ class _Run(Loop):
         train_state = state["now"]
         for _ in range(int(train_state["step"]), at - 1):
             train_state = self._single_step(train_state, iterator)
-        index = self.layout.pad(np.asarray(next(iterator), np.int32))
-        rows = self.layout.split(index)
-        first = nonfinite.report(self.task, train_state, self.dataset.train, *rows)
+        first = nonfinite.report(self.task, train_state, *self.batch(iterator))
         where = f"{where} in {self.checkpoints.folder}"
         raise Diverged(divergence(at, skipped, where, first))
 
     def _single_step(self, train_state: Tree, iterator: Any) -> Tree:
         step = compiled_step(self.layout, self.task, self.optim, self.skip, False)
-        index = self.layout.pad(np.asarray(next(iterator), np.int32))
-        return step(train_state, self.dataset.train, *self.layout.split(index), self.rate)
+        return step(train_state, *self.batch(iterator), self.rate)
 
     def validate(self) -> None:
         """Score the validation set with batch statistics and keep the best parameters."""
         train_state, best = self.state["now"], self.state["best"]
+        model = scored(train_state)
         scores = evaluate(
-            train_state["params"],
-            train_state["norm"],
+            model["params"],
+            model["norm"],
             self.dataset.valid,
             task=self.task,
             stats="batch",
@@ -219,11 +222,11 @@ class _Run(Loop):
             layout=self.layout,
         )
         self.metrics.write(self.step, "valid", self.seconds(), **scores)
-        self.progress.valid(self.step, [scores["accuracy"]], self.seconds())
+        self.progress.valid(self.step, [scores], self.seconds())
         if better(scores, best, self.config["select"]):
-            model = {k: train_state[k] for k in ("params", "norm")}
             copied = jax.tree.map(jnp.array, model)  # the next step donates the originals
-            self.state["best"] = {**copied, "step": self.step, **scores}
+            chosen = {k: scores[k] for k in ("accuracy", "loss")}
+            self.state["best"] = {**copied, "step": self.step, **chosen}
 
     def save(self) -> None:
         """Write a checkpoint in the background, after the metrics up to it are on the disk."""
@@ -241,6 +244,8 @@ class _Run(Loop):
                 f"{self.origin}, workdir {self.workdir}",
                 flush=True,
             )
+            if line := optim.describe_decay(config["optim"], self.state["now"]["params"]):
+                print(f"{config['name']}: {line}", flush=True)
         try:
             with Stop() as stop:
                 self.loop(stop)

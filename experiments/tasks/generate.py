@@ -23,8 +23,9 @@ import numpy as np
 
 import normjax
 from experiments import usage
-from experiments.config.defaults import SIDE
 from experiments.config.models import NormConfig
+from experiments.data import facts
+from experiments.data.splits import take
 from experiments.tasks.base import Batch, Scores, Task
 from experiments.usage import UsageError, one_of
 
@@ -178,12 +179,16 @@ def check(config: Mapping[str, Any]) -> None:
     """Check the model's keys, and its norm against its factory."""
     usage.check_like("config.model", config["model"], DEFAULTS)
     model = {**DEFAULTS, **config["model"]}
-    one_of("config.dataset", config["dataset"], tuple(SIDE))
+    height, side, channels = facts.image_shape(config)
+    if height != side or channels != 1:
+        raise UsageError(
+            f"config.task='generate' draws square grey images, and those of {config['dataset']} "
+            f"are {height} x {side} x {channels}."
+        )
     one_of("config.data.layout", config["data"]["layout"], ("images",))
     one_of("config.model.goal", model["goal"], GOALS)
     if config["select"] != "loss":
         raise UsageError("config.task='generate' has no accuracy; write config.select='loss'.")
-    side = config["data"]["side"] or SIDE[config["dataset"]]
     if side % 4:
         raise UsageError(
             f"images of {side} x {side} cannot be halved twice; write config.data.side=28, "
@@ -198,6 +203,6 @@ def build(config: Mapping[str, Any], dataset: Any) -> Generator:
     """Build the generator of a checked config."""
     model = {**DEFAULTS, **config["model"]}
     norm = NormConfig.parse(model["norm"], "config.model.norm").build()
-    side = dataset.train.pixels.shape[1]
+    side = take(dataset.train, np.arange(1)).pixels.shape[1]
     rest = (model["channels"], side, dataset.white, norm, model["style"])
     return Generator(model["goal"], model["hidden"], *rest)

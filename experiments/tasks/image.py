@@ -17,8 +17,9 @@ import numpy as np
 
 import normjax
 from experiments import usage
-from experiments.config.defaults import SIDE
 from experiments.config.models import NormConfig
+from experiments.data import facts
+from experiments.data.splits import take
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
@@ -127,6 +128,8 @@ class ImageClassifier(Task):
     frozen: bool = False
     dropout_last: bool = False
     first: Any = dataclasses.field(default=None, compare=False, repr=False)
+    smoothing: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Return `(params, norm)`."""
@@ -208,9 +211,11 @@ class ImageClassifier(Task):
         stats = "running" if train and self.frozen else stats
         key = batch.key if train else None
         norm_arguments: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
+        params, x = self.cast_weights(params), self.cast(x)
         h, norm = self.hidden(params, norm, x, key=key, **norm_arguments)
         logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        return cross_entropy(logits, batch.examples.labels, weight), norm
+        smoothing = self.smoothing * train
+        return cross_entropy(logits, batch.examples.labels, weight, smoothing=smoothing), norm
 
 
 def _weight(model: Mapping[str, Any], features: int) -> Any:
@@ -232,8 +237,8 @@ def _weight(model: Mapping[str, Any], features: int) -> Any:
         raise UsageError(f"config.model.weight: {error}") from error
 
 
-def layers(model: Mapping[str, Any], side: int) -> tuple[Layer, ...]:
-    """Build the hidden layers of a model for images of side x side."""
+def layers(model: Mapping[str, Any], image: tuple[int, ...]) -> tuple[Layer, ...]:
+    """Build the hidden layers of a model for images of (height, width, channels)."""
     norms = {p: NormConfig.parse(model[p], f"config.model.{p}").build() for p in PLACES}
     order = model["order"]
     at_once = "norm" in order and (order.index("norm") == 0)
@@ -247,13 +252,13 @@ def layers(model: Mapping[str, Any], side: int) -> tuple[Layer, ...]:
         return Layer(features, window, shape, norm, response, weight, bias)
 
     if model["arch"] == "mlp":
-        shape: tuple[int, ...] = (side, side, 1)
+        shape = image
         hidden: list[Layer] = []
         for _ in range(model["depth"]):
             hidden.append(layer(model["hidden"], shape))
             shape = hidden[-1].out
         return tuple(hidden)
-    first = layer(model["channels"], (side, side, 1), model["kernel"])
+    first = layer(model["channels"], image, model["kernel"])
     halves = (first.out[0] // 2, first.out[1] // 2, first.features)
     second = layer(round(8 / 3 * model["channels"]), halves, model["kernel"])
     quarters = (second.out[0] // 2, second.out[1] // 2, second.features)
@@ -270,7 +275,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Check the model's keys, and its norms against their factories."""
     usage.check_like("config.model", config["model"], DEFAULTS)
     model = _model(config)
-    one_of("config.dataset", config["dataset"], tuple(SIDE))
+    shape = facts.image_shape(config)
     one_of("config.data.layout", config["data"]["layout"], ("images",))
     one_of("config.model.arch", model["arch"], ARCHITECTURES)
     one_of("config.model.activation", model["activation"], ACTIVATIONS)
@@ -280,14 +285,14 @@ def check(config: Mapping[str, Any]) -> None:
         raise UsageError("config.model.order names each step once at most, and 'act'.")
     if not 0 <= model["dropout"] < 1:
         raise UsageError(f"config.model.dropout={model['dropout']!r} must be in [0, 1).")
-    side = config["data"]["side"] or SIDE[config["dataset"]]
+    side = min(shape[:2])
     # two windows and two pools must leave a pixel: ((side - k + 1) // 2 - k + 1) // 2 >= 1
     if model["arch"] == "lenet" and (side - model["kernel"] + 1) // 2 < model["kernel"] + 1:
         raise UsageError(
-            f"config.model.kernel={model['kernel']} leaves nothing of {side} x {side} pixels after "
-            "two convolutions and pools; write a smaller one."
+            f"config.model.kernel={model['kernel']} leaves nothing of {shape[0]} x {shape[1]} "
+            "pixels after two convolutions and pools; write a smaller one."
         )
-    hidden = layers(model, side)
+    hidden = layers(model, shape)
     if model["arch"] == "lenet" and model["weight"].get("name") == "cosine_dense":
         raise UsageError("config.model.weight.name='cosine_dense' is a dense layer: arch='mlp'.")
     plain = all(layer.norm is None for layer in hidden)
@@ -299,7 +304,7 @@ def build(config: Mapping[str, Any], dataset: Any) -> ImageClassifier:
     """Build the classifier of a checked config."""
     model = _model(config)
     return ImageClassifier(
-        layers(model, dataset.train.pixels.shape[1]),
+        layers(model, take(dataset.train, np.arange(1)).pixels.shape[1:]),
         dataset.classes,
         1.0 if model["raw"] else dataset.white,
         model["activation"],
@@ -308,5 +313,5 @@ def build(config: Mapping[str, Any], dataset: Any) -> ImageClassifier:
         model["init_scale"],
         model["frozen"],
         model["dropout_last"],
-        np.asarray(dataset.train.pixels[:500]) if model["data_init"] else None,
+        np.asarray(take(dataset.train, np.arange(500)).pixels) if model["data_init"] else None,
     )

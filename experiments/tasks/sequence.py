@@ -13,9 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.config.defaults import HEADS
 from experiments.config.models import build_layer, check_steps
+from experiments.data import facts
+from experiments.data.splits import take
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
@@ -31,6 +34,8 @@ class SequenceClassifier(Task):
     white: float = 255.0
     vocabulary: int = 0
     vectors: Any = dataclasses.field(default=None, compare=False, repr=False)
+    smoothing: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initialize `(params, norm)`; the readout's bias starts at 0."""
@@ -72,11 +77,12 @@ class SequenceClassifier(Task):
         """Cross-entropy of the readout after the last step."""
         # The protocol's noise on h0 is part of the evaluation graph too.
         key = batch.key if train or self.layer.needs_key else None
+        params = self.cast_weights(params)
         x, lengths = self.inputs(params, batch.examples, batch.weight)
         (_, carry), norm = self.layer.apply(
             params["layer"],
             norm,
-            x=x,
+            x=self.cast(x),
             stats=stats,
             lengths=lengths,
             key=key,
@@ -84,7 +90,8 @@ class SequenceClassifier(Task):
         )
         head = params["head"]
         logits = last_hidden(carry) @ head["kernel"] + head["bias"]
-        return cross_entropy(logits, batch.examples.labels, batch.weight), norm
+        labels, smoothing = batch.examples.labels, self.smoothing * train
+        return cross_entropy(logits, labels, batch.weight, smoothing=smoothing), norm
 
 
 def last_hidden(carry: Any) -> jax.Array:
@@ -99,10 +106,15 @@ OWN = ("head_init", "embed")
 def check(config: Mapping[str, Any]) -> None:
     """Check that the layer can be built, and its steps against the data's."""
     model = config["model"]
-    if config["dataset"] == "text":
-        raise UsageError("config.dataset='text' has no labels; write config.task='language'.")
-    if config["dataset"] == "imdb_reviews" and not model.get("embed"):
-        raise UsageError("imdb_reviews is words; write config.model.embed=32, for instance.")
+    kind = facts.of(config).kind
+    if kind == facts.TEXT:
+        raise UsageError(
+            f"config.dataset={config['dataset']!r} has no labels; write config.task='language'."
+        )
+    if kind == facts.WORDS and not model.get("embed"):
+        raise UsageError(
+            f"{config['dataset']} is words; write config.model.embed=32, for instance."
+        )
     if config["dataset"] != "imdb_reviews" and config["data"]["vectors"]:
         raise UsageError("config.data.vectors is for dataset 'imdb_reviews', whose words it knows.")
     check_steps(config)
@@ -113,7 +125,7 @@ def check(config: Mapping[str, Any]) -> None:
 def build(config: Mapping[str, Any], dataset: Any) -> SequenceClassifier:
     """Build the classifier of a checked config."""
     model = config["model"]
-    first = dataset.train[0]
+    first = take(dataset.train, np.arange(1))[0]
     features = model.get("embed", 0) or (first.shape[2] if first.ndim == 3 else 1)
     layer, classes, head = build_layer(model, OWN), dataset.classes, model["head_init"]
     vectors, words = dataset.vectors, dataset.vocabulary

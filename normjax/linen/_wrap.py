@@ -66,6 +66,8 @@ class Normalize(StaticArguments, nn.Module):
         *,
         mask: Array | None = None,
         hyper: Hyper = None,
+        segment_ids: Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -74,6 +76,8 @@ class Normalize(StaticArguments, nn.Module):
             stats: `"batch"` or `"running"`, if the module does not say.
             mask: True where a value counts; rank of `x`.
             hyper: numbers that may vary during training.
+            segment_ids: segment of each position, of the shape of `x` without its last axis.
+            num_segments: number of segments, a plain integer.
 
         Returns:
             Output of the shape and dtype of `x`.
@@ -96,6 +100,8 @@ class Normalize(StaticArguments, nn.Module):
                 # There is no device axis yet while initializing.
                 axis_name=None if self.is_initializing() else self.axis_name,
                 hyper=hyper,
+                segment_ids=segment_ids,
+                num_segments=num_segments,
             )
         _store(self, state, mode)
         return y

@@ -75,6 +75,8 @@ class Normalize(nnx.Module):
         *,
         mask: Array | None = None,
         hyper: Hyper = None,
+        segment_ids: Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -83,6 +85,8 @@ class Normalize(nnx.Module):
             stats: `"batch"` or `"running"`; overrides the module's.
             mask: True where a value counts; rank of `x`.
             hyper: numbers that may vary during training.
+            segment_ids: segment of each position, of the shape of `x` without its last axis.
+            num_segments: number of segments, a plain integer.
 
         Returns:
             Output of the shape and dtype of `x`.
@@ -101,6 +105,8 @@ class Normalize(nnx.Module):
             mask=_padding.mask(mask, x.shape, "Normalize"),
             axis_name=self.axis_name,
             hyper=hyper,
+            segment_ids=segment_ids,
+            num_segments=num_segments,
         )
         _store(self, state, mode)
         return y

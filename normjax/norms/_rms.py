@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._per_sample import FeatureNorm, PerSampleNorm
-from normjax.statistics import _core, _formulas, _shapes
+from normjax.statistics import _core, _formulas, _segments, _shapes
 from normjax.statistics._types import AxisName, Moments, PyTree
 
 
@@ -55,6 +55,11 @@ class RMSNorm(FeatureNorm):
         if self.partial == 1:
             return super().measure(params, x, call)
         (axis,), mask = self.averaged(x.ndim), call.mask
+        if _segments.divides(call.segments, (axis,)):
+            raise ValueError(
+                "rms_norm(partial=...) over positions cannot be divided into segments: leave out "
+                "partial, or segment_ids"
+            )
         # Subtract a tolerance so that 0.07 of 100 features, 7.000000000000001, are 7 and not 8.
         first = max(1, math.ceil(x.shape[axis] * self.partial - 1e-9))
         x = jax.lax.slice_in_dim(x, 0, first, axis=axis)
@@ -126,7 +131,7 @@ def rms_norm(
             too, as they are in such a checkpoint. Gradients are those without the rounding.
         feature_axis_name: device axis that the *features* are split over.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise, zoneout
 from normjax.recurrent._checks import check_call, draws_noise
 from normjax.recurrent._initializers import Initializer
-from normjax.recurrent._input_terms import input_terms
+from normjax.recurrent._input_terms import InputSchedule, input_terms
 from normjax.recurrent._scan import LayerCall, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state import _names
@@ -61,6 +61,7 @@ class Recurrent(Layer):
     dropout_h: float = 0.0
     remat_steps: int | None = None
     time_major: bool = False
+    input_schedule: InputSchedule | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their ranges, lift norms that need no other lift."""
@@ -70,6 +71,8 @@ class Recurrent(Layer):
         _checks.positive("h0_noise", self.h0_noise, zero=True)
         if self.remat_steps is not None:
             _checks.positive_int("remat_steps", self.remat_steps)
+        if self.input_schedule is not None:
+            _checks.one_of("input_schedule", self.input_schedule, get_args(InputSchedule))
         _checks.dropout_rate("zoneout_h", self.zoneout_h)
         _checks.dropout_rate("dropout_h", self.dropout_h)
         for place in self.places:

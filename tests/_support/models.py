@@ -91,7 +91,7 @@ class Images(Task):
 def _score(logits, examples, weight) -> Scores:
     weight = None if weight is None else weight.astype(logits.dtype)
     scores = cross_entropy(logits, examples["labels"], weight)
-    return Scores(*(s.astype(logits.dtype) for s in scores))
+    return Scores(*(s.astype(logits.dtype) for s in scores[:3]))
 
 
 MODELS = {"bn_lstm": Sequences(), "cnn": Images()}

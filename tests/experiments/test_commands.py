@@ -15,7 +15,7 @@ from experiments.usage import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
-NO_COMMANDS = {"__init__", "usage"}
+NO_COMMANDS = {"__init__", "__main__", "usage"}
 COMMANDS = {path.stem for path in FOLDER.glob("*.py")} - NO_COMMANDS
 
 

@@ -119,7 +119,11 @@ def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
         UsageError, match=r"known: digits, mnist, pmnist, fashion_mnist.*Did you mean 'mnist'"
     ):
         prepare.prepare("mnits")
+    with pytest.raises(UsageError, match=r"NAME or NAME/CONFIG"):
+        prepare.prepare("../x")
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"preparing 'cifar10' needs tensorflow"):
+        prepare.prepare("cifar10", str(tmp_path))
     with pytest.raises(UsageError, match=r"needs tensorflow.*pip install --group prepare"):
         prepare.prepare("mnist", str(tmp_path))
 

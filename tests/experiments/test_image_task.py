@@ -32,7 +32,7 @@ def make_task(arch="lenet", **model):
     """A tiny classifier of 8 x 8 images."""
     model = {**image.DEFAULTS, "arch": arch, "hidden": 6, "channels": 3, "kernel": 2, **model}
     order = tuple(model["order"])
-    layers = image.layers({**model, "order": order}, 8)
+    layers = image.layers({**model, "order": order}, (8, 8, 1))
     first = model.pop("first", None)
     return image.ImageClassifier(
         layers, 10, 255.0, model["activation"], order, model["dropout"], first=first
@@ -58,7 +58,9 @@ def test_every_arm_resolves_to_a_task_that_can_be_a_static_argument(number):
 def test_lenet_has_the_published_number_of_parameters():
     """6@5x5, 16@5x5, 120, 84, 10 on 28 x 28 (LeCun et al. 1998, without its sparse maps)."""
     model = {**image.DEFAULTS, "arch": "lenet", "hidden": 120, "channels": 6, "kernel": 5}
-    task = image.ImageClassifier(image.layers(model, 28), 10, 255.0, "tanh", model["order"])
+    task = image.ImageClassifier(
+        image.layers(model, (28, 28, 1)), 10, 255.0, "tanh", model["order"]
+    )
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == 44_426
 
@@ -174,7 +176,7 @@ def test_data_dependent_initialization_makes_preactivations_standard():
 
 def test_frozen_statistics_stay_as_they_are():
     model = {**image.DEFAULTS, "hidden": 6, "norm_dense": BN}
-    layers = image.layers(model, 8)
+    layers = image.layers(model, (8, 8, 1))
     task = image.ImageClassifier(layers, 10, 255.0, "relu", model["order"], frozen=True)
     params, norm = task.init(jax.random.key(0))
     _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)

@@ -7,7 +7,7 @@ import pytest
 
 from configs.recurrent_bn import digits
 from experiments.config import validate
-from experiments.runtime import curves
+from experiments.runtime import curves, measures
 from experiments.usage import UsageError
 
 
@@ -89,10 +89,88 @@ def test_labels_are_no_formulas_and_are_in_the_legend(two_runs):
     path = two_runs / "lstm" / "config.json"
     path.write_text(path.read_text().replace('"lstm"', '"_a $x$_ $y"'))
     runs = curves.find([two_runs])
-    labels = [curves.label_of([run], "accuracy") for run in runs]
+    labels = [curves.label_of([run], measures.ACCURACY) for run in runs]
     assert labels == [r" _a \$x\$_ \$y", "bn_lstm (test 90.0 %)"]
     curves.draw(runs, two_runs / "drawn.png")
     assert (two_runs / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "line"),
+    [
+        (("images", 3, [32, 32, 3]), {"data.layout": "images"}, "images of 32 x 32 x 3, 3 classes"),
+        (("images", 3, [32, 16, 1]), {"data.layout": "rows"}, "32 steps, one row of 16 pixels per"),
+        (("images", 3, [4, 5, 3]), {}, "20 steps, one pixel per step"),
+        (("sequences", 2, [7, 3]), {"dataset": "npz"}, "at most 7 steps of 3 numbers, 2 classes"),
+    ],
+)
+def test_the_title_of_own_data_is_what_the_run_kept(data, changes, line):
+    known = dict(zip(("kind", "classes", "shape"), data, strict=True))
+    config = config_with(**{"dataset": "mine", **changes})
+    assert curves.title([config], [known]).startswith(f"{config['dataset']}: {line}")
+    assert curves.title([config], [{}]) == config["dataset"]
+
+
+def as_text(folder, unit):
+    """Make a run one of a language model."""
+    path = folder / "config.json"
+    described = json.loads(path.read_text())
+    described["config"]["task"], described["config"]["dataset"] = "language", "text"
+    described["config"]["data"]["unit"] = unit
+    path.write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "score"),
+    [("chars", "bits per character", "0.1443"), ("words", "perplexity", "1.11")],
+)
+def test_a_language_model_is_read_in_the_words_of_its_task(two_runs, unit, name, score):
+    """A loss of 0.1 nats: 0.1 / log 2 bits, and a perplexity of exp(0.1)."""
+    for variant in ("lstm", "bn_lstm"):
+        as_text(two_runs / variant, unit)
+    lines = curves.report([two_runs]).splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header == [
+        *("run", "steps", f"valid {name} batch", f"valid {name} pop.", f"test {name} batch"),
+        *(f"test {name} pop.", "seconds"),
+    ]
+    assert f" {score} " in lines[3] and "steps to" not in lines[0]
+    assert f"{name[0].upper()}{name[1:]} of the parameters with the best validation" in lines[5]
+    (run,) = [r for r in curves.find([two_runs]) if r.final]
+    assert f"valid {name} by statistics: {score} batch" in "".join(
+        measures.lines({**run.final, "config": run.config})
+    )
+
+
+def test_tasks_of_unlike_measures_share_a_table(two_runs):
+    as_text(two_runs / "bn_lstm", "chars")
+    lines = curves.report([two_runs]).splitlines()
+    assert "valid batch" in lines[0] and "0.1443 bits per character" in lines[3]
+
+
+def test_top_five_have_a_column_where_they_are_known(two_runs):
+    path = two_runs / "bn_lstm" / "final.json"
+    path.write_text(path.read_text().replace('"accuracy": 0.9', '"accuracy": 0.9, "top5": 0.975'))
+    lines = curves.report([two_runs]).splitlines()
+    assert "test top-5" in lines[0] and "97.50 %" in lines[3] and lines[2].count(" - ") == 5
+
+
+def test_axes_are_named_in_the_words_of_the_task(two_runs, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.pyplot.close", drawn.append)
+    curves.draw(curves.find([two_runs]), two_runs / "a.png")
+    for variant in ("lstm", "bn_lstm"):
+        as_text(two_runs / variant, "chars")
+    curves.draw(curves.find([two_runs]), two_runs / "b.png")
+    named = [[axis.get_ylabel() for axis in figure.axes] for figure in drawn]
+    assert named[0][:3:2] == ["training loss (nats)", "validation accuracy"]
+    assert named[1][:3:2] == ["training bits per character", "validation bits per character"]
+    first = figure_line(drawn[1].axes[0])
+    assert first[0] == pytest.approx(0.2 / 0.6931472, rel=1e-6)
+
+
+def figure_line(axis):
+    return list(axis.lines[0].get_ydata())
 
 
 def test_a_folder_without_runs_is_told(tmp_path):

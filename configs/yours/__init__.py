@@ -1,0 +1,1 @@
+"""Configs for data of your own."""
