@@ -3,14 +3,16 @@
 Paper:     He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
            section 4.2, whose network and recipe these are, but for the schedule and the data.
 Numbers:   none published for this recipe.
-Cost:      SECONDS
+Cost:      4,680 updates, 12 passes; about 0.9 s each on two CPU cores that had other work too, an
+           hour and a quarter with the evaluations.
 Command:   python -m experiments.train --config=configs/image_classification/fashion_mnist.py:bn \
                --workdir=runs/fashion_mnist/bn
 
 Variants: bn, gn, ln, brn (batch renorm), none; pre_bn (pre-activation); convnext_ln, convnext_bn.
-SGD with Nesterov momentum 0.9, batches of 128, L2 of 5e-4 on weights alone, 20 passes with a rate
-that rises to 0.1 in 500 steps and falls to 0 as a cosine. The ConvNeXt-like networks have AdamW.
-Another depth: --config.model.depth=56. Shorter: --config.steps=2000 (the cosine is then shorter).
+SGD with Nesterov momentum 0.9, batches of 128, L2 of 5e-4 on weights alone, images flipped at
+random, and a rate that rises to 0.1 in 500 steps and falls to 0 as a cosine. The ConvNeXt-like
+networks have AdamW. Another depth: --config.model.depth=56. Shorter, with a shorter
+cosine: --config.steps=2000.
 """
 
 import ml_collections
@@ -34,8 +36,9 @@ def get_config(variant: str = "bn"):
     config = default()
     config.name = variant
     config.task, config.dataset, config.data.layout = "image", "fashion_mnist", "images"
+    config.data.augment = "flip"
     config.batch_size = 128
-    config.steps = 20 * PASS
+    config.steps = 12 * PASS
     config.log_every, config.eval_every, config.checkpoint_every = 50, PASS, PASS
     config.eval_batch_size = 500
     config.optim.update(schedule="cosine", warmup=500, clip_norm=0.0, eps=1e-8)

@@ -2,7 +2,8 @@
 
 Claim:     none; it is a start for questions about where and which norms stand.
 Numbers:   none.
-Cost:      2,000 updates of 32 x 128 characters; a quarter of an hour on two CPU cores.
+Cost:      2,000 updates of 32 x 128 characters; on two CPU cores that had other work too about
+           1.3 s each for a transformer, 0.9 s for linear recurrent units.
 Command:   python -m experiments.train --config=configs/language/characters.py:pre_ln \
                --config.data.text=FOLDER --workdir=runs/characters/pre_ln
 

@@ -177,7 +177,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
     for key, known in CHOICES.items():
         one_of(f"config.{key}", flat[key], known)
     for key, (low, high) in COUNTS.items():
-        if key in flat or (key == "model.hidden" and not models.is_named(plain["model"])):
+        if key in flat or (key == "model.hidden" and _has_units(plain["model"])):
             check_number(key, flat.get(key), low, high, integer=True)
     check_number("data.length", flat["data.length"], 1, 10**6, integer=True)
     if (longest := LONGEST.get(plain["dataset"], 10**6)) < flat["data.length"]:
@@ -236,6 +236,11 @@ def _check_own(plain: Mapping[str, Any]) -> None:
             f"config.data.folder={short(data['folder'])} is for config.dataset='npz', and "
             f"config.dataset={name!r}; a text's folder is config.data.text."
         )
+
+
+def _has_units(model: Mapping[str, Any]) -> bool:
+    """Whether a model says with `hidden` how many units it has."""
+    return "module" not in model and model.get("arch", "mlp") in ("mlp", "lenet")
 
 
 def _check_side(plain: Mapping[str, Any]) -> None:

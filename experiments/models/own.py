@@ -179,8 +179,8 @@ def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> Own
 
 
 def _alike(a: Any, b: Any) -> bool:
-    first: Any = jax.tree.structure(a)
-    return bool(first == jax.tree.structure(b))
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    return bool(structures[0] == structures[1])
 
 
 def _try(model: OwnModel) -> None:

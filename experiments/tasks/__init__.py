@@ -20,6 +20,7 @@ from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
 TASKS = ("sequence", "language", "image", "generate")
+NETWORKS = ("sequence", "language", "image")  # these take the networks of experiments.models
 
 __all__ = ["TASKS", "Batch", "Scores", "Task", "build", "check", "cross_entropy"]
 
@@ -27,7 +28,11 @@ __all__ = ["TASKS", "Batch", "Scores", "Task", "build", "check", "cross_entropy"
 def _module(config: Mapping[str, Any]) -> Any:
     name = config["task"]
     one_of("config.task", name, TASKS)
-    if models.is_named(config["model"]) and name in ("image", "sequence", "language"):
+    if name in NETWORKS and "arch" in config["model"]:
+        own = importlib.import_module("experiments.tasks.image").ARCHITECTURES
+        known = (*(own if name == "image" else ()), *models.MODELS)
+        one_of("config.model.arch", config["model"]["arch"], known)
+    if models.is_named(config["model"]) and name in NETWORKS:
         name = "network"
     return importlib.import_module(f"experiments.tasks.{name}")
 

@@ -1,7 +1,7 @@
 """Trains any model of `experiments.models`, or the user's own, on images, sequences or text.
 
 `config.task` says what the data are: "image" (pictures with labels), "sequence" (sequences with
-labels) or "language" (text, whose next token is predicted). Pixels are scaled to [0, 1], and with
+labels) or "language" (text, whose next token is predicted). Bytes are scaled to [0, 1], and with
 `config.model.standardize` each channel then has mean 0 and variance 1 over training images.
 """
 
@@ -16,12 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import models
+from experiments.data import facts, splits
 from experiments.tasks.base import Batch, Scores, Task, cross_entropy
 from experiments.usage import UsageError
 
 KINDS = {"image": "image", "sequence": "sequence", "language": "text"}
 SAMPLE = 10_000  # training images that the channels' means are taken over
-TEXTS = ("text",)
+NAMES = {kind: task for task, kind in KINDS.items()}
+READS = {  # what kinds of data can be read as
+    facts.IMAGES: ("image", "sequence"),
+    facts.FRAMES: ("sequence",),
+    facts.WORDS: ("sequence",),
+    facts.TEXT: ("text",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +106,11 @@ def check(config: Mapping[str, Any]) -> None:
             f"config.task='image' reads config.data.layout='images', not "
             f"{config['data']['layout']!r}."
         )
-    if (config["dataset"] in TEXTS) != (kind == "text"):
-        task = "language" if config["dataset"] in TEXTS else "sequence"
+    found = facts.of(config).kind
+    if kind not in READS[found]:
         raise UsageError(
-            f"config.task={config['task']!r} does not read config.dataset={config['dataset']!r}; "
-            f"write config.task={task!r}."
+            f"config.task={config['task']!r} does not read config.dataset={config['dataset']!r}, "
+            f"which is {found}; write config.task={NAMES[READS[found][0]]!r}."
         )
     models.check(_own_keys(config["model"]), kind)
 
@@ -117,13 +124,14 @@ def _own_keys(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_of(config: Mapping[str, Any], dataset: Any) -> models.Data:
     """Describe the examples of a data set, as the model gets them."""
-    kind, first = KINDS[config["task"]], dataset.train[0]
+    kind, examples = KINDS[config["task"]], splits.take(dataset.train, np.arange(1))
+    first = examples[0]
     if kind == "text":
         return models.Data(kind, (first.shape[1] - 1,), dataset.vocabulary, dataset.vocabulary)
     shape = tuple(first.shape[1:])
     if kind == "image":
         shape = shape if len(shape) == 3 else (*shape, 1)
-    elif hasattr(dataset.train, "lengths"):
+    elif hasattr(examples, "lengths"):
         if dataset.vocabulary:
             return models.Data(kind, shape[:1], dataset.classes, dataset.vocabulary)
     else:
@@ -136,8 +144,10 @@ def build(config: Mapping[str, Any], dataset: Any) -> Network:
     data = data_of(config, dataset)
     model = models.build(_own_keys(config["model"]), data)
     task = Network(model, data, dataset.white)
-    if data.kind == "image" and config["model"].get("standardize", True):
-        images = np.asarray(dataset.train.pixels[:SAMPLE], np.float64) / dataset.white
+    # floats of the user's own, whose white is 1, are fed as they are
+    if data.kind == "image" and dataset.white != 1 and config["model"].get("standardize", True):
+        some = np.arange(min(SAMPLE, splits.size(dataset.train)))
+        images = np.asarray(splits.take(dataset.train, some).pixels, np.float64) / dataset.white
         images = images.reshape(-1, data.shape[-1])
         spread = np.maximum(images.std(0), 1e-3)  # a channel that is constant stays small
         task = dataclasses.replace(

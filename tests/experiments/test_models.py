@@ -10,14 +10,19 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs.image_classification import fashion_mnist
+from configs.language import characters
+from configs.recurrent_bn import gru
 from experiments import models, tasks
 from experiments.config import defaults, validate
+from experiments.config.models import build_layer
 from experiments.data import splits
 from experiments.data.sequences import Segments, Sequences
 from experiments.models import lru
 from experiments.runtime import step
 from experiments.tasks import Batch
 from experiments.usage import UsageError
+from normjax import recurrent
 
 BN = {"name": "batch_norm", "decay": 0.9}
 LN, DYT = ({"name": name} for name in ("layer_norm", "dynamic_tanh"))
@@ -303,8 +308,38 @@ def test_channels_are_standardized_by_the_training_images():
 
 
 @pytest.mark.parametrize(
+    ("study", "count"),
+    [(fashion_mnist, 8), (characters, 30), (gru, 5)],
+    ids=["image", "text", "gru"],
+)
+def test_every_variant_of_the_starting_configs_is_valid(study, count):
+    assert len(study.VARIANTS) == count
+    for variant in study.VARIANTS:
+        assert validate.check(study.get_config(variant))["name"] == variant
+    with pytest.raises(ValueError, match="variants: "):
+        study.get_config("nothing")
+
+
+def test_gru_variants_are_the_presets():
+    def layer(variant):
+        return build_layer(validate.check(gru.get_config(variant))["model"])
+
+    start = {"kernel_init": "orthogonal_joint", "learn_carry": True}
+    start["input_schedule"] = "before_loop"  # for several devices, which the tests have
+    assert layer("bn_gru") == recurrent.bn_gru(100, 64, **start)
+    assert layer("ln_gru") == recurrent.ln_gru(100, **start)
+    assert layer("gru") == recurrent.gru(100, **start)
+
+
+@pytest.mark.parametrize(
     ("task", "model", "message"),
     [
+        (
+            "image",
+            {"arch": "resnett"},
+            "known: mlp, lenet, resnet, convnext, transformer, lru. Did",
+        ),
+        ("language", {"arch": "mlp", "hidden": 3}, "known: resnet, convnext, transformer, lru"),
         ("image", {"arch": "resnet", "depth": 21}, "depth=21 is not 6n + 2; write 20"),
         ("image", {"arch": "resnet", "depht": 20}, "Did you mean 'depth'?"),
         ("image", {"arch": "resnet", "position": "both"}, "known: post, pre"),

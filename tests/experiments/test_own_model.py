@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_told(kind, written):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"widht": 3}, "Did you mean 'width'?"),
+        ({"widthh": 3}, "Did you mean 'width'?"),
         ({"norm": None}, "needs 'norm'; write config.model.norm.name=batch_norm"),
         ({"norm": {"name": "bach_norm"}}, "Did you mean 'batch_norm'?"),
         ({"module": "nowhere.models:Net"}, "no module 'nowhere.models'"),
