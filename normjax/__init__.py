@@ -56,6 +56,7 @@ from normjax.state._torch import (
     running_from_torch,
     running_to_torch,
 )
+from normjax.state._torch_model import from_torch_state_dict, to_torch_state_dict
 from normjax.state._whole_model import is_norm_param, reset_statistics, restore_statistics
 from normjax.statistics._merge import merge
 from normjax.statistics._moments import mean_square, moments, second_moments
@@ -127,6 +128,7 @@ __all__ = [
     "fold_dense",
     "fold_model",
     "fold_next",
+    "from_torch_state_dict",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
@@ -159,6 +161,7 @@ __all__ = [
     "spectral_norm",
     "statistics_age",
     "switchable_norm",
+    "to_torch_state_dict",
     "weight_norm",
     "weight_standardization",
     "whiten",

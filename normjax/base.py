@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Integer, Num
 
 from normjax._internal import _checks, _hints, _single
+from normjax._internal._exportable import exportable
 from normjax.state import _names
 from normjax.statistics import _segments
 from normjax.statistics._segments import Segments
@@ -68,6 +69,7 @@ Stats = Literal["batch", "running"]
 Hyper = Mapping[str, Any] | None
 
 
+@exportable
 class Affine(NamedTuple):
     """Scale and bias of a norm, y = scale * x + bias; `None` if the norm has none.
 
@@ -308,6 +310,7 @@ class Norm(abc.ABC):
         return f"{self.factory}({', '.join(changed)})"
 
 
+@exportable
 class DirectionAndGain(NamedTuple):
     """The parameters that a `Reparam` of this library stores instead of a weight, w = g * f(v).
 

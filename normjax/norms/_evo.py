@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm, require_real
 from normjax.norms._group import GroupNorm, split
@@ -19,6 +20,7 @@ from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, wi
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
+@exportable
 class EvoNormParams(NamedTuple):
     """Parameters of the EvoNorms, one number per channel.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm
 from normjax.statistics import _core, _merge, _running, _shapes
@@ -18,6 +19,7 @@ from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
+@exportable
 class SwitchableNormParams(NamedTuple):
     """Parameters of `switchable_norm`.
 

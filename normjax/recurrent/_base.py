@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from normjax._internal._exportable import exportable
 from normjax.base import Norm
 from normjax.statistics._types import PyTree
 
@@ -104,6 +105,7 @@ class Layer(abc.ABC):
     __repr__ = Norm.__repr__
 
 
+@exportable
 class Info(NamedTuple):
     """What happened inside a recurrent layer, step by step.
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from normjax._internal import _checks
 from normjax.base import Hyper, Stats
+from normjax.recurrent import _segments
 from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_made, draws_noise
 from normjax.statistics._types import Array, AxisName, PyTree
@@ -150,6 +151,8 @@ class Composite(Layer):
             perturbations=self._one_each("hidden_perturbation", hidden_perturbation),
         )
         self._check(params, state, call)
+        if jax.config.jax_debug_nans and jnp.ndim(x) == 3:  # type: ignore[attr-defined]
+            _segments.refuse_nan(x, (lengths, mask), self.time_major)
         run = self.run(params, state, jnp.asarray(x), call)
         carries = tuple(part.carry for part in run.parts.values())
         states = {name: part.state for name, part in run.parts.items()}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.recurrent import _lstm_kernel
 from normjax.recurrent._activations import sigmoid, tanh
@@ -24,6 +25,7 @@ from normjax.statistics._types import PyTree
 Impl = Literal["xla", "kernel"]
 
 
+@exportable
 class LSTMCarry(NamedTuple):
     """Cell and hidden state, `[batch, hidden]` each, in Flax's order."""
 

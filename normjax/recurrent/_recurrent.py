@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,30 +24,12 @@ from normjax.recurrent._carry import hidden_of, with_hidden, with_noise, zoneout
 from normjax.recurrent._checks import check_call, draws_noise
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import InputSchedule, input_terms
-from normjax.recurrent._scan import LayerCall
+from normjax.recurrent._scan import LayerCall, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state import _names
 from normjax.state._population import start_accumulators
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
-
-
-class Run(NamedTuple):
-    """What a layer makes of one sequence.
-
-    Attributes:
-        y: `[time, batch, hidden]`.
-        carry: the carry after each sequence's last step.
-        state: the next state.
-        measured: by place, what each norm that keeps statistics measured.
-        gates: by name, `[time, batch, hidden]`, where they are asked for.
-    """
-
-    y: jax.Array
-    carry: PyTree
-    state: dict[str, PyTree]
-    measured: dict[str, Any]
-    gates: Gates
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -333,6 +315,8 @@ class Recurrent(Layer):
             _checks.stats(call.stats)
         if call.hyper:
             _checks.hyper(call.hyper, sorted(self.hyper_names), self.factory)
+        if jax.config.jax_debug_nans and jnp.ndim(x) == 3:  # type: ignore[attr-defined]
+            _segments.refuse_nan(x, steps[:2], self.time_major)
         x = _checks.floating(x, self.factory)
         check_call(self, params, state, x)
         perturbation = call.hidden_perturbation

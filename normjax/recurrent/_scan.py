@@ -69,6 +69,24 @@ class LayerCall(Call):
         }
 
 
+class Run(NamedTuple):
+    """What a layer makes of one sequence.
+
+    Attributes:
+        y: `[time, batch, hidden]`.
+        carry: the carry after each sequence's last step.
+        state: the next state.
+        measured: by place, what each norm that keeps statistics measured.
+        gates: by name, `[time, batch, hidden]`, where they are asked for.
+    """
+
+    y: jax.Array
+    carry: PyTree
+    state: dict[str, PyTree]
+    measured: dict[str, Any]
+    gates: Gates
+
+
 class StepInputs(NamedTuple):
     """What the loop reads; in the loop of one step, outside of it with a leading axis of time.
 

@@ -10,6 +10,7 @@ with half the lanes and twice the steps of the stage before.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,41 @@ def steps_that_count(
     if mask is not None:
         counts = mask[..., None] if counts is None else mask[..., None] & counts
     return counts, resets
+
+
+def refuse_nan(x: Any, steps: Iterable[Any], time_major: bool) -> None:
+    """Raise if x has NaN and neither lengths nor mask say that it is padding; for `debug_nans`.
+
+    Before any operation on x: `debug_nans` stops at the first, and knows nothing of padding.
+    """
+    if any(given is not None for given in steps):
+        return
+    if not isinstance(x, jax.core.Tracer):
+        found = np.isnan(np.asarray(x)).any(-1)
+        _refuse_nan_in(found if time_major else found.swapaxes(0, 1))
+        return
+    traced = jnp.any(jnp.isnan(x), axis=-1)
+    jax.debug.callback(_refuse_nan_in, traced if time_major else traced.swapaxes(0, 1))
+
+
+def _refuse_nan_in(found: Any) -> None:
+    """Raise if any of the steps `[time, batch]` has NaN, naming the argument for padding."""
+    found = np.asarray(found)
+    if not found.any():
+        return
+    row = int(np.argmax(found.any(0)))
+    step = int(np.argmax(found[:, row]))
+    to_the_end = bool(np.sort(found, axis=0).tolist() == found.tolist())
+    hint = (
+        "all rows with NaN have it to their end, so it looks like padding: write lengths="
+        if to_the_end
+        else "if these steps are padding, write lengths=, or mask= where there are gaps"
+    )
+    raise FloatingPointError(
+        f"x of a recurrent layer has NaN in {int(found.any(0).sum())} of {found.shape[1]} "
+        f"sequences, first in sequence {row} at step {step}, and was given neither lengths nor "
+        f"mask, so that all steps count: {hint}"
+    )
 
 
 def resets_backward(resets: Array | None, lengths: Array | None, time_major: bool) -> Any:

@@ -21,6 +21,7 @@ from normjax.statistics import _formulas, _large
 from normjax.statistics._shapes import (
     abs2,
     append_axes,
+    as_number,
     as_vectors,
     expand,
     outer,
@@ -256,16 +257,21 @@ def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
     """Count the values in each set; the mask is summed in integers, before it is broadcast.
 
     Without a mask the count is known while tracing, and returned as a NumPy array then: a constant,
-    which `psum` multiplies instead of exchanging, and which a scan need not write once a step.
+    which `psum` multiplies instead of exchanging, and which a scan need not write once a step. A
+    symbolic shape's is known when the program is called.
     """
     shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        count = np.full(shape, math.prod(x.shape[a] for a in axes), dtype)
+        number = math.prod(x.shape[a] for a in axes)
+        if not isinstance(number, int) or not isinstance(x.size, int):
+            return jnp.broadcast_to(as_number(number, dtype), shape)
+        count = np.full(shape, number, dtype)
         return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
     # One masked position of size 1 on an averaged axis counts for all of x along that axis.
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
-    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
+    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype)
+    real *= repeats if isinstance(repeats, int) else as_number(repeats, dtype)
     return jnp.broadcast_to(real, shape)
 
 

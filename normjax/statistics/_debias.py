@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normjax._internal._exportable import exportable_node
 from normjax.statistics._compensated import Compensated, compensated_type, error_names
 from normjax.statistics._types import PyTree, Running, RunningCov, RunningMean
 
@@ -93,8 +94,8 @@ def _rebuild(plain: type, compensated: bool, leaves: Any) -> Any:
 
 # Made at once, so that one that was pickled can be a leaf of any tree.
 for _plain in (Running, RunningCov, RunningMean):
-    debiased_type(_plain)
-    debiased_type(compensated_type(_plain))
+    for _biased in (_plain, compensated_type(_plain)):
+        exportable_node(debiased_type(_biased), lambda cls, leaves: cls(*leaves))
 
 
 def _ones_like_counts(running: Any) -> jax.Array:

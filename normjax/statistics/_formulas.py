@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Inexact, Num
 
 from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
-from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
+from normjax.statistics._shapes import abs2, as_factor, as_number, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 
 
@@ -180,7 +180,9 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
     """Return the sum over `axes` divided by `n`, or by the number of values if `n` is None."""
     total = jnp.sum(values, axes)
     if n is None:
-        return total / float(max(math.prod(values.shape[a] for a in axes), 1))
+        size = math.prod(values.shape[a] for a in axes)
+        known = isinstance(size, int)
+        return total / (float(max(size, 1)) if known else as_number(size, total.dtype))
     return total / n.astype(total.dtype)
 
 

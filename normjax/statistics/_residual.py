@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import with_fast_vjp
 from normjax.statistics import _core, _formulas
 from normjax.statistics._shapes import stat_dtype
@@ -86,8 +87,9 @@ def _fused(eps: float, axes: int, centred: bool, scaled: bool, biased: bool) -> 
         inverse = _formulas.rsqrt(var.reshape(-1) + eps)
         d = s - mean[0].reshape(-1, 1) if centred else s
         product = dy * d
-        sums = _by_products if jax.default_backend() == "cpu" else _by_sums
-        of_dy, of_product, dscale, dbias = sums(dy, product, gain, inverse, centred)
+        given = (dy, product, inverse) if gain is None else (dy, product, inverse, gain)
+        sums = by_platform(_by_sums, (("cpu", _by_products),), *given)
+        of_dy, of_product, dscale, dbias = sums
         # ds = inverse (g - mean(g)) - inverse^3 d mean(g d), with g = dy gain. Divided one after
         # the other: inverse^3 alone may leave the range.
         slope = inverse * (of_product * inverse / float(columns) * inverse)
@@ -106,18 +108,23 @@ def _fused(eps: float, axes: int, centred: bool, scaled: bool, biased: bool) -> 
     return with_fast_vjp(plain, forward, backward)
 
 
-def _by_sums(dy: Any, product: Any, gain: Any, inverse: Any, centred: bool) -> tuple[Any, ...]:
+def _by_sums(
+    dy: jax.Array, product: jax.Array, inverse: jax.Array, gain: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """Sum dy and dy d over rows and columns; the compiler fuses what each sum is taken of."""
     g = dy if gain is None else dy * gain[None]
     gd = product if gain is None else product * gain[None]
-    of_dy = jnp.sum(g, 1) if centred else None
-    return of_dy, jnp.sum(gd, 1), jnp.sum(product * inverse[:, None], 0), jnp.sum(dy, 0)
+    return jnp.sum(g, 1), jnp.sum(gd, 1), jnp.sum(product * inverse[:, None], 0), jnp.sum(dy, 0)
 
 
-def _by_products(dy: Any, product: Any, gain: Any, inverse: Any, centred: bool) -> tuple[Any, ...]:
-    """Take the same sums as matrix products, of dy and of one array dy d that is written once."""
+def _by_products(
+    dy: jax.Array, product: jax.Array, inverse: jax.Array, gain: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """Take the same sums as matrix products, of dy and of one array dy d that is written once.
+
+    For a CPU. What of them is not used, such as the first of RMS norm, the compiler drops.
+    """
     product = lax.optimization_barrier(product)
     gain = jnp.ones(dy.shape[1], dy.dtype) if gain is None else gain
     dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    of_dy = dot(dy, gain) if centred else None
-    return of_dy, dot(product, gain), dot(inverse, product), jnp.sum(dy, 0)
+    return dot(dy, gain), dot(product, gain), dot(inverse, product), jnp.sum(dy, 0)

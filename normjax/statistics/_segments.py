@@ -175,8 +175,8 @@ def normalize(
     remaining = [a for a in range(x.ndim) if a < segments.ids.ndim or a not in axes]
     # [*rows, segments, *rest] to the rank of x, size 1 on averaged axes of channels.
     mean, inverse = (
-        expand(layout.of_positions(v), remaining, x.ndim)
-        for v in (jnp.asarray(m.mean), _formulas.rsqrt(m.var + eps))
+        expand(layout.of_positions(jnp.asarray(v)), remaining, x.ndim)
+        for v in (m.mean, _formulas.rsqrt(m.var + eps))
     )
     scale = None if scale is None else jnp.asarray(scale).astype(real)
     bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)

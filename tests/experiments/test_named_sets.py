@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from configs.yours import images as yours
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import datasets, expressions, facts, locate, named, records, splits
-from experiments.runtime import run
+from experiments.runtime import curves, run
 from experiments.usage import UsageError
+from tests._support import processes
 from tests._support import tfds_sets as sets
 
 FORMATS = pytest.mark.parametrize("file_format", records.FORMATS)
@@ -117,7 +119,7 @@ def test_split_expressions_become_intervals(options, wanted):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"valid": "trian[:5]"}, r"no split of a, which has train \(100\).* Did you mean 'train'"),
+        ({"valid": "trainn[:5]"}, r"no split of a, which has train \(100\).* Did you mean 'train'"),
         ({"valid": "train[:50"}, r"config\.data\.valid='train\[:50' is no split of a"),
         ({"valid": "100"}, "leaves one of both empty; write a number from 1 to 99"),
         ({"valid": "0"}, "leaves one of both empty"),
@@ -256,10 +258,10 @@ def test_what_is_no_name_is_refused(tmp_path, name):
 def test_an_unknown_name_says_where_it_was_looked_for(tmp_path):
     sets.write_set(tmp_path, {"train": LABELLED, "test": LABELLED})
     with pytest.raises(UsageError) as error:
-        validate.check(own_config(tmp_path, dataset="patchs"))
+        validate.check(own_config(tmp_path, dataset="patchez"))
     message = str(error.value)
     assert "Did you mean 'patches'?" in message and f"--data_dir={tmp_path}" in message
-    assert "python -m experiments.prepare patchs" in message
+    assert "python -m experiments.prepare patchez" in message
 
 
 def test_a_format_that_cannot_be_read_is_told(tmp_path):
@@ -339,3 +341,41 @@ def test_a_recurrent_layer_reads_colour(tmp_path, layout, features):
     assert task.features == features and task.classes == 3
     x, _ = task.inputs({}, splits.take(dataset.test, np.arange(2)), None)
     assert x.shape == (2, {"rows": 8, "pixels": 64}[layout], features)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_set_by_name_is_killed_resumed_and_reported(tmp_path):
+    """By the command line, with the set on the disk and read by another process."""
+    given = {"train": sets.images(300), "test": sets.images(40, seed=1)}
+    sets.write_set(tmp_path / "sets", given, config="small", file_format="tfrecord", shards=2)
+    keys = {"dataset": "patches/small", "data_dir": tmp_path / "sets", "steps": 600}
+    keys |= {"data.augment": "flip,crop:1", "data.memory": 0.0, "data.workers": 1}
+    keys |= {"log_every": 20, "eval_every": 20, "checkpoint_every": 20, "model.hidden": 8}
+    keys |= {"data.valid": "60", "eval_batch_size": 30, "batch_size": 16, "devices": 1}
+
+    def words(folder):
+        flags = [f"--config.{key}={value}" for key, value in keys.items()]
+        config = "--config=configs/yours/images.py:bn_lenet"
+        program = [sys.executable, "-m", "experiments.train", config]
+        return [*program, f"--workdir={folder}", *flags]
+
+    def reached(folder):
+        rows = folder / "metrics.jsonl"
+        return rows.exists() and any(r["step"] >= 60 for r in processes.rows(folder))
+
+    killed, whole = tmp_path / "runs" / "killed", tmp_path / "runs" / "whole"
+    processes.killed(processes.begin(words(killed)), lambda: reached(killed), 0.0)
+    assert not (killed / "final.json").exists()
+    for folder in (killed, whole):
+        child = processes.begin(words(folder))
+        out, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+    assert "test accuracy by statistics" in out
+    processes.compare(killed, whole)
+    final = json.loads((whole / "final.json").read_text())
+    assert final["test"]["population"]["accuracy"] > 0.9
+    told = curves.report([tmp_path / "runs"])
+    assert "bn_lenet (killed)" in told
+    runs = curves.find([tmp_path / "runs"])
+    heading = curves.title([r.config for r in runs], [r.data for r in runs])
+    assert heading == "patches/small: images of 8 x 8 x 3, 3 classes"

@@ -236,7 +236,7 @@ def test_a_function_may_take_the_options(module):
     ("source", "message"),
     [
         ("{}", "must be PACKAGE.MODULE:FUNCTION"),
-        ("{}:laod", "has no function 'laod'. Did you mean 'load'?"),
+        ("{}:loadd", "has no function 'loadd'. Did you mean 'load'?"),
         ("{}:value", "has no function 'value'"),
         ("{}:failing", "failed: KeyError: 'the file', "),
         ("{}:wrong", "has no split 'test'"),

@@ -6,6 +6,7 @@ import pickle
 
 import flax.serialization
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -253,3 +254,14 @@ def test_trees_of_no_arrays_keep_the_structure():
         tree = jax.tree.map(lambda _, leaf=leaf: leaf, state)
         back = jax.tree.leaves(tree, is_leaf=lambda v: v is None)
         assert back == [leaf] * 3
+
+
+def test_exported_programs_hold_them():
+    norm = nj.batch_norm(debias=True)
+    params, state = norm.init((1, F))
+    run = jax.jit(lambda state, x: norm.apply(params, state, x, stats="batch")[1])
+    x = _batches(norm, 1)[0]
+    exported = jax.export.deserialize(jax.export.export(run)(state, x).serialize())
+    got = exported.call(state, x)
+    assert type(got) is type(state)
+    jax.tree.map(np.testing.assert_array_equal, got, run(state, x))
