@@ -102,7 +102,7 @@ def _refuse_nan_in(found: Any) -> None:
         else "if these steps are padding, write lengths=, or mask= where there are gaps"
     )
     raise FloatingPointError(
-        f"x of a recurrent layer has NaN in {int(np.count_nonzero(found.any(0)))} of {found.shape[1]} "
+        f"x of a recurrent layer has NaN in {np.count_nonzero(found.any(0))} of {found.shape[1]} "
         f"sequences, first in sequence {row} at step {step}, and was given neither lengths nor "
         f"mask, so that all steps count: {hint}"
     )
