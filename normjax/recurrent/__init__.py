@@ -10,6 +10,7 @@ from normjax.recurrent._fold import fold
 from normjax.recurrent._gru import gru
 from normjax.recurrent._last import last
 from normjax.recurrent._lstm import LSTMCarry, lstm
+from normjax.recurrent._newton import newton
 from normjax.recurrent._per_step import per_step
 from normjax.recurrent._presets import (
     bn_gru,
@@ -48,6 +49,7 @@ __all__ = [
     "ln_gru",
     "ln_lstm",
     "lstm",
+    "newton",
     "per_step",
     "rms_lstm",
     "rnn",

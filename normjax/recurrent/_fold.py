@@ -57,10 +57,10 @@ def fold(layer: L, params: PyTree, state: PyTree) -> tuple[L, PyTree, PyTree]:
         >>> from normjax import recurrent
         >>> layer = recurrent.bn_lstm(4, max_steps=5)
         >>> params, state = layer.init(jax.random.key(0), features=3)
-        >>> served, constants, _ = recurrent.fold(layer, params, state)
+        >>> served, constants, empty = recurrent.fold(layer, params, state)
         >>> constants["norm_h"].scale.shape
         (5, 16)
-        >>> (y, _), _ = served.apply(constants, {}, jnp.ones((2, 5, 3)), stats="running")
+        >>> (y, _), _ = served.apply(constants, empty, jnp.ones((2, 5, 3)), stats="running")
         >>> y.shape
         (2, 5, 4)
 
