@@ -100,10 +100,13 @@ def _device_lstm(x: Any, hidden: int) -> Layer:
     return apply, weights, ()
 
 
+# As the documentation advises for several devices and for accelerators.
+SEVERAL = jax.default_backend() != "cpu" or jax.device_count() > 1
+HOW: dict[str, Any] = {"input_schedule": "before_loop"} if SEVERAL else {}
 LAYERS: dict[str, Callable[[Any, int], Layer]] = {
-    "normjax lstm": functools.partial(_normjax, lambda h, t: recurrent.lstm(h)),
-    "normjax bn_lstm": functools.partial(_normjax, recurrent.bn_lstm),
-    "normjax ln_lstm": functools.partial(_normjax, lambda h, t: recurrent.ln_lstm(h)),
+    "normjax lstm": functools.partial(_normjax, lambda h, t: recurrent.lstm(h, **HOW)),
+    "normjax bn_lstm": functools.partial(_normjax, functools.partial(recurrent.bn_lstm, **HOW)),
+    "normjax ln_lstm": functools.partial(_normjax, lambda h, t: recurrent.ln_lstm(h, **HOW)),
     "flax lstm": _flax_lstm,
     "flax bn in nn.scan": _flax_bn_lstm,
 }

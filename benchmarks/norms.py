@@ -161,7 +161,7 @@ LIBRARIES: dict[str, Callable[[str, Any], Layer]] = {
     "haiku": haiku,
     "equinox": equinox,
 }
-if jax.default_backend() != "cpu":  # there they are interpreted
+if jax.default_backend() != "cpu":  # there the plain twin runs
     LIBRARIES["normjax kernel"] = functools.partial(normjax, impl="kernel")
 
 

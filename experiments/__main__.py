@@ -6,15 +6,17 @@ python -m experiments [--data_dir=DIR]
 from __future__ import annotations
 
 import ast
+import importlib
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from absl import app, flags, logging
 
+from experiments import models as networks
 from experiments import tasks
 from experiments.config import command_line, models
 from experiments.data import found
-from experiments.tasks import image
+from experiments.tasks import image, network
 from experiments.usage import usage
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,6 +49,11 @@ def all_models() -> Iterator[tuple[str, str]]:
         yield f"cell={name}", f"sequence, language: norms {', '.join(models.places(name))}"
     for name in image.ARCHITECTURES:
         yield f"arch={name}", f"image: norms {', '.join(image.PLACES)}"
+    for name in networks.MODELS:
+        module = importlib.import_module(f"experiments.models.{name}")
+        kinds = ", ".join(network.NAMES[kind] for kind in module.KINDS)
+        yield f"arch={name}", f"{kinds}: norms {', '.join(module.NORMS)}"
+    yield "module=package.module:Model", "your own Linen or NNX module: its arguments norm…"
 
 
 def configs() -> Iterator[tuple[str, str]]:

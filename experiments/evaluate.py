@@ -44,7 +44,7 @@ def evaluate(
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
-    config = validate.check(read_json(path, "config")["config"])
+    config = validate.check(defaults.completed(read_json(path, "config")["config"]))
     config = {**config, "data_dir": data_dir or config["data_dir"]}
     dataset = datasets.load_config_data(config).on_device()
     task = tasks.build(config, dataset)

@@ -21,7 +21,9 @@ Importing normjax does not import Flax.
 from normjax._version import __version__
 from normjax.base import Affine, DirectionAndGain, Norm, Reparam
 from normjax.norms._adain import adain
+from normjax.norms._add_norm import add_norm
 from normjax.norms._batch import batch_norm
+from normjax.norms._dynamic_erf import DynamicErfParams, dynamic_erf
 from normjax.norms._dynamic_tanh import DynamicTanhParams, dynamic_tanh
 from normjax.norms._evo import EvoNormParams, evo_norm_b0, evo_norm_s0
 from normjax.norms._filter_response import FilterResponseParams, filter_response_norm
@@ -39,7 +41,10 @@ from normjax.norms._switchable import SwitchableNormParams, switchable_norm
 from normjax.norms._unit_length import l2_norm, scale_norm
 from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
 from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
+from normjax.state._age import statistics_age
 from normjax.state._fold import fold, fold_conv, fold_dense
+from normjax.state._fold_model import FoldRule, fold_model
+from normjax.state._fold_next import fold_next
 from normjax.state._population import (
     accumulate_statistics,
     finalize_statistics,
@@ -51,11 +56,13 @@ from normjax.state._torch import (
     running_from_torch,
     running_to_torch,
 )
+from normjax.state._torch_model import from_torch_state_dict, to_torch_state_dict
 from normjax.state._whole_model import is_norm_param, reset_statistics, restore_statistics
 from normjax.statistics._merge import merge
 from normjax.statistics._moments import mean_square, moments, second_moments
 from normjax.statistics._normalize import normalize
 from normjax.statistics._running import ema
+from normjax.statistics._segments import segment_moments
 from normjax.statistics._types import (
     Accumulator,
     BatchMeans,
@@ -79,9 +86,11 @@ __all__ = [
     "BatchMeans",
     "CosineDense",
     "DirectionAndGain",
+    "DynamicErfParams",
     "DynamicTanhParams",
     "EvoNormParams",
     "FilterResponseParams",
+    "FoldRule",
     "GhostMoments",
     "Means",
     "Moments",
@@ -98,6 +107,7 @@ __all__ = [
     "__version__",
     "accumulate_statistics",
     "adain",
+    "add_norm",
     "batch_norm",
     "batch_renorm",
     "cosine_dense",
@@ -106,6 +116,7 @@ __all__ = [
     "decay_from_torch",
     "decay_to_torch",
     "decorrelated_batch_norm",
+    "dynamic_erf",
     "dynamic_tanh",
     "ema",
     "evo_norm_b0",
@@ -115,6 +126,9 @@ __all__ = [
     "fold",
     "fold_conv",
     "fold_dense",
+    "fold_model",
+    "fold_next",
+    "from_torch_state_dict",
     "ghost_batch_norm",
     "global_response_norm",
     "group_norm",
@@ -143,8 +157,11 @@ __all__ = [
     "running_to_torch",
     "scale_norm",
     "second_moments",
+    "segment_moments",
     "spectral_norm",
+    "statistics_age",
     "switchable_norm",
+    "to_torch_state_dict",
     "weight_norm",
     "weight_standardization",
     "whiten",

@@ -21,10 +21,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Inexact, Num
+from jaxtyping import Bool, Inexact, Integer, Num
 
 from normjax._internal import _checks, _hints, _single
+from normjax._internal._exportable import exportable
 from normjax.state import _names
+from normjax.statistics import _segments
+from normjax.statistics._segments import Segments
 from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import (
     Accumulator,
@@ -66,6 +69,7 @@ Stats = Literal["batch", "running"]
 Hyper = Mapping[str, Any] | None
 
 
+@exportable
 class Affine(NamedTuple):
     """Scale and bias of a norm, y = scale * x + bias; `None` if the norm has none.
 
@@ -89,6 +93,7 @@ class Call:
         hyper: numbers that replace hyperparameters of the norm in this call, by name.
         dtype: half-precision dtype of the x that the caller gave, where x was widened to float32;
             else `None`.
+        segments: which segment each position belongs to, for norms that are `segmented`.
     """
 
     stats: Stats = "batch"
@@ -96,6 +101,7 @@ class Call:
     axis_name: AxisName = None
     hyper: Hyper = None
     dtype: Any = dataclasses.field(default=None, kw_only=True)
+    segments: Segments | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -113,11 +119,13 @@ class Norm(abc.ABC):
         factory: name of the public function that makes the norm, for `repr` and messages.
         stateful: whether the norm has running statistics.
         hyper_names: names that `hyper=` accepts: numbers that may vary during training.
+        segmented: whether `apply` takes `segment_ids`.
     """
 
     factory: ClassVar[str] = "norm"
     stateful: ClassVar[bool] = False
     hyper_names: ClassVar[tuple[str, ...]] = ()
+    segmented: ClassVar[bool] = False
 
     # The methods that users call.
 
@@ -151,6 +159,8 @@ class Norm(abc.ABC):
         mask: Bool[Array, "..."] | None = None,
         axis_name: AxisName = None,
         hyper: Hyper = None,
+        segment_ids: Integer[Array, "..."] | None = None,
+        num_segments: int | None = None,
     ) -> tuple[Inexact[jax.Array, "*shape"], PyTree]:
         """Normalize `x` and return the next state.
 
@@ -168,6 +178,11 @@ class Norm(abc.ABC):
             axis_name: device axis or axes that the batch is split over. Not needed under
                 `jax.jit` with sharded arrays, where statistics are global anyway.
             hyper: numbers that may vary during training, by name, such as `{"decay": 0.9}`.
+            segment_ids: for `instance_norm`, `group_norm`, `layer_norm` and `rms_norm`: divides the
+                positions that a statistic is taken over into segments, each with its own: graphs
+                of one batch, or sequences packed into one row. Integers of the shape of `x` without
+                its last axis; positions with an id outside of 0 to `num_segments` - 1 are masked.
+            num_segments: number of segments, a plain integer.
 
         Returns:
             `(y, state)`, with `y` of the shape and dtype of `x`. To freeze the statistics,
@@ -177,10 +192,13 @@ class Norm(abc.ABC):
             TypeError: `x` is not floating or complex, `mask` is not boolean, or params and state
                 are swapped or those of a Flax module.
             ValueError: `stats` or a name in `hyper` is unknown, a mapping lacks a name or has
-                another, shapes do not fit, or a batch statistic is that of a single value (where
-                shapes or a mask that is not traced tell it, and without `allow_single=True`).
+                another, shapes or segments do not fit, or a batch statistic is that of a single
+                value (where shapes or a mask that is not traced tell it, and without
+                `allow_single=True`).
         """
         x, call = checked_call(self, params, state, x, Call(stats, mask, axis_name, hyper))
+        if segment_ids is not None or num_segments is not None:
+            call = _with_segments(self, x, call, segment_ids, num_segments)
         if isinstance(params, Mapping) or isinstance(state, Mapping):
             params, state = _from_names(self, params, state, x)
         measured = None
@@ -292,6 +310,7 @@ class Norm(abc.ABC):
         return f"{self.factory}({', '.join(changed)})"
 
 
+@exportable
 class DirectionAndGain(NamedTuple):
     """The parameters that a `Reparam` of this library stores instead of a weight, w = g * f(v).
 
@@ -364,6 +383,22 @@ def _from_names(norm: Norm, params: PyTree, state: PyTree, x: jax.Array) -> tupl
         _names.from_dict(template, values) if isinstance(values, Mapping) else values
         for template, values in zip(shapes, (params, state), strict=True)
     )
+
+
+def _with_segments(norm: Norm, x: jax.Array, call: Call, ids: Any, number: Any) -> Call:
+    """Return the call with its segments; raise if the norm takes none."""
+    if not norm.segmented:
+        raise TypeError(
+            f"{norm.factory} takes no segment_ids: write instance_norm(axes=…), group_norm, "
+            "layer_norm or rms_norm, whose statistics are those of one sample"
+        )
+    if call.axis_name is not None or getattr(norm, "feature_axis_name", None) is not None:
+        raise ValueError(
+            "segment_ids are those of one device: keep each segment on one, and leave axis_name out"
+        )
+    segments = _segments.checked(ids, number, x.shape)
+    mask = _segments.full_mask(call.mask, x, segments)
+    return dataclasses.replace(call, mask=mask, segments=segments)
 
 
 def checked_call(

@@ -189,6 +189,14 @@ SAMPLES: tuple[Sample, ...] = (
         per_sample=True,
     ),
     Sample(
+        "rms_norm_cast_first",
+        nj.rms_norm(cast_first=True),
+        (4, 5, 6),
+        (4, 5, 6),
+        scale_invariant=True,
+        per_sample=True,
+    ),
+    Sample(
         "scale_norm", nj.scale_norm(), (4, 5, 6), (4, 5, 1), scale_invariant=True, per_sample=True
     ),
     Sample(
@@ -238,6 +246,7 @@ SAMPLES: tuple[Sample, ...] = (
         shift_invariant=True,
         scale_invariant=True,
     ),
+    Sample("dynamic_erf", nj.dynamic_erf(), (4, 5, 6), (4, 5, 1), per_sample=True),
     Sample("dynamic_tanh", nj.dynamic_tanh(), (4, 5, 6), (4, 5, 1), per_sample=True),
     Sample("identity", nj.identity(use_scale=True, use_bias=True), (4, 6), (4, 1), per_sample=True),
 )

@@ -3,7 +3,7 @@
 Paper:     Cooijmans et al., "Recurrent Batch Normalization", ICLR 2017, arXiv:1603.09025.
 Claim:     none of the paper's: the same network as `mnist.py:bn_lstm`, in the same protocol, with
            `impl="kernel"`; its numbers differ by rounding alone.
-Numbers:   none yet: no accelerator has run it. On a CPU kernels are interpreted, which is slow.
+Numbers:   none yet: no accelerator has run it. A CPU runs the kernel's twin, a plain scan.
 Command:   python -m experiments.train --config=configs/recurrent_bn/kernel.py:pmnist \
                --workdir=runs/kernel/pmnist
 

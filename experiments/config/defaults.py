@@ -7,7 +7,9 @@ from typing import Any
 
 import ml_collections
 
-OPTIMIZERS = ("rmsprop", "adam", "sgd")
+OPTIMIZERS = ("rmsprop", "adam", "adamw", "lamb", "sgd")
+SCHEDULES = ("constant", "cosine", "linear", "one_cycle", "step")
+DTYPES = ("float32", "bfloat16")
 HEADS = ("orthogonal", "lecun_normal", "glorot_uniform")
 POPULATION = ("pooled", "unbiased", "mean")
 PERMUTATIONS = ("permute", "sample")
@@ -74,6 +76,7 @@ def default() -> ml_collections.ConfigDict:
     config.eval_every = 50
     config.checkpoint_every = 200
     config.keep_checkpoints = 2  # the newest ones; each of them has the best parameters too
+    config.dtype = "float32"  # of activations and matrix products; parameters stay float32
     config.parallel = "jit"  # jit | shard_map | pmap, see experiments.runtime.parallel
     config.devices = 0  # 0: all; otherwise the first so many
     config.batch_stats = "global"  # statistics of the whole batch, or of each device's rows
@@ -91,6 +94,18 @@ def default() -> ml_collections.ConfigDict:
     config.optim.l2 = 0.0  # times |w|^2 / 2, of weights alone
     config.optim.l1 = 0.0  # times |w|_1, of weights alone
     config.optim.clip_norm = 1.0  # global norm, before the optimizer; 0: none
+    config.optim.b2 = 0.999  # adam, adamw, lamb: decay of the squared gradients
+    config.optim.nesterov = False  # sgd with momentum
+    config.optim.weight_decay = 0.0  # adamw, lamb: decoupled from the gradient
+    config.optim.decay_norms = False  # weight_decay also on norms, biases and other vectors
+    config.optim.schedule = "constant"  # of the learning rate, which is its highest value
+    config.optim.schedule_steps = 0  # its length; 0: config.steps, which then may not change
+    config.optim.warmup = 0  # steps in which the rate rises from 0; one_cycle: 0: 30 %
+    config.optim.drops = "0.5,0.75"  # step: after these parts of the schedule
+    config.optim.factor = 0.1  # step: the rate is multiplied by this
+    config.optim.label_smoothing = 0.0  # in training alone
+    config.optim.ema = 0.0  # decay of an average of the parameters, which is scored; 0: none
+    config.optim.accumulate = 1  # microbatches of a step
     config.population = ml_collections.ConfigDict({"how": "pooled", "batch_size": 500})
     return config
 
@@ -122,10 +137,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a run of an earlier version with the keys that are new since."""
+    usual, whole = as_dict(default()), {**as_dict(default()), **config}
+    for group in ("data", "optim", "population"):
+        whole[group] = {**usual[group], **config.get(group, {})}
+    return whole
+
+
 def draws_noise(config: Mapping[str, Any]) -> bool:
     """Whether the model of a checked config draws noise in training."""
     kinds = ("h0_noise", "zoneout_h", "zoneout_c", "dropout_h", "dropout")
-    return bool(config["data"].get("augment")) or any(config["model"].get(kind) for kind in kinds)
+    augment, noisy = config["data"].get("augment"), (*kinds, "module")  # the user's may
+    return bool(augment) or any(config["model"].get(kind) for kind in noisy)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

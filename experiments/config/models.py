@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 import normjax
 from experiments.data.facts import timesteps
 from experiments.usage import UsageError, check_number, nearest, one_of, short
@@ -166,6 +168,9 @@ def build_layer(model: Mapping[str, Any], skip: Iterable[str] = ("head_init",)) 
     for place in places(model["cell"]):
         if arguments.get(place) is not None:
             arguments[place] = _norm_at(model, place)
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        # The layer itself does not ask which machine runs it.
+        arguments.setdefault("input_schedule", "before_loop")
     layer = _call("config.model", cell, **arguments)
     depth, dropout = model.get("depth", 1), model.get("dropout", 0.0)
     check_number("model.depth", depth, 1)

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import normjax
-from experiments import tasks
+from experiments import models, tasks
+from experiments.config import training
 from experiments.config.defaults import (
     BATCH_STATS,
     DATASETS,
+    DTYPES,
     FOLDS,
     LAYOUTS,
     NONFINITE,
@@ -20,6 +22,7 @@ from experiments.config.defaults import (
     PARALLEL,
     PERMUTATIONS,
     POPULATION,
+    SCHEDULES,
     SELECT,
     SHUFFLE,
     SIDE,
@@ -36,7 +39,9 @@ CHOICES = {
     "permutation": PERMUTATIONS,
     "optim.name": OPTIMIZERS,
     "population.how": POPULATION,
+    "optim.schedule": SCHEDULES,
     "select": SELECT,
+    "dtype": DTYPES,
     "parallel": PARALLEL,
     "batch_stats": BATCH_STATS,
     "nonfinite": NONFINITE,
@@ -53,6 +58,8 @@ COUNTS = {
     "data.workers": (0, 64),
     **dict.fromkeys(("data.stride", "data.draw", "permutation_seed", "seed"), (0, 2**31 - 1)),
     **dict.fromkeys(("steps", "eval_every", "checkpoint_every"), (1, 2**31 - 1)),
+    **dict.fromkeys(("optim.schedule_steps", "optim.warmup"), (0, 2**31 - 1)),
+    "optim.accumulate": (1, 10**5),
     "log_every": (1, 10**6),  # a number for each step since the last row is on the device
     **dict.fromkeys(("steps_per_call", "keep_checkpoints", "model.hidden"), (1, 10**5)),
     **dict.fromkeys(("batch_size", "eval_batch_size", "population.batch_size"), (1, 10**7)),
@@ -89,6 +96,7 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_layout(plain)
     _check_fold(plain)
     _check_periods(plain)
+    training.check(plain)
     _check_batch_sizes(plain, data.examples)
     augment.check(plain, data)
     tasks.check(plain)
@@ -169,7 +177,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
     for key, known in CHOICES.items():
         one_of(f"config.{key}", flat[key], known)
     for key, (low, high) in COUNTS.items():
-        if key in flat or key == "model.hidden":
+        if key in flat or (key == "model.hidden" and _has_units(plain["model"])):
             check_number(key, flat.get(key), low, high, integer=True)
     check_number("data.length", flat["data.length"], 1, 10**6, integer=True)
     if (longest := LONGEST.get(plain["dataset"], 10**6)) < flat["data.length"]:
@@ -186,10 +194,11 @@ def _check_values(plain: Mapping[str, Any]) -> None:
             f"config.optim.learning_rate={flat['optim.learning_rate']!r} changes no float32 "
             f"parameter; write {SMALLEST_RATE:g} or more."
         )
-    for key in ("optim.decay", "optim.momentum"):
+    for key in ("optim.decay", "optim.momentum", "optim.b2", "optim.ema", "optim.label_smoothing"):
         check_number(key, flat[key], 0, 1, open_high=True)
     check_number("optim.eps", flat["optim.eps"], 0, 1)
-    for key in ("optim.l2", "optim.l1", "optim.clip_norm"):
+    check_number("optim.factor", flat["optim.factor"], 0, 1, open_low=True)
+    for key in ("optim.l2", "optim.l1", "optim.clip_norm", "optim.weight_decay"):
         check_number(key, flat[key], 0, LARGEST)
     for key, value in flat.items():
         if key.startswith("model.") and key.endswith(".decay"):
@@ -227,6 +236,11 @@ def _check_own(plain: Mapping[str, Any]) -> None:
             f"config.data.folder={short(data['folder'])} is for config.dataset='npz', and "
             f"config.dataset={name!r}; a text's folder is config.data.text."
         )
+
+
+def _has_units(model: Mapping[str, Any]) -> bool:
+    """Whether a model says with `hidden` how many units it has."""
+    return "module" not in model and model.get("arch", "mlp") in ("mlp", "lenet")
 
 
 def _check_side(plain: Mapping[str, Any]) -> None:
@@ -283,6 +297,8 @@ def _check_batch_statistics(plain: Mapping[str, Any]) -> None:
 
     Norms of convolutions and of whole sequences also average over places or time.
     """
+    if models.is_named(plain["model"]):
+        return  # their norms average over places or time, and the user's own are theirs to know
     known = factories(normjax, "Norm")
     for place, norm in plain["model"].items():
         if not isinstance(norm, Mapping) or "decay" not in _arguments(

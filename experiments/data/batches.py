@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -15,27 +16,64 @@ from experiments.data import splits
 AHEAD = 8  # batches that are made before they are asked for
 
 
-def order(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
-    """Return the batches of indices of all epochs, by number: an endless `grain.MapDataset`.
+class Order:
+    """The batches of indices of all epochs, by number; an endless source for Grain.
 
     Every epoch has a new order; a batch may span two epochs, so no example is left out.
     With shuffle "once" every epoch has the same batches in a new order; examples that fill no batch
     are left out.
     """
-    indices = grain.MapDataset.range(size).shuffle(seed=seed)
-    if shuffle == "once":
-        # as a list: Grain's own shuffle would make new batches in each epoch
-        fixed = list(indices.batch(batch_size, drop_remainder=True))
-        return grain.MapDataset.source(fixed).shuffle(seed=seed).repeat()
-    return indices.repeat().batch(batch_size, drop_remainder=True)
+
+    def __init__(self, size: int, batch_size: int, seed: int, shuffle: str = "epoch"):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.fixed = None
+        if shuffle == "once":
+            whole = size // batch_size
+            self.fixed = permuted(size, seed, range(whole * batch_size)).reshape(whole, batch_size)
+
+    def __len__(self) -> int:
+        return 2**31 - 1  # an endless order has no length
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if self.fixed is not None:
+            epoch, place = divmod(number, len(self.fixed))
+            return self.fixed[permuted(len(self.fixed), self.seed + epoch, [place])[0]]
+        epoch, at = divmod(number * self.batch_size, self.size)
+        parts, rows = [], self.batch_size
+        while rows:
+            places = range(at, min(at + rows, self.size))
+            parts.append(permuted(self.size, self.seed + epoch, places))
+            rows, epoch, at = rows - len(places), epoch + 1, 0
+        return np.concatenate(parts)
+
+
+# Grain takes about 10 us an index, which for a batch is more than the step of a small network, so
+# the orders of small data sets are kept (100 MB at most): arms and rates of a claim share them.
+KEPT, SMALL = 256, 50_000
+
+
+def permuted(size: int, seed: int, places: Sequence[int]) -> np.ndarray:
+    """Return what is at some places of Grain's permutation of so many indices, int64."""
+    if size <= SMALL:
+        return _permutation(size, seed)[np.asarray(places)]
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed % 2**32)
+    return np.array([shuffled[place] for place in places], np.int64)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _permutation(size: int, seed: int) -> np.ndarray:
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed % 2**32)
+    found = np.fromiter((shuffled[i] for i in range(size)), np.int64, size)
+    found.setflags(write=False)
+    return found
 
 
 def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:
     """Return an endless iterator of int64 index batches, with get_state and set_state."""
-    dataset = order(size, batch_size, seed, shuffle)
-    # Shuffling takes Grain 14 us per index: a thread does it while the device computes.
+    numbered = grain.MapDataset.source(Order(size, batch_size, seed, shuffle))
+    # A thread makes the next epoch's order while the device computes.
     return iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
+        numbered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD))
     )
 
 
@@ -106,7 +144,7 @@ class Stream:
 
     def __init__(self, split: splits.Streamed, batch_size: int, seed: int, shuffle: str = "epoch"):
         self.split = split
-        self.order = order(len(split), batch_size, seed, shuffle)
+        self.order = Order(len(split), batch_size, seed, shuffle)
         self.next_index = 0
         self.running: Iterator[Any] | None = None
 

@@ -34,10 +34,13 @@ class Arm:
         scores: `[settings, replicates]`, the judged metric, larger is better.
         correct: `[settings, replicates, examples]`, whether each test example was right, where
             the scores are its means; `None` for any other metric.
+        drawn: `[draws, settings, replicates]`, the scores on resampled test examples, where they
+            are known already; `correct` is not needed then.
     """
 
     scores: np.ndarray
     correct: np.ndarray | None = None
+    drawn: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.scores.shape[1] < 4:
@@ -114,11 +117,7 @@ def effect(
     """
     rng = np.random.default_rng(seed)
     examples = _examples([arms[name] for name in weights])
-    picks = (
-        None
-        if examples is None
-        else rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
-    )  # [draws, examples], how often each example is drawn
+    picks = None if examples is None else draw_examples(examples, draws, rng)
     estimate, variances, freedoms = 0.0, [], []
     total, counts = np.zeros(draws), None
     sizes = tuple(arms[name].scores.shape[1] for name in weights)
@@ -154,6 +153,27 @@ def _examples(arms: Sequence[Arm]) -> int | None:
     if len(sizes) > 1:
         raise ValueError(f"arms were scored on different numbers of test examples: {sizes}")
     return next(iter(sizes))
+
+
+def draw_examples(examples: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how often each bootstrap draw has each test example, `[draws, examples]`."""
+    return rng.multinomial(examples, np.full(examples, 1 / examples), size=draws)
+
+
+def scores_of_draws(correct: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return the scores on resampled test examples, `[draws, settings, replicates]`.
+
+    Args:
+        correct: `[settings, replicates, examples]`.
+        picks: of `draw_examples`.
+    """
+    examples = correct.shape[2]
+    answers = correct.reshape(-1, examples).astype(np.float32)  # [settings * n, examples]
+    parts = [
+        picks[start : start + 250].astype(np.float32) @ answers.T  # a slice at a time: memory
+        for start in range(0, len(picks), 250)
+    ]
+    return np.concatenate(parts).reshape(-1, *correct.shape[:2]) / examples
 
 
 def _cross_fit(arm: Arm, rng: np.random.Generator, splits: int = 200) -> float:
@@ -194,22 +214,13 @@ def _arm_draws(
 
     `counts` says how often each draw has each replicate, `[draws, n]`.
     """
-    draws = len(counts)
-    halves = [_halves(counts, rng) for _ in range(SPLITS)]
-    out = np.zeros(draws)
-    if picks is None or arm.correct is None:
-        for first, second in halves:
-            out += _score(arm.scores, first, second) / SPLITS
-        return out
-    examples = arm.correct.shape[2]
-    answers = arm.correct.reshape(-1, examples).astype(np.float32)  # [settings * n, examples]
-    for start in range(0, draws, 250):  # a slice at a time: memory
-        part = slice(start, min(start + 250, draws))
-        scores = (picks[part].astype(np.float32) @ answers.T) / examples
-        scores = scores.reshape(-1, *arm.scores.shape)
-        for first, second in halves:
-            out[part] += _score(scores, first[part], second[part]) / SPLITS
-    return out
+    scores = arm.drawn
+    if scores is None and picks is not None and arm.correct is not None:
+        scores = scores_of_draws(arm.correct, picks)
+    if scores is None:
+        scores = arm.scores
+    halves = (_halves(counts, rng) for _ in range(SPLITS))
+    return sum((_score(scores, *half) for half in halves), np.zeros(len(counts))) / SPLITS
 
 
 def _halves(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -197,13 +197,15 @@ def train(
     *,
     together: int = 1,
     workers: int = 1,
+    free: Mapping[str, Any] | None = None,
 ) -> None:
     """Train `count` replicates of every arm at every rate, but those that are finished.
 
-    `together` and `workers` are those of `experiments.runtime.members.run_members`.
+    `together` and `workers` are those of `experiments.runtime.members.run_members`; `free` has
+    keys that change no number, such as checkpoint_every.
     """
     runs = [
-        (config, epath.Path(folder_of(workdir, config)))
+        (members.with_changes(config, free or {}), epath.Path(folder_of(workdir, config)))
         for arm in study.GROUP.arms
         for rate in study.GROUP.rates_at(scale) or (None,)
         for n in range(1, count + 1)

@@ -78,13 +78,19 @@ def false_verdicts(
             f"arm {arm!r} has {scores.shape[1]} replicates; two arms of {replicates} need "
             f"{2 * replicates}"
         )
+    # The draws of test examples are made once, for all pairs: [draws, settings, replicates].
+    drawn = None
+    if bits is not None:
+        picks = inference.draw_examples(bits.shape[2], draws, rng)
+        drawn = sign * inference.scores_of_draws(bits, picks)
     shares = dict.fromkeys(("supported", "reversed", "negligible", "inconclusive", "excludes 0"), 0)
     for i in range(times):
         order = rng.permutation(scores.shape[1])
         halves = order[:replicates], order[replicates : 2 * replicates]
         arms = {
             name: inference.Arm(
-                scores[usable][:, half], None if bits is None else bits[usable][:, half]
+                scores[usable][:, half],
+                drawn=None if drawn is None else drawn[:, usable][:, :, half],
             )
             for name, half in zip("ab", halves, strict=True)
         }

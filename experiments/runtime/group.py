@@ -28,6 +28,7 @@ from experiments.runtime.step import (
     evaluate_members,
     final_scores,
     optimizer,
+    scored,
     start,
     static,
 )
@@ -264,7 +265,7 @@ class Group(Loop):
 
     def validate(self) -> None:
         """Score the validation set with batch statistics and keep the best parameters."""
-        now, best = self.state["now"], self.state["best"]
+        now, best = scored(self.state["now"]), self.state["best"]
         each = evaluate_members(
             now["params"],
             now["norm"],

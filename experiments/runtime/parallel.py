@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.runtime.accumulate import Microbatches, gradient_of_sum
 from experiments.tasks.base import Batch
 from experiments.usage import UsageError
 
@@ -76,13 +77,16 @@ def gradients(
     norm: Tree,
     batch: Batch,
     context: StepContext = SINGLE,
+    micro: Microbatches | None = None,
 ) -> tuple[jax.Array, Any, Tree, Tree]:
     """Return the whole batch's mean loss, sums, next norm state and gradient, on every device.
 
     `scores_of` is a task's `scores`. The loss is `psum(loss) / psum(count)`: the weights are those
-    of the rows, not of the devices.
+    of the rows, not of the devices. With `micro` the batch is taken in that many parts.
     """
     training = functools.partial(scores_of, stats="batch", train=True)
+    if micro is not None:
+        return _accumulated_gradients(training, params, norm, batch, context, micro)
     if context.axis_name is not None:
         return _mapped_gradients(training, params, norm, batch, context)
     if context.ghosts > 1:
@@ -117,6 +121,43 @@ def _ghost_gradients(
     return loss, scores, _merge(norm, states, counts, lambda x: x.sum(0)), grads
 
 
+def _accumulated_gradients(
+    training: Callable[..., tuple[Any, Tree]],
+    params: Tree,
+    norm: Tree,
+    batch: Batch,
+    context: StepContext,
+    micro: Microbatches,
+) -> tuple[jax.Array, Any, Tree, Tree]:
+    """Compute `gradients` in microbatches, on one device or inside `shard_map` or `pmap`."""
+    axis = context.axis_name
+    if axis is None:
+        scores, state, grads = gradient_of_sum(training, params, norm, batch, micro)
+    else:
+        local, batch = _local(params, batch, context)
+        training = functools.partial(training, axis_name=axis)
+        scores, state, grads = gradient_of_sum(training, local, norm, batch, micro)
+        grads, scores = jax.lax.psum((grads, scores), axis)
+    return (
+        scores.loss / scores.count,
+        scores,
+        state,
+        jax.tree.map(lambda g: g / scores.count, grads),
+    )
+
+
+def _local(params: Tree, batch: Batch, context: StepContext) -> tuple[Tree, Batch]:
+    """Return parameters whose gradient is this device's share, and the batch with its own key."""
+    axis = context.axis_name
+    if jax.lax.axis_size(axis) > 1:  # no two devices draw the same noise; one draws jit's
+        batch = batch._replace(key=jax.random.fold_in(batch.key, jax.lax.axis_index(axis)))
+    if context.checked:
+        # Replicated parameters have the sum over devices in their gradient already; parameters
+        # that vary have their device's share, as under pmap, and one psum is right for both.
+        params = jax.tree.map(lambda p: jax.lax.pcast(p, axis, to="varying"), params)
+    return params, batch
+
+
 def _mapped_gradients(
     training: Callable[..., tuple[Any, Tree]],
     params: Tree,
@@ -126,13 +167,7 @@ def _mapped_gradients(
 ) -> tuple[jax.Array, Any, Tree, Tree]:
     """Compute `gradients` inside `shard_map` or `pmap`, where `batch` is this device's rows."""
     axis = context.axis_name
-    if jax.lax.axis_size(axis) > 1:  # no two devices draw the same noise; one draws jit's
-        batch = batch._replace(key=jax.random.fold_in(batch.key, jax.lax.axis_index(axis)))
-    local = params
-    if context.checked:
-        # Replicated parameters have the sum over devices in their gradient already; parameters
-        # that vary have their device's share, as under pmap, and one psum is right for both.
-        local = jax.tree.map(lambda p: jax.lax.pcast(p, axis, to="varying"), params)
+    local, batch = _local(params, batch, context)
 
     def share(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
         scores, state = training(params, norm, batch, axis_name=axis if context.pooled else None)

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from experiments import tasks
 from experiments.config import validate
 from experiments.data import batches, datasets, splits
-from experiments.runtime import distributed, exits, measures, metrics, nonfinite, parallel
+from experiments.runtime import distributed, exits, measures, metrics, nonfinite, optim, parallel
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged, Stop
 from experiments.runtime.loop import Loop, Window, divergence, parameters, result
@@ -32,6 +32,7 @@ from experiments.runtime.step import (
     evaluate,
     final_scores,
     optimizer,
+    scored,
     start,
     static,
 )
@@ -210,9 +211,10 @@ class _Run(Loop):
     def validate(self) -> None:
         """Score the validation set with batch statistics and keep the best parameters."""
         train_state, best = self.state["now"], self.state["best"]
+        model = scored(train_state)
         scores = evaluate(
-            train_state["params"],
-            train_state["norm"],
+            model["params"],
+            model["norm"],
             self.dataset.valid,
             task=self.task,
             stats="batch",
@@ -222,7 +224,6 @@ class _Run(Loop):
         self.metrics.write(self.step, "valid", self.seconds(), **scores)
         self.progress.valid(self.step, [scores], self.seconds())
         if better(scores, best, self.config["select"]):
-            model = {k: train_state[k] for k in ("params", "norm")}
             copied = jax.tree.map(jnp.array, model)  # the next step donates the originals
             chosen = {k: scores[k] for k in ("accuracy", "loss")}
             self.state["best"] = {**copied, "step": self.step, **chosen}
@@ -243,6 +244,8 @@ class _Run(Loop):
                 f"{self.origin}, workdir {self.workdir}",
                 flush=True,
             )
+            if line := optim.describe_decay(config["optim"], self.state["now"]["params"]):
+                print(f"{config['name']}: {line}", flush=True)
         try:
             with Stop() as stop:
                 self.loop(stop)

@@ -17,50 +17,20 @@ import optax
 import normjax
 from experiments import tasks
 from experiments.data import batches, splits
+from experiments.runtime import optim as optimization
 from experiments.runtime import parallel
+from experiments.runtime.accumulate import Microbatches, norm_decay
 from experiments.runtime.measures import TOP_FIVE
+from experiments.runtime.optim import optimizer
 
 Tree = Any
-
-
-def optimizer(optim: Mapping[str, Any], rate: Any = None) -> optax.GradientTransformation:
-    """Clip by the global norm, then apply the optimizer of `config.optim`.
-
-    A traced `rate` replaces the learning rate of the config. L2 and L1 penalties,
-    `l2 / 2 |w|^2 + l1 |w|_1` over kernels, enter as gradients before clipping.
-    """
-    rate = optim["learning_rate"] if rate is None else rate
-    decay, eps = optim["decay"], optim["eps"]
-    momentum = optim["momentum"] or None
-    if optim["name"] == "rmsprop":
-        # The paper says 0.9; the authors' script has decay_rate=0.5 and no momentum.
-        rule = optax.rmsprop(rate, decay=decay, eps=eps, momentum=momentum)
-    elif optim["name"] == "adam":
-        rule = optax.adam(rate, b1=decay, eps=eps)
-    else:
-        rule = optax.sgd(rate, momentum=momentum)
-    before = [penalty(optim["l2"], optim["l1"])] if optim["l2"] or optim["l1"] else []
-    if optim["clip_norm"]:
-        before.append(optax.clip_by_global_norm(optim["clip_norm"]))
-    return optax.chain(*before, rule) if before else rule
-
-
-def penalty(l2: float, l1: float) -> optax.GradientTransformation:
-    """Add the gradient of `l2 / 2 |w|^2 + l1 |w|_1` for weights, but not for biases and norms."""
-
-    def add(updates: Tree, params: Tree) -> Tree:
-        def one(path: Any, g: jax.Array, w: jax.Array) -> jax.Array:
-            return g if normjax.is_norm_param(path) else g + l2 * w + l1 * jnp.sign(w)
-
-        return jax.tree_util.tree_map_with_path(one, updates, params)
-
-    return optax.stateless(add)
 
 
 def start(task: tasks.Task, tx: optax.GradientTransformation, config: dict) -> Tree:
     """Make the state of a run at step 0: one pytree, all of it checkpointed.
 
     `window` holds the metrics of the last `log_every` steps, on the device until they are logged.
+    `ema`, with `config.optim.ema`, is the average of the parameters.
     """
     key, key_init = jax.random.split(jax.random.key(config["seed"]))
     params, norm = task.init(key_init)
@@ -74,6 +44,8 @@ def start(task: tasks.Task, tx: optax.GradientTransformation, config: dict) -> T
         "skipped": jnp.zeros((), jnp.int32),
         "window": {"loss": window, "accuracy": window, "grad_norm": window},
     }
+    if _keys(config["optim"])["ema"]:
+        train_state["ema"] = params
     train_state = jax.tree.map(jnp.array, train_state)  # own buffers: a step donates its input
     best = {"params": params, "norm": norm, "step": 0, "accuracy": -1.0, "loss": float("inf")}
     best = {
@@ -100,19 +72,27 @@ def update(
 
     With `skip`, a step whose loss or gradient is not finite changes nothing but the counters.
     """
-    now = train_state
+    now, keys = train_state, _keys(dict(optim))
     key = jax.random.fold_in(now["key"], now["step"])
     batch = tasks.Batch(splits.take(split, index), weight, key)
+    micro = None
+    if keys["accumulate"] > 1:
+        micro = Microbatches(keys["accumulate"], norm_decay(task))
     loss, scores, norm, grads = parallel.gradients(
-        task.scores, now["params"], now["norm"], batch, context
+        task.scores, now["params"], now["norm"], batch, context, micro
     )
-    updates, opt = optimizer(dict(optim), rate).update(grads, now["opt"], now["params"])
+    if (factor := optimization.schedule(keys)) is not None:
+        rate = rate * factor(now["step"])
+    updates, opt = optimizer(keys, rate).update(grads, now["opt"], now["params"])
     metrics = {
         "loss": loss,
         "accuracy": scores.correct / scores.count,
         "grad_norm": optax.tree.norm(grads),
     }
     new = {"params": optax.apply_updates(now["params"], updates), "norm": norm, "opt": opt}
+    if keys["ema"]:
+        args = (keys["ema"], now["step"])
+        new["ema"] = optimization.average(now["ema"], new["params"], *args)
     skipped = now["skipped"]
     if skip:
         finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
@@ -127,6 +107,16 @@ def update(
         "skipped": skipped,
         "window": {k: w.at[slot].set(metrics[k]) for k, w in now["window"].items()},
     }
+
+
+def _keys(optim: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `config.optim` with the defaults of keys that it leaves out."""
+    return {**optimization.USUAL, **optim}
+
+
+def scored(train_state: Tree) -> Tree:
+    """Return what is scored of a train state, parameters and norms: the average's, if any."""
+    return {"params": train_state.get("ema", train_state["params"]), "norm": train_state["norm"]}
 
 
 train_step = jax.jit(

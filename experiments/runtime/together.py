@@ -197,16 +197,13 @@ def _train_group(
     parent, common = folders[0].parent, configs[0]
     if isinstance(source, str):
         group = parent / source
-        listed = read_json(group / MEMBERS, "members")["members"]
+        lines = read_json(group / MEMBERS, "members")["members"]
     else:
-        own = [{k: flatten(config)[k] for k in (*OWN_KEYS, *DATA_KEYS)} for config in configs]
-        listed = [
-            {"workdir": f.name, "values": values} for f, values in zip(folders, own, strict=True)
-        ]
+        lines = listed(configs, [folder.name for folder in folders])
         fixed = {k: v for k, v in _common(common).items() if k not in FREE_KEYS}
-        words = json.dumps([listed, fixed], sort_keys=True)
+        words = json.dumps([lines, fixed], sort_keys=True)
         group = parent / f"together-{hashlib.sha256(words.encode()).hexdigest()[:10]}"
-    members = _members(common, parent, listed)
+    members = load_members(common, parent, lines)
     asked = {folder.name for folder in folders}
     with contextlib.ExitStack() as stack:
         for member in members:
@@ -227,7 +224,7 @@ def _train_group(
         if not isinstance(source, str):
             if (group / "checkpoints").is_dir():  # of a group that its members have left
                 (group / "checkpoints").rmtree()
-            write_json(group / MEMBERS, {"members": listed})
+            write_json(group / MEMBERS, {"members": lines})
             for member in members:
                 write_json(member.workdir / GROUP, {"group": group.name})
         try:
@@ -239,13 +236,19 @@ def _train_group(
         return [ends[folder.name] for folder in folders]
 
 
-def _members(
-    common: Mapping[str, Any], parent: epath.Path, listed: Sequence[Mapping[str, Any]]
+def listed(configs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a line for each member, as members.json has them: its folder and its own values."""
+    own = [{k: flatten(config)[k] for k in (*OWN_KEYS, *DATA_KEYS)} for config in configs]
+    return [{"workdir": n, "values": values} for n, values in zip(names, own, strict=True)]
+
+
+def load_members(
+    common: Mapping[str, Any], parent: epath.Path, lines: Sequence[Mapping[str, Any]]
 ) -> list[Member]:
-    """Load the data of each member and build its task."""
+    """Load the data of each member and build its task; `lines` are those of `listed`."""
     loaded: dict[str, tuple[tasks.Task, splits.Dataset]] = {}
     members = []
-    for line in listed:
+    for line in lines:
         config = json.loads(json.dumps(common))
         for key, value in line["values"].items():
             at, last = config, key.split(".")

@@ -16,13 +16,14 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 import normjax
+from experiments import models
 from experiments.config import defaults
 from experiments.data import facts
 from experiments.runtime.checkpoints import local
@@ -44,9 +45,11 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that computes the numbers."""
+def versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the versions of everything that computes the numbers, the user's model too."""
     numbers = {"python": platform.python_version(), "normjax": normjax.__version__, "code": code()}
+    if config is not None and (own := models.fingerprint(config["model"])):
+        numbers["model"] = own
     return numbers | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
@@ -122,7 +125,7 @@ def _draws(config: dict, devices: int) -> int:
 
 def _notes(there: dict, config: dict, devices: int) -> list[str]:
     """Describe what has changed since a workdir was begun."""
-    now, notes = versions(), []
+    now, notes = versions(config), []
     changed = [
         f"{k} {there['versions'].get(k, 'unknown')} -> {now[k]}"
         for k in now
@@ -211,7 +214,7 @@ def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         described = {"config": config, "data": facts.of(config)._asdict()}
-        described |= {"versions": versions(), "hardware": hardware(devices)}
+        described |= {"versions": versions(config), "hardware": hardware(devices)}
         write_json(workdir / "config.json", described)
     except OSError as error:
         raise UsageError(

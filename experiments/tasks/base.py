@@ -32,8 +32,34 @@ class Batch(NamedTuple):
 class Task(abc.ABC):
     """Model and loss as pure functions.
 
-    Subclasses are frozen dataclasses, so that equal tasks share one compiled program.
+    Subclasses are frozen dataclasses, so that equal tasks share one compiled program. One that has
+    the fields `smoothing` and `dtype` gets them from `config.optim.label_smoothing` and
+    `config.dtype`.
     """
+
+    dtype: str = "float32"
+
+    def cast(self, x: Tree) -> Tree:
+        """Return arrays in the dtype of the computation; integers stay."""
+        if self.dtype == "float32":
+            return x
+        return jax.tree.map(lambda v: v.astype(self.dtype) if _is_float32(v) else v, x)
+
+    def cast_weights(self, params: Tree) -> Tree:
+        """Return weights in the dtype of the computation; parameters of norms stay float32.
+
+        These are groups of arrays of which none has two axes or more. The parameters that are
+        trained stay float32 too: this is a copy.
+        """
+        if self.dtype == "float32":
+            return params
+        leaves = jax.tree.leaves_with_path(params)
+        matrices = {path[:-1] for path, leaf in leaves if leaf.ndim >= 2}
+
+        def one(path: Any, leaf: jax.Array) -> jax.Array:
+            return self.cast(leaf) if path[:-1] in matrices else leaf
+
+        return jax.tree.map_with_path(one, params)
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
@@ -65,22 +91,36 @@ class Task(abc.ABC):
         return self.scores(params, norm, batch, stats=stats)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array | None = None) -> Scores:
+def _is_float32(x: jax.Array) -> bool:
+    return jnp.result_type(x) == jnp.float32
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> Scores:
     """Sum cross-entropy and right answers over the last axis of `logits [..., classes]`.
 
     Args:
         logits: scores of the classes.
         labels: classes `[...]`, or shares of them `[..., classes]`, of which the greatest is right.
         weight: `[...]`; None is 1.
+        smoothing: s, for a target of (1 - s) labels and s / classes of every class.
 
     Of examples with more than ten classes the sums have the right answers among the top five too.
     """
     weight = jnp.ones(logits.shape[:-1]) if weight is None else weight
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits)
     if labels.ndim == logits.ndim:  # shares of each class, as mixup makes them
         loss, labels = -(labels * log_p).sum(-1), jnp.argmax(labels, axis=-1)
     else:
         loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     # where, not a product: a padded row may hold anything, and 0 times infinity is not 0
     loss = jnp.where(weight > 0, weight * loss, 0.0)

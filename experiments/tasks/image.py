@@ -128,6 +128,8 @@ class ImageClassifier(Task):
     frozen: bool = False
     dropout_last: bool = False
     first: Any = dataclasses.field(default=None, compare=False, repr=False)
+    smoothing: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Return `(params, norm)`."""
@@ -209,9 +211,11 @@ class ImageClassifier(Task):
         stats = "running" if train and self.frozen else stats
         key = batch.key if train else None
         norm_arguments: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
+        params, x = self.cast_weights(params), self.cast(x)
         h, norm = self.hidden(params, norm, x, key=key, **norm_arguments)
         logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        return cross_entropy(logits, batch.examples.labels, weight), norm
+        smoothing = self.smoothing * train
+        return cross_entropy(logits, batch.examples.labels, weight, smoothing=smoothing), norm
 
 
 def _weight(model: Mapping[str, Any], features: int) -> Any:

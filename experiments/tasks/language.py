@@ -29,6 +29,8 @@ class LanguageModel(Task):
     vocabulary: int
     embed: int = 0
     head_init: str = "orthogonal"
+    smoothing: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initialize `(params, norm)`; embeddings are unit Gaussians, the readout's bias is 0."""
@@ -55,7 +57,7 @@ class LanguageModel(Task):
         axis_name: str | None = None,
     ) -> tuple[Scores, Any]:
         """Cross-entropy of every token but the first, which has nothing before it."""
-        tokens, weight = batch.examples.tokens, batch.weight
+        tokens, weight, params = batch.examples.tokens, batch.weight, self.cast_weights(params)
         before, after = tokens[:, :-1], tokens[:, 1:]
         one_hot = jax.nn.one_hot(before, self.vocabulary)
         x = params["embed"][before] if self.embed else one_hot
@@ -63,7 +65,7 @@ class LanguageModel(Task):
         (y, _), norm = self.layer.apply(
             params["layer"],
             norm,
-            x,
+            self.cast(x),
             stats=stats,
             lengths=lengths,
             key=batch.key if train or self.layer.needs_key else None,
@@ -71,7 +73,7 @@ class LanguageModel(Task):
         )
         logits = y @ params["head"]["kernel"] + params["head"]["bias"]
         per_token = None if weight is None else jnp.broadcast_to(weight[:, None], after.shape)
-        return cross_entropy(logits, after, per_token), norm
+        return cross_entropy(logits, after, per_token, smoothing=self.smoothing * train), norm
 
 
 def check(config: Mapping[str, Any]) -> None:

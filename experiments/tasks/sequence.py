@@ -34,6 +34,8 @@ class SequenceClassifier(Task):
     white: float = 255.0
     vocabulary: int = 0
     vectors: Any = dataclasses.field(default=None, compare=False, repr=False)
+    smoothing: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Initialize `(params, norm)`; the readout's bias starts at 0."""
@@ -75,11 +77,12 @@ class SequenceClassifier(Task):
         """Cross-entropy of the readout after the last step."""
         # The protocol's noise on h0 is part of the evaluation graph too.
         key = batch.key if train or self.layer.needs_key else None
+        params = self.cast_weights(params)
         x, lengths = self.inputs(params, batch.examples, batch.weight)
         (_, carry), norm = self.layer.apply(
             params["layer"],
             norm,
-            x=x,
+            x=self.cast(x),
             stats=stats,
             lengths=lengths,
             key=key,
@@ -87,7 +90,8 @@ class SequenceClassifier(Task):
         )
         head = params["head"]
         logits = last_hidden(carry) @ head["kernel"] + head["bias"]
-        return cross_entropy(logits, batch.examples.labels, batch.weight), norm
+        labels, smoothing = batch.examples.labels, self.smoothing * train
+        return cross_entropy(logits, labels, batch.weight, smoothing=smoothing), norm
 
 
 def last_hidden(carry: Any) -> jax.Array:

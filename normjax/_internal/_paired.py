@@ -25,7 +25,6 @@ def with_fast_vjp(
     plain: Callable[..., Arrays],
     forward: Callable[..., tuple[Arrays, Arrays]],
     backward: Callable[[Arrays, Arrays, Arrays], Arrays],
-    runs: Callable[[Arrays], bool] = lambda args: True,
 ) -> Callable[..., Arrays]:
     """Return a function with the values of `forward` and the derivatives of `plain`.
 
@@ -33,7 +32,6 @@ def with_fast_vjp(
         plain: `plain(*args) -> outputs`, in plain JAX.
         forward: `forward(*args) -> (outputs, residuals)`, with the outputs of `plain`.
         backward: `backward(args, residuals, cotangents) -> gradients`, one for each argument.
-        runs: whether `forward` can run on these arguments; if not, `plain` runs.
 
     Returns:
         A function of arrays that returns a tuple of outputs.
@@ -70,8 +68,7 @@ def with_fast_vjp(
     def run(*args: jax.Array) -> Arrays:
         # Under `shard_map` this makes the gradient of an argument that did not vary a sum over
         # devices.
-        args = vary_together(args)
-        return call(*args)[0] if runs(args) else plain(*args)
+        return call(*vary_together(args))[0]
 
     return run
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _pallas
 from normjax.kernels._block_moments import centred
@@ -29,11 +30,18 @@ def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
         return False
     if tuple(sorted(axes)) != tuple(range(min(axes), max(axes) + 1)):
         return False
-    _, rows, features = _shape(x, axes)
-    if _pallas.backend() != "gpu":
-        return True
-    block = _block(rows, features)
-    return rows % block[0] == 0 and features % block[1] == 0
+    return bool(_backends(x.reshape(_shape(x, axes))))
+
+
+def _backends(x: jax.Array) -> dict[str, _pallas.Backend]:
+    """Return the platforms that have a kernel for x `[samples, rows, features]`, by name."""
+    _, rows, features = x.shape
+
+    def fits(backend: _pallas.Backend) -> bool:
+        block, columns = _block(rows, features, backend)
+        return backend != "gpu" or (rows % block == 0 and features % columns == 0)
+
+    return _pallas.platforms(x, fits)
 
 
 def moments(x: jax.Array, axes: tuple[int, ...], dtype: Any = None) -> tuple[jax.Array, jax.Array]:
@@ -43,8 +51,10 @@ def moments(x: jax.Array, axes: tuple[int, ...], dtype: Any = None) -> tuple[jax
     round trip. The gradient is that of the wide x, so that it is rounded once, with what
     `standardize` adds to it.
     """
-    run = _moments(x.dtype if dtype is None else jnp.dtype(dtype), _pallas.backend())
-    mean, var = run(x.reshape(_shape(x, axes)))  # [samples, features] each
+    x3 = x.reshape(_shape(x, axes))
+    backends = tuple(_backends(x3).items())
+    mean, var = _moments(x.dtype if dtype is None else jnp.dtype(dtype), backends)(x3)
+    # [samples, features] each
     remaining = tuple(n for a, n in enumerate(x.shape) if a not in axes)
     return mean.reshape(remaining), var.reshape(remaining)
 
@@ -65,10 +75,12 @@ def standardize(
     """
     shape = _shape(x, axes)
     narrow = x.dtype if dtype is None else jnp.dtype(dtype)
-    run = _standardize(scale is not None, bias is not None, narrow, _pallas.backend())
+    x3 = x.reshape(shape)
+    backends = tuple(_backends(x3).items())
+    run = _standardize(scale is not None, bias is not None, narrow, backends)
     affine = [v.ravel() for v in (scale, bias) if v is not None]
     sets = shape[0], shape[2]  # one mean per sample and feature
-    (y,) = run(x.reshape(shape), mean.reshape(sets), inverse.reshape(sets), *affine)
+    (y,) = run(x3, mean.reshape(sets), inverse.reshape(sets), *affine)
     return y.reshape(x.shape).astype(x.dtype)
 
 
@@ -78,9 +90,9 @@ def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(x.shape[:first]), math.prod(x.shape[first:end]), math.prod(x.shape[end:])
 
 
-def _block(rows: int, features: int) -> tuple[int, int]:
+def _block(rows: int, features: int, backend: _pallas.Backend) -> tuple[int, int]:
     """Return rows and columns of a block: on a GPU powers of two, on a TPU up to 512 columns."""
-    gpu = _pallas.backend() == "gpu"
+    gpu = backend == "gpu"
     wide = 64 if gpu else 512
     columns = min(wide, 1 << (features - 1).bit_length()) if gpu or features > wide else features
     most, block = 2**12 if gpu else 2**17, 1 if gpu else 8
@@ -89,16 +101,23 @@ def _block(rows: int, features: int) -> tuple[int, int]:
     return block, columns
 
 
-def _sums(kernel: Any, number: int, columns_of: Arrays, rows_of: Arrays) -> Any:
+def _sums(
+    kernel: Any,
+    number: int,
+    columns_of: Arrays,
+    rows_of: Arrays,
+    backend: _pallas.Backend,
+    flops: int,
+) -> Any:
     """Run `kernel(real, inside, *blocks)` over all blocks and return its `number` sums.
 
     `rows_of` are arrays of the shape of x, `columns_of` of shape `[samples, features]`; both reach
     the kernel as float32 blocks. `real` is the number of rows of a block that lie inside x, and
     `inside` is True for these rows; the other rows are 0. Each sum is
-    `[samples, blocks, features]`.
+    `[samples, blocks, features]`. `flops` counts the kernel's operations for each value of x.
     """
     samples, rows, features = rows_of[0].shape
-    block, wide = _block(rows, features)
+    block, wide = _block(rows, features, backend)
     blocks = pl.cdiv(rows, block)
     # Over a grid (sample, columns, rows): a block of x, a row of a set's values, a block's sums.
     whole = ((1, block, wide), lambda a, f, s: (a, s, f))
@@ -108,6 +127,8 @@ def _sums(kernel: Any, number: int, columns_of: Arrays, rows_of: Arrays) -> Any:
         functools.partial(_run_on_block, kernel, number, len(rows_of), rows, block),
         *rows_of,
         *(c[:, None, :] for c in columns_of),
+        backend=backend,
+        flops=flops * rows_of[0].size,
         grid=(samples, pl.cdiv(features, wide), blocks),
         take=[whole] * len(rows_of) + [per_set] * len(columns_of),
         give=[((samples * blocks, 1, features), jnp.float32, *part)] * number,
@@ -131,15 +152,16 @@ def _run_on_block(
         ref[0, :, :] = value
 
 
-@functools.lru_cache(maxsize=8)
-def _moments(dtype: jnp.dtype, backend: str) -> Any:
+@functools.lru_cache(maxsize=16)
+def _moments(dtype: jnp.dtype, backends: tuple[tuple[str, _pallas.Backend], ...]) -> Any:
     """Build mean and variance of `[samples, rows, features]` over rows; cached for jit's cache."""
-    del backend  # part of the key: the blocks depend on it
+    kernels = [(name, functools.partial(_kernel_moments, backend=b)) for name, b in backends]
 
     def forward(x: jax.Array) -> tuple[Arrays, Arrays]:
-        return _forward_moments(x.astype(dtype))
+        outputs = by_platform(_plain_moments, kernels, x.astype(dtype))
+        return outputs, outputs[:1]
 
-    return with_fast_vjp(_plain_moments, forward, _backward_moments, _pallas.applicable)
+    return with_fast_vjp(_plain_moments, forward, _backward_moments)
 
 
 def _plain_moments(x: jax.Array) -> Arrays:
@@ -152,11 +174,11 @@ def _moments_kernel(real: Any, inside: Any, x: jax.Array) -> Arrays:
     return mean, (d * d).sum(0, keepdims=True)
 
 
-def _forward_moments(x: jax.Array) -> tuple[Arrays, Arrays]:
-    """Return mean and variance, `[samples, features]`, and the mean as residual."""
+def _kernel_moments(x: jax.Array, *, backend: _pallas.Backend) -> Arrays:
+    """Return mean and variance, `[samples, features]`."""
     rows = x.shape[1]
-    means, squares = _sums(_moments_kernel, 2, (), (x,))
-    block = _block(rows, x.shape[2])[0]
+    means, squares = _sums(_moments_kernel, 2, (), (x,), backend, flops=6)
+    block = _block(rows, x.shape[2], backend)[0]
     # Merge the blocks by their numbers of rows, as `merge_axis` does.
     real = jnp.minimum(block, rows - block * jnp.arange(means.shape[1])).astype(jnp.float32)
     share = (real / rows)[None, :, None]
@@ -165,7 +187,7 @@ def _forward_moments(x: jax.Array) -> tuple[Arrays, Arrays]:
     mean = first + (share * (means - first)).sum(1, keepdims=True)
     between = (share * jnp.square(means - mean)).sum(1)
     mean = mean[:, 0, :]
-    return (mean, _formulas.overflow_to_nan(squares.sum(1) / rows + between)), (mean,)
+    return mean, _formulas.overflow_to_nan(squares.sum(1) / rows + between)
 
 
 def _backward_moments(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
@@ -177,11 +199,16 @@ def _backward_moments(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Ar
 
 
 @functools.lru_cache(maxsize=32)
-def _standardize(scaled: bool, biased: bool, dtype: jnp.dtype, backend: str) -> Any:
+def _standardize(
+    scaled: bool,
+    biased: bool,
+    dtype: jnp.dtype,
+    backends: tuple[tuple[str, _pallas.Backend], ...],
+) -> Any:
     """Build `(x - mean) * inverse * scale + bias`; cached, so that jit's cache hits."""
-    del backend  # part of the key: the blocks depend on it
-    run = _Standardize(scaled, biased, dtype)
-    return with_fast_vjp(run.plain, run.forward, run.backward, _pallas.applicable)
+    kernels = [(name, functools.partial(_kernel_sums, backend=b)) for name, b in backends]
+    run = _Standardize(scaled, biased, dtype, tuple(kernels))
+    return with_fast_vjp(run.plain, run.forward, run.backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +222,13 @@ class _Standardize:
         scaled: whether there is a scale.
         biased: whether there is a bias.
         dtype: that of the output, and of x and dy where the kernel reads them.
+        kernels: by platform, the kernel that takes the sums of `_plain_sums`.
     """
 
     scaled: bool
     biased: bool
     dtype: jnp.dtype
+    kernels: tuple[tuple[str, Any], ...]
 
     def plain(self, x: jax.Array, mean: jax.Array, inverse: jax.Array, *affine: Any) -> Arrays:
         """Return `(y,)` by the library's own formula."""
@@ -218,8 +247,8 @@ class _Standardize:
         del residuals
         x, mean, inverse, *affine = args
         (dy,) = cotangents
-        blocks = x.astype(self.dtype), dy
-        plain_sum, product = (s.sum(1) for s in _sums(_sums_kernel, 2, (mean,), blocks))
+        narrow = x.astype(self.dtype)
+        plain_sum, product = by_platform(_plain_sums, self.kernels, narrow, dy, mean)
         scale = affine[0][None] if self.scaled else jnp.ones((1, 1), jnp.float32)
         factor = inverse * scale
         dx = (dy.astype(jnp.float32) * factor[:, None, :]).astype(x.dtype)
@@ -229,6 +258,20 @@ class _Standardize:
         if self.biased:
             gradients.append(plain_sum.sum(0))
         return tuple(gradients)
+
+
+def _plain_sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:
+    """Return the sums of dy and of dy (x - mean) over rows, `[samples, features]` each."""
+    wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+    return dy.sum(1), (dy * (wide - mean[:, None, :])).sum(1)
+
+
+def _kernel_sums(
+    x: jax.Array, dy: jax.Array, mean: jax.Array, *, backend: _pallas.Backend
+) -> Arrays:
+    """Return what `_plain_sums` does, from one pass."""
+    sums = _sums(_sums_kernel, 2, (mean,), (x, dy), backend, flops=4)
+    return tuple(s.sum(1) for s in sums)
 
 
 def _sums_kernel(real: Any, inside: Any, x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:

@@ -20,6 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _pallas
 from normjax.kernels._block_moments import centred
@@ -29,7 +30,7 @@ ON_CHIP = 12 * 2**20  # bytes; a core has 16 MiB or more for the blocks of a pro
 
 def fits(batch: int, hidden: int) -> bool:
     """Whether weights, their gradient and two steps of everything else stay on the chip."""
-    if _pallas.backend() == "gpu":  # its grid is not walked in order
+    if not isinstance(batch, int):  # a symbol of an exported program
         return False
     # The pipeline has two of each block. Of a backward step there are 15, and 12 in between.
     weights, step = 4 * hidden * hidden, batch * hidden
@@ -56,7 +57,9 @@ def run(
     term = term.reshape(steps, batch, 4, hidden).swapaxes(1, 2)  # [time, 4, batch, hidden]
     w_h = w_h.reshape(hidden, 4, hidden).swapaxes(0, 1)  # [4, hidden, hidden]
     affine = scale_h.reshape(4, 1, hidden), scale_c[None], bias_c[None]
-    recurrence = _recurrence(*eps, _pallas.backend())
+    # On a TPU alone: a GPU's grid is not walked in order.
+    backends = _pallas.platforms(term, lambda backend: backend != "gpu")
+    recurrence = _recurrence(*eps, tuple(backends.items()))
     hs, cs, mean_h, var_h, mean_c, var_c = recurrence(term, w_h, *affine, c, h)
     wide = mean_h.reshape(steps, width), var_h.reshape(steps, width)
     return hs, cs, wide, (mean_c.reshape(steps, hidden), var_c.reshape(steps, hidden))
@@ -239,7 +242,30 @@ def _plain(*args: jax.Array, eps: tuple[float, float]) -> Arrays:
     return lax.scan(body, (c, h), term)[1]
 
 
-def _forward(*args: jax.Array, eps: tuple[float, float]) -> tuple[Arrays, Arrays]:
+def _plain_backward(*operands: jax.Array, eps: tuple[float, float]) -> Arrays:
+    """What `_kernel_backward` does, as a scan from the last step to the first."""
+    (term, *weights, c, h), (hs, cs) = operands[:7], operands[7:9]
+    before = jnp.concatenate([c[None], cs[:-1]]), jnp.concatenate([h[None], hs[:-1]])
+
+    def step(term_t: jax.Array, w: Any, *rest: Any) -> Any:
+        *affine, c, h = rest
+        c, h, mean_h, var_h, mean_c, var_c = _step(term_t, w, affine, c, h, eps)
+        return h, c, jnp.stack(mean_h), jnp.stack(var_h), mean_c, var_c
+
+    def body(carry: Any, inputs: Any) -> Any:
+        totals, dc, dh = carry
+        term_t, c_before, h_before, (dh_out, dc_out, *dstats) = inputs
+        _, pull = jax.vjp(step, term_t, *weights, c_before, h_before)
+        dterm, *dweights, dc, dh = pull((dh_out + dh, dc_out + dc, *dstats))
+        return (jax.tree.map(jnp.add, totals, tuple(dweights)), dc, dh), dterm
+
+    zeros = jax.tree.map(jnp.zeros_like, (tuple(weights), c, h))
+    carry, dterm = lax.scan(body, zeros, (term, *before, operands[13:]), reverse=True)
+    totals, dc, dh = carry
+    return (dterm, *totals, dc, dh)
+
+
+def _kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
     """All steps by the kernel; the outputs are also all that backward needs."""
     steps, _, batch, hidden = args[0].shape
     rows = (steps, batch, hidden), jnp.float32, *_at((1, batch, hidden), steps)
@@ -248,20 +274,26 @@ def _forward(*args: jax.Array, eps: tuple[float, float]) -> tuple[Arrays, Arrays
     outputs = _pallas.pallas_call(
         functools.partial(_forward_kernel, eps=eps),
         *args,
+        backend=backend,
+        flops=_flops(steps, batch, hidden),
+        transcendentals=5 * steps * batch * hidden,
         grid=(steps,),
         take=[_at((1, 4, batch, hidden), steps), *map(_whole, args[1:])],
         give=[rows, rows, wide, wide, narrow, narrow],
         scratch_shapes=[tpu.VMEM((batch, hidden), jnp.float32)] * 2,
     )
-    return tuple(outputs), tuple(outputs)
+    return tuple(outputs)
 
 
-def _backward(
-    args: Arrays, outputs: Arrays, cotangents: Arrays, *, eps: tuple[float, float]
+def _kernel_backward(
+    *operands: jax.Array, eps: tuple[float, float], backend: _pallas.Backend
 ) -> Arrays:
-    """Gradients of all arguments, from the last step to the first."""
+    """Gradients of all arguments, from the last step to the first.
+
+    The operands are the seven arguments, the six outputs and their cotangents.
+    """
+    args, (hs, cs), cotangents = operands[:7], operands[7:9], operands[13:]
     term, w, scale_h, scale_c, bias_c, c, h = args
-    hs, cs = outputs[:2]
     steps, _, batch, hidden = term.shape
     # The state before each step: the first one, then those of all steps but the last.
     c_before, h_before = (
@@ -275,6 +307,9 @@ def _backward(
         *(term, c_before, h_before, cs),
         *(w, scale_h, scale_c, bias_c),
         *cotangents,
+        backend=backend,
+        flops=3 * _flops(steps, batch, hidden),
+        transcendentals=5 * steps * batch * hidden,
         grid=(steps,),
         take=[
             *(four, row, row, row),
@@ -289,17 +324,31 @@ def _backward(
     return tuple(gradients)
 
 
+def _flops(steps: int, batch: int, hidden: int) -> int:
+    """Operations of the products of all steps, and of the norms and gates beside them."""
+    return steps * batch * hidden * (8 * hidden + 60)
+
+
 @functools.lru_cache(maxsize=16)
-def _recurrence(eps_h: float, eps_c: float, backend: str) -> Any:
-    """The recurrence, one function for each eps and backend, so that JAX compiles it once."""
-    del backend
-    eps = eps_h, eps_c
-    return with_fast_vjp(
-        functools.partial(_plain, eps=eps),
-        functools.partial(_forward, eps=eps),
-        functools.partial(_backward, eps=eps),
-        _pallas.applicable,
+def _recurrence(
+    eps_h: float, eps_c: float, backends: tuple[tuple[str, _pallas.Backend], ...]
+) -> Any:
+    """The recurrence, one function for each eps and its kernels, so that JAX compiles it once."""
+    plain, plain_backward, kernel_forward, kernel_backward = (
+        functools.partial(function, eps=(eps_h, eps_c))
+        for function in (_plain, _plain_backward, _kernel_forward, _kernel_backward)
     )
+    forwards = [(name, functools.partial(kernel_forward, backend=b)) for name, b in backends]
+    backwards = [(name, functools.partial(kernel_backward, backend=b)) for name, b in backends]
+
+    def forward(*args: jax.Array) -> tuple[Arrays, Arrays]:
+        outputs = by_platform(plain, forwards, *args)
+        return outputs, outputs
+
+    def backward(args: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
+        return by_platform(plain_backward, backwards, *args, *outputs, *cotangents)
+
+    return with_fast_vjp(plain, forward, backward)
 
 
 def _at(block: tuple[int, ...], steps: int, reverse: bool = False) -> Any:

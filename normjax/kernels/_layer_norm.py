@@ -17,21 +17,30 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _block_moments, _pallas
 from normjax.statistics import _formulas
 
 
 def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
-    """Whether `axes` are the last axes of x and fit into a block."""
+    """Whether `axes` are the last axes of x and fit into a block of some platform."""
     first = x.ndim - len(axes)
     if not _pallas.supports(x, mask) or tuple(sorted(axes)) != tuple(range(first, x.ndim)):
         return False
-    rows, features = _shape(x, axes)
-    if features > _pallas.WIDEST:
-        return False
-    whole = _pallas.power_of_two(features) and rows % _block(rows, features) == 0
-    return whole or _pallas.backend() != "gpu"
+    return bool(_backends(x, *_shape(x, axes)))
+
+
+def _backends(x: jax.Array, rows: int, features: int) -> dict[str, _pallas.Backend]:
+    """Return the platforms that have a kernel for x of so many rows, and their backends."""
+
+    def fits(backend: _pallas.Backend) -> bool:
+        if features > _pallas.WIDEST:
+            return False
+        whole = _pallas.power_of_two(features) and rows % _block(rows, features, backend) == 0
+        return whole or backend != "gpu"
+
+    return _pallas.platforms(x, fits)
 
 
 def row_norm(
@@ -45,7 +54,8 @@ def row_norm(
 ) -> jax.Array:
     """Run layer norm (`centred`) or RMS norm over the last axes, those of scale and bias."""
     rows, features = _shape(x, axes)
-    run = _built(eps, centred, scale is not None, bias is not None, _pallas.backend())
+    backends = tuple(_backends(x, rows, features).items())
+    run = _built(eps, centred, scale is not None, bias is not None, backends)
     affine = [v.reshape(1, features) for v in (scale, bias) if v is not None]
     (y,) = run(x.reshape(rows, features), *affine)
     return y.reshape(x.shape)
@@ -57,10 +67,10 @@ def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
     return x.size // features, features
 
 
-def _block(rows: int, features: int) -> int:
+def _block(rows: int, features: int, backend: _pallas.Backend) -> int:
     """Return the rows of a block: a power of two, at least 8 on TPU, about 16,000 values on GPU."""
-    most = 2**14 if _pallas.backend() == "gpu" else 2**18
-    least = 1 if _pallas.backend() == "gpu" else 8
+    most = 2**14 if backend == "gpu" else 2**18
+    least = 1 if backend == "gpu" else 8
     block = least
     while 2 * block * features <= most and 2 * block <= max(rows, least):
         block *= 2
@@ -68,16 +78,33 @@ def _block(rows: int, features: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _built(eps: float, centred: bool, scaled: bool, biased: bool, backend: str) -> Any:
+def _built(
+    eps: float,
+    centred: bool,
+    scaled: bool,
+    biased: bool,
+    backends: tuple[tuple[str, _pallas.Backend], ...],
+) -> Any:
     """Build the norm of `[rows, features]`; cached, so that jit's cache hits."""
-    del backend  # part of the key: the blocks depend on it
     norm = _RowNorm(eps, centred, scaled, biased)
-    return with_fast_vjp(norm.plain, norm.forward, norm.backward, _pallas.applicable)
+    kernels = [(platform, dataclasses.replace(norm, backend=b)) for platform, b in backends]
+    forwards = [(platform, kernel.kernel_forward) for platform, kernel in kernels]
+    backwards = [(platform, kernel.kernel_backward) for platform, kernel in kernels]
+
+    def forward(*args: jax.Array) -> tuple[Arrays, Arrays]:
+        y, *residuals = by_platform(norm.plain_forward, forwards, *args)
+        return (y,), tuple(residuals)
+
+    def backward(args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
+        operands = (*args, *residuals, *cotangents)
+        return by_platform(norm.plain_backward, backwards, *operands)
+
+    return with_fast_vjp(norm.plain, forward, backward)
 
 
 @dataclasses.dataclass(frozen=True)
 class _RowNorm:
-    """The three functions of one norm: plain JAX, the kernel forward and the kernel backward.
+    """The functions of one norm: in plain JAX and by kernels, forward and backward.
 
     Their arguments are x `[rows, features]`, then scale and bias `[1, features]` if there are.
 
@@ -86,12 +113,14 @@ class _RowNorm:
         centred: whether the mean is subtracted: layer norm.
         scaled: whether there is a scale.
         biased: whether there is a bias.
+        backend: what runs the kernels.
     """
 
     eps: float
     centred: bool
     scaled: bool
     biased: bool
+    backend: _pallas.Backend = "interpreter"
 
     def split(self, affine: Iterable[Any]) -> tuple[Any, Any]:
         """Return scale and bias, each `None` if there is none."""
@@ -101,6 +130,10 @@ class _RowNorm:
 
     def plain(self, x: jax.Array, *affine: jax.Array) -> Arrays:
         """Return `(y,)` by the library's own formulas."""
+        return self.plain_forward(x, *affine)[:1]
+
+    def plain_forward(self, x: jax.Array, *affine: jax.Array) -> Arrays:
+        """Return y and the residuals, as `kernel_forward`, by the library's own formulas."""
         scale, bias = self.split(affine)
         wide = x.astype(jnp.float32)
         if self.centred:
@@ -110,33 +143,45 @@ class _RowNorm:
             mean = jnp.zeros_like(var)
         inverse = lax.rsqrt(var + self.eps)[:, None]
         y = _formulas.standardize(wide, mean[:, None], inverse, scale, bias, None)
-        return (y.astype(x.dtype),)
+        return (y.astype(x.dtype), inverse, *([mean[:, None]] if self.centred else []))
 
-    def forward(self, x: jax.Array, *affine: jax.Array) -> tuple[Arrays, Arrays]:
-        """Return `(y,)` and the residuals: 1 / deviation, and the mean if `centred`, per row."""
+    def plain_backward(self, *operands: jax.Array) -> Arrays:
+        """Return what `kernel_backward` does, by automatic differentiation."""
+        args = operands[: 1 + self.scaled + self.biased]
+        return jax.vjp(self.plain, *args)[1]((operands[-1],))
+
+    def kernel_forward(self, x: jax.Array, *affine: jax.Array) -> Arrays:
+        """Return y and the residuals: 1 / deviation, and the mean if `centred`, `[rows, 1]`."""
         rows, features = x.shape
-        block = _block(rows, features)
+        block = _block(rows, features, self.backend)
         # The grid runs over blocks of rows: x in blocks, scale and bias whole for every block, and
         # one number per row.
         whole = ((block, features), lambda i: (i, 0))
         once = ((1, features), lambda i: (0, 0))
         per_row = ((rows, 1), jnp.float32, (block, 1), lambda i: (i, 0))
-        y, *residuals = _pallas.pallas_call(
+        outputs = _pallas.pallas_call(
             functools.partial(_forward_kernel, self),
             x,
             *affine,
+            backend=self.backend,
+            flops=8 * x.size,
+            transcendentals=rows,
             grid=(pl.cdiv(rows, block),),
             take=[whole] + [once] * len(affine),
             give=[(x.shape, x.dtype, *whole)] + [per_row] * (1 + self.centred),
         )
-        return (y,), tuple(residuals)
+        return tuple(outputs)
 
-    def backward(self, args: Arrays, residuals: Arrays, cotangents: Arrays) -> Arrays:
-        """Return the gradients of x, and of scale and bias if there are."""
-        x, *affine = args
+    def kernel_backward(self, x: jax.Array, *operands: jax.Array) -> Arrays:
+        """Return the gradients of x, and of scale and bias if there are.
+
+        The operands are scale and bias if there are, the residuals and the gradient of y.
+        """
+        *rest, dy = operands
+        affine, residuals = rest[: self.scaled + self.biased], rest[self.scaled + self.biased :]
         scale, _ = self.split(affine)
         rows, features = x.shape
-        block = _block(rows, features)
+        block = _block(rows, features, self.backend)
         blocks = pl.cdiv(rows, block)
         scales = [] if scale is None else [scale]
         # As forward; `part` is the place of one block's sums, `[blocks, 1, features]` in all.
@@ -147,9 +192,11 @@ class _RowNorm:
         dx, *sums = _pallas.pallas_call(
             functools.partial(_backward_kernel, self, rows),
             x,
-            cotangents[0],
+            dy,
             *residuals,
             *scales,
+            backend=self.backend,
+            flops=16 * x.size,
             grid=(blocks,),
             take=[whole, whole] + [per_row] * len(residuals) + [once] * len(scales),
             give=[(x.shape, x.dtype, *whole)] + [part] * (self.scaled + self.biased),

@@ -1,30 +1,65 @@
-"""Calls Pallas kernels: chooses the backend, cuts arrays into blocks, interprets on a CPU."""
+"""Calls Pallas kernels: names their backends, cuts arrays into blocks, interprets for tests.
+
+A program has a kernel on the platforms that are named here, and the kernel's plain twin on all
+others: which of them is chosen when it is lowered (see `normjax._internal._by_platform`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from normjax._internal._manual_axes import axis_type, varying
 
-Backend = Literal["cpu", "gpu", "tpu"]
+# The interpreter runs a kernel as it is made for a TPU.
+Backend = Literal["gpu", "tpu", "interpreter"]
+PLATFORMS: dict[str, Backend] = {"tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
 WIDEST = 2**14  # features of a row that one block holds
 
+_interpreting = contextvars.ContextVar("interpreting", default=False)
 
-def backend() -> Backend:
-    """Return the kind of device that kernels run on; on a CPU they are interpreted."""
-    name = jax.default_backend()
-    return "gpu" if name in ("gpu", "cuda", "rocm") else "tpu" if name == "tpu" else "cpu"
+
+@contextlib.contextmanager
+def interpreted(on: bool = True) -> Iterator[None]:
+    """Let programs that are traced inside interpret their kernels on a CPU, for tests.
+
+    That is many times slower than the plain twin. A function that `jit` traced before keeps what
+    it has.
+    """
+    token = _interpreting.set(on)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+def platforms(x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
+    """Return the platforms that have a kernel for `x`, and their backends.
+
+    `fits` says whether a backend's blocks take x.
+    """
+    found = {name: backend for name, backend in PLATFORMS.items() if fits(backend)}
+    if "cuda" in found and _triton() is None:
+        del found["cuda"], found["rocm"]
+    # JAX cannot interpret a kernel inside a checked `shard_map`.
+    if _interpreting.get() and fits("interpreter") and not varying(x):
+        found["cpu"] = "interpreter"
+    return found
 
 
 def supports(x: jax.Array, mask: Any = None) -> bool:
-    """Whether a kernel can be used for x: no mask, not empty, a real dtype of at most 32 bits."""
-    return mask is None and x.size > 0 and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    """Whether a kernel can be used for x: no mask, not empty, a real dtype of at most 32 bits.
+
+    Its shape must be known: blocks are cut from it.
+    """
+    known = isinstance(x.size, int) and x.size > 0
+    return mask is None and known and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def power_of_two(n: int) -> bool:
@@ -35,6 +70,9 @@ def power_of_two(n: int) -> bool:
 def pallas_call(
     kernel: Callable[..., None],
     *args: jax.Array,
+    backend: Backend,
+    flops: int,
+    transcendentals: int = 0,
     grid: tuple[int, ...],
     take: Sequence[tuple[tuple[int, ...], Callable[..., tuple[Any, ...]]]],
     give: Sequence[tuple[tuple[int, ...], Any, tuple[int, ...], Callable[..., tuple[Any, ...]]]],
@@ -47,6 +85,10 @@ def pallas_call(
     Args:
         kernel: function of references to the blocks of the arguments and then of the outputs.
         *args: arrays, all of which vary over the same devices.
+        backend: what runs it.
+        flops: floating-point operations of the whole grid, from which XLA plans what to run
+            beside the kernel; so is `transcendentals`. The bytes follow from the arrays.
+        transcendentals: exponentials, roots and the like of the whole grid.
         grid: number of blocks along each axis of the grid.
         take: for each argument, the shape of its block and its index map, from a position in the
             grid to the block's position in the array.
@@ -56,20 +98,30 @@ def pallas_call(
     Returns:
         The outputs.
     """
-    if backend() == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
-        options["compiler_params"] = triton.CompilerParams()
+    if backend == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
+        options["compiler_params"] = _triton().CompilerParams()
     axes = axis_type(args[0])
+    outputs = [jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give]
+    arrays: list[Any] = [*args, *outputs]
+    moved = sum(v.size * jnp.dtype(v.dtype).itemsize for v in arrays)
     return pl.pallas_call(
         kernel,
         grid=grid,
         in_specs=[pl.BlockSpec(block, index_map) for block, index_map in take],
         out_specs=[pl.BlockSpec(block, index_map) for _, _, block, index_map in give],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give],
-        interpret=backend() == "cpu",
+        out_shape=outputs,
+        interpret=backend == "interpreter",
+        cost_estimate=pl.CostEstimate(
+            flops=flops, transcendentals=transcendentals, bytes_accessed=moved
+        ),
         **options,
     )(*args)
 
 
-def applicable(args: Sequence[jax.Array]) -> bool:
-    """Whether a kernel can run here: JAX cannot interpret one inside a checked `shard_map`."""
-    return backend() != "cpu" or not varying(args[0])
+def _triton() -> Any:
+    """Return Pallas's Triton backend, or `None` where JAX has none: it is to be removed."""
+    try:
+        from jax.experimental.pallas import triton
+    except ImportError:
+        return None
+    return triton

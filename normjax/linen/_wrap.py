@@ -66,6 +66,8 @@ class Normalize(StaticArguments, nn.Module):
         *,
         mask: Array | None = None,
         hyper: Hyper = None,
+        segment_ids: Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -74,6 +76,8 @@ class Normalize(StaticArguments, nn.Module):
             stats: `"batch"` or `"running"`, if the module does not say.
             mask: True where a value counts; rank of `x`.
             hyper: numbers that may vary during training.
+            segment_ids: segment of each position, of the shape of `x` without its last axis.
+            num_segments: number of segments, a plain integer.
 
         Returns:
             Output of the shape and dtype of `x`.
@@ -96,6 +100,8 @@ class Normalize(StaticArguments, nn.Module):
                 # There is no device axis yet while initializing.
                 axis_name=None if self.is_initializing() else self.axis_name,
                 hyper=hyper,
+                segment_ids=segment_ids,
+                num_segments=num_segments,
             )
         _store(self, state, mode)
         return y
@@ -109,10 +115,10 @@ class Recurrent(StaticArguments, nn.Module):
 
     After few updates the running averages still hold some of the mean 0 and variance 1 that they
     start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. Exact statistics from one pass over
-    training data cure it, `linen.population_update`; or a decay that grows,
-    `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}` with n updates done, so that the first
-    update forgets the start.
+    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
+    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
+    with n updates done. What is left is that averages follow the weights with a delay, which
+    exact statistics from one pass over training data have not, `linen.population_update`.
 
     Attributes:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
@@ -148,6 +154,8 @@ class Recurrent(StaticArguments, nn.Module):
         stats: Stats | None = None,
         *,
         lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
@@ -159,6 +167,8 @@ class Recurrent(StaticArguments, nn.Module):
             x: `[batch, time, features]`, or time-major if the layer is.
             stats: `"batch"` or `"running"`, if the module does not say.
             lengths: `[batch]`, number of steps of each sequence.
+            resets: `[batch, time]`, True where the carry starts again before the step.
+            mask: `[batch, time]`, True on the steps that count; the others are skipped.
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
@@ -189,6 +199,8 @@ class Recurrent(StaticArguments, nn.Module):
                 x,
                 stats=mode,
                 lengths=lengths,
+                resets=resets,
+                mask=mask,
                 carry=carry,
                 key=self.make_rng("noise") if self.layer.needs_key or noise else None,
                 noise=noise,
@@ -197,6 +209,11 @@ class Recurrent(StaticArguments, nn.Module):
             )
         _store(self, state, mode)
         return (carry, y) if return_carry else y
+
+    @nn.nowrap
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last outputs `[batch, features]` from the last carry, as `layer.output`."""
+        return self.layer.output(carry)
 
 
 def _start(module: nn.Module) -> Any:

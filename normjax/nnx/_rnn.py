@@ -13,9 +13,11 @@ from jax import lax
 
 from normjax._flax import _padding, _sequences
 from normjax._internal import _checks
+from normjax._internal._exportable import exportable
 from normjax.statistics._types import Array, PyTree
 
 
+@exportable
 class StepCarry(NamedTuple):
     """Carry of a `PerStepCell`: that of the cell, with the number of steps done.
 

@@ -75,6 +75,8 @@ class Normalize(nnx.Module):
         *,
         mask: Array | None = None,
         hyper: Hyper = None,
+        segment_ids: Array | None = None,
+        num_segments: int | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -83,6 +85,8 @@ class Normalize(nnx.Module):
             stats: `"batch"` or `"running"`; overrides the module's.
             mask: True where a value counts; rank of `x`.
             hyper: numbers that may vary during training.
+            segment_ids: segment of each position, of the shape of `x` without its last axis.
+            num_segments: number of segments, a plain integer.
 
         Returns:
             Output of the shape and dtype of `x`.
@@ -101,6 +105,8 @@ class Normalize(nnx.Module):
             mask=_padding.mask(mask, x.shape, "Normalize"),
             axis_name=self.axis_name,
             hyper=hyper,
+            segment_ids=segment_ids,
+            num_segments=num_segments,
         )
         _store(self, state, mode)
         return y
@@ -116,10 +122,10 @@ class Recurrent(nnx.Module):
 
     After few updates the running averages still hold some of the mean 0 and variance 1 that they
     start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. Exact statistics from one pass over
-    training data cure it, `normjax.nnx.population_update`; or a decay that grows,
-    `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}` with n updates done, so that the first
-    update forgets the start.
+    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
+    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
+    with n updates done. What is left is that averages follow the weights with a delay, which
+    exact statistics from one pass over training data have not, `normjax.nnx.population_update`.
 
     Args:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
@@ -167,6 +173,8 @@ class Recurrent(nnx.Module):
         stats: Stats | None = None,
         *,
         lengths: Array | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
         carry: PyTree | None = None,
         return_carry: bool = False,
         hyper: Hyper = None,
@@ -178,6 +186,8 @@ class Recurrent(nnx.Module):
             x: `[batch, time, features]`, or time-major if the layer is.
             stats: `"batch"` or `"running"`; overrides the module's.
             lengths: `[batch]`, number of steps of each sequence.
+            resets: `[batch, time]`, True where the carry starts again before the step.
+            mask: `[batch, time]`, True on the steps that count; the others are skipped.
             carry: start of the carry.
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
@@ -211,6 +221,8 @@ class Recurrent(nnx.Module):
             x,
             stats=mode,
             lengths=lengths,
+            resets=resets,
+            mask=mask,
             carry=carry,
             key=self.noise()
             if self.noise is not None and (self.layer.needs_key or noise)
@@ -221,6 +233,10 @@ class Recurrent(nnx.Module):
         )
         _store(self, state, mode)
         return (last, y) if return_carry else y
+
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last outputs `[batch, features]` from the last carry, as `layer.output`."""
+        return self.layer.output(carry)
 
     set_view = Normalize.set_view
 

@@ -36,6 +36,7 @@ class BatchNorm(Norm):
     impl: _core.Impl = "xla"
     allow_single: bool = False
     compensated: bool = False
+    debias: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -51,7 +52,9 @@ class BatchNorm(Norm):
         """Return `(Affine, Running)` of the shape of the features."""
         del key
         features = tuple(shape[a] for a in self.feature_axes(len(shape)))
-        running = _running.initial_running(features, dtype, compensated=self.compensated)
+        running = _running.initial_running(
+            features, dtype, compensated=self.compensated, debiased=self.debias
+        )
         return initial_affine(self, features, dtype), running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
@@ -115,6 +118,7 @@ def batch_norm(
     impl: Literal["xla", "kernel"] = "xla",
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Batch normalization: normalizes each feature over the batch, and over space if there is one.
 
@@ -141,7 +145,7 @@ def batch_norm(
         axis_index_groups: groups of device indices whose statistics are pooled separately, with
             `axis_name`.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
         allow_single: whether a statistic may be that of a single value in training, as in a batch
             of one without space. Its variance is 0: the output is the bias, and the running
             variance moves towards 0. Else it is an error, where shapes or a mask tell it; a mask
@@ -150,6 +154,9 @@ def batch_norm(
             decays of 0.999 and beyond: two more arrays in the state, `mean_error` and
             `var_error`. Without them a running value may stay 6e-8 / (1 - decay) of itself away
             from the exact average; with them, 1e-6.
+        debias: whether running averages leave out the 0 and 1 that they start from: the first
+            batch replaces them, so that mode `"running"` is right from the first update on. The
+            state has one array more, `weight`, and no longer Flax's layout.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

@@ -34,6 +34,7 @@ class ChannelStatsNorm(Norm):
     bias_init: float = 0.0
     allow_single: bool = False
     compensated: bool = False
+    debias: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring `axes` into canonical form."""
@@ -45,7 +46,9 @@ class ChannelStatsNorm(Norm):
         """Return the affine and the running statistics, of the shape of the channels."""
         self.space(len(shape))  # raises here already if the shape does not fit
         channels = shape[-1:]
-        running = _running.initial_running(channels, dtype, compensated=self.compensated)
+        running = _running.initial_running(
+            channels, dtype, compensated=self.compensated, debiased=self.debias
+        )
         return initial_affine(self, channels, dtype), running
 
     def space(self, ndim: int) -> tuple[int, ...]:

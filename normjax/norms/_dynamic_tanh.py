@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _checks, _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._affine import check_affine, initial_affine
 from normjax.statistics import _formulas
@@ -17,6 +18,7 @@ from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, wi
 from normjax.statistics._types import Array, PyTree
 
 
+@exportable
 class DynamicTanhParams(NamedTuple):
     """Parameters of `dynamic_tanh`.
 

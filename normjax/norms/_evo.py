@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm, require_real
 from normjax.norms._group import GroupNorm, split
@@ -19,6 +20,7 @@ from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, wi
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
+@exportable
 class EvoNormParams(NamedTuple):
     """Parameters of the EvoNorms, one number per channel.
 
@@ -84,6 +86,7 @@ def evo_norm_b0(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 
@@ -107,6 +110,7 @@ def evo_norm_b0(
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `EvoNormParams` and state `Running`.

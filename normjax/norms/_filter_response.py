@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _checks, _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
 from normjax.statistics import _core
@@ -18,6 +19,7 @@ from normjax.statistics._shapes import broadcast_parameter, widen
 from normjax.statistics._types import Array, Moments, PyTree
 
 
+@exportable
 class FilterResponseParams(NamedTuple):
     """Parameters of `filter_response_norm`, one number per channel; `None` if not used.
 

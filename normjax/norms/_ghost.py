@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax._internal import _checks, _hints, _single
+from normjax._internal._exportable import exportable
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
 from normjax.statistics import _core, _merge, _shapes
 from normjax.statistics._types import Array, Moments, PyTree
 
 
+@exportable
 class GhostMoments(NamedTuple):
     """Statistics that `ghost_batch_norm` measures: of each virtual batch and of the whole batch.
 
@@ -88,6 +90,11 @@ class GhostBatchNorm(BatchNorm):
                 "write axes=(0, ...) with the batch first"
             )
         batch = x.shape[0]
+        if not isinstance(batch, int):
+            raise ValueError(
+                f"ghost_batch_norm divides the batch, whose size is the symbol {batch}: export it "
+                'with a batch of known size, or with stats="running"'
+            )
         count = max(-(-batch // self.size), 1)
         members = -(-batch // count)
         axes = tuple(a + 1 for a in axes)
@@ -127,6 +134,7 @@ def ghost_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Ghost batch normalization: normalizes each small virtual batch of a large batch separately.
 
@@ -151,6 +159,7 @@ def ghost_batch_norm(
         axis_index_groups: as in `batch_norm`, for the running statistics.
         allow_single: as in `batch_norm`; also of a virtual batch.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes, spatial_axes_argument
-from normjax.statistics import _core, _merge
+from normjax.statistics import _core, _merge, _segments
 from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Moments, PyTree
 
@@ -22,6 +22,7 @@ class GroupNorm(PerSampleNorm):
     """Group normalization as a value; made by `group_norm`."""
 
     factory: ClassVar[str] = "group_norm"
+    segmented: ClassVar[bool] = True
 
     groups: int | None = None
     group_size: int | None = None
@@ -57,6 +58,8 @@ class GroupNorm(PerSampleNorm):
             )
             return _merge.merge_axis(jax.tree.map(lambda v: split(v, groups), channels), axis=-1)
         mask = split(call.mask, groups)
+        if _segments.divides(call.segments, self.averaged(x.ndim)):
+            return _segments.moments(split(x, groups), self.averaged(x.ndim), mask, call.segments)
         return _core.moments(split(x, groups), self.averaged(x.ndim), mask)
 
     def transform(
@@ -82,7 +85,7 @@ class GroupNorm(PerSampleNorm):
                 impl="kernel",
                 dtype=call.dtype,
             )
-        y = _core.normalize(
+        arguments = (
             split(x, groups),  # [..., groups, channels per group]
             measured,
             self.averaged(x.ndim),
@@ -91,6 +94,10 @@ class GroupNorm(PerSampleNorm):
             self.eps,
             split(call.mask, groups),
         )
+        if _segments.divides(call.segments, self.averaged(x.ndim)):
+            y = _segments.normalize(*arguments, call.segments)
+        else:
+            y = _core.normalize(*arguments)
         return y.reshape(x.shape)
 
     def count(self, channels: int) -> int:
@@ -99,7 +106,7 @@ class GroupNorm(PerSampleNorm):
 
     def _has_kernel(self, x: jax.Array, call: Call) -> bool:
         """Whether a kernel is selected and can be used for this call."""
-        if self.impl == "xla":
+        if self.impl == "xla" or call.segments is not None:
             return False
         return _core.column_kernel(x, self._space(x.ndim), call.mask) is not None
 
@@ -180,7 +187,7 @@ def group_norm(
         scale_init: initial gamma; the paper uses 0 for the last norm of a residual block.
         bias_init: initial beta.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

@@ -11,7 +11,7 @@ import jax
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._per_sample import PerSampleNorm, spatial_axes
-from normjax.statistics import _core
+from normjax.statistics import _core, _segments
 from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Moments, PyTree
 
@@ -21,6 +21,7 @@ class InstanceNorm(PerSampleNorm):
     """Instance normalization as a value; made by `instance_norm`."""
 
     factory: ClassVar[str] = "instance_norm"
+    segmented: ClassVar[bool] = True
 
     axes: int | Sequence[int] | None = None
     impl: _core.Impl = "xla"
@@ -38,6 +39,8 @@ class InstanceNorm(PerSampleNorm):
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Moments:
         """Measure each channel of each sample."""
         del params
+        if call.segments is not None:
+            return _segments.moments(x, self.averaged(x.ndim), call.mask, call.segments)
         return _core.moments(x, self.averaged(x.ndim), call.mask, impl=self.impl, dtype=call.dtype)
 
     def transform(
@@ -47,6 +50,10 @@ class InstanceNorm(PerSampleNorm):
         del state
         scale, bias = broadcast_affine(params, self.features(x.ndim), x.shape)
         axes = self.averaged(x.ndim)
+        if call.segments is not None:
+            return _segments.normalize(
+                x, measured, axes, scale, bias, self.eps, call.mask, call.segments
+            )
         return _core.normalize(
             x, measured, axes, scale, bias, self.eps, call.mask, impl=self.impl, dtype=call.dtype
         )
@@ -80,7 +87,7 @@ def instance_norm(
         scale_init: initial gamma.
         bias_init: initial beta.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

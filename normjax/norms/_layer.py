@@ -55,7 +55,7 @@ def layer_norm(
         bias_init: initial bias.
         feature_axis_name: device axis that the *features* are split over.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

@@ -13,7 +13,6 @@ from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running
 from normjax.statistics import _core, _formulas, _running, _shapes
-from normjax.statistics._compensated import compensate
 from normjax.statistics._types import Means, PyTree, RunningMean
 
 
@@ -32,6 +31,7 @@ class MeanOnlyBatchNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
     compensated: bool = False
+    debias: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
@@ -48,7 +48,7 @@ class MeanOnlyBatchNorm(Norm):
         features = tuple(shape[a] for a in self.feature_axes(len(shape)))
         bias = jnp.full(features, self.bias_init, dtype) if self.use_bias else None
         running = RunningMean(jnp.zeros(features, _shapes.stat_dtype(dtype)))
-        return Affine(None, bias), compensate(running) if self.compensated else running
+        return Affine(None, bias), _running.extended(running, self.compensated, self.debias)
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> Means:
         """Measure this batch's means over all devices of `axis_name`."""
@@ -89,6 +89,7 @@ def mean_only_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Mean-only batch normalization: subtracts the batch's mean and does not scale.
 
@@ -108,6 +109,7 @@ def mean_only_batch_norm(
         allow_single: whether a mean may be that of a single value in training, so that the output
             is the bias; else that is an error.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine(None, bias)` and state `RunningMean`.

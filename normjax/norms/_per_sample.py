@@ -16,7 +16,7 @@ import jax
 from normjax._internal import _checks
 from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, initial_affine
-from normjax.statistics import _core
+from normjax.statistics import _core, _segments
 from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import AxisName, Moments, PyTree
 
@@ -70,6 +70,7 @@ class FeatureNorm(PerSampleNorm):
     """A norm over the features, which may be split over devices: layer and RMS norm."""
 
     centred: ClassVar[bool]
+    segmented: ClassVar[bool] = True
 
     axes: int | Sequence[int] = (-1,)
     feature_axes: int | Sequence[int] | None = None
@@ -96,6 +97,10 @@ class FeatureNorm(PerSampleNorm):
     def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
         """Measure each sample over all devices that its features are split over."""
         del params
+        if _segments.divides(call.segments, self.averaged(x.ndim)):
+            return _segments.moments(
+                x, self.averaged(x.ndim), call.mask, call.segments, centred=self.centred
+            )
         measure = _core.moments if self.centred else _core.mean_square
         return measure(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
 
@@ -106,6 +111,10 @@ class FeatureNorm(PerSampleNorm):
         axes = self.averaged(x.ndim)
         features = axes if self.feature_axes is None else self.features(x.ndim)
         scale, bias = broadcast_affine(params, features, x.shape)
+        if _segments.divides(call.segments, axes):
+            return _segments.normalize(
+                x, measured, axes, scale, bias, self.eps, call.mask, call.segments
+            )
         if self.impl == "kernel" and self.feature_axis_name is None and axes == features:
             y = _core.normalize_rows(
                 x,

@@ -94,6 +94,7 @@ def batch_renorm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Batch renormalization: batch norm whose output in training is close to that in inference.
 
@@ -121,6 +122,7 @@ def batch_renorm(
         axis_index_groups: as in `batch_norm`.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`; `hyper` takes `decay`, `r_max` and

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._per_sample import FeatureNorm, PerSampleNorm
-from normjax.statistics import _core, _shapes
+from normjax.statistics import _core, _formulas, _segments, _shapes
 from normjax.statistics._types import AxisName, Moments, PyTree
 
 
@@ -27,6 +27,7 @@ class RMSNorm(FeatureNorm):
     use_bias: bool = False
     unit_offset: bool = False
     partial: float = 1.0
+    cast_first: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields; `partial` needs one feature axis that is not split over devices."""
@@ -54,6 +55,11 @@ class RMSNorm(FeatureNorm):
         if self.partial == 1:
             return super().measure(params, x, call)
         (axis,), mask = self.averaged(x.ndim), call.mask
+        if _segments.divides(call.segments, (axis,)):
+            raise ValueError(
+                "rms_norm(partial=...) over positions cannot be divided into segments: leave out "
+                "partial, or segment_ids"
+            )
         # Subtract a tolerance so that 0.07 of 100 features, 7.000000000000001, are 7 and not 8.
         first = max(1, math.ceil(x.shape[axis] * self.partial - 1e-9))
         x = jax.lax.slice_in_dim(x, 0, first, axis=axis)
@@ -69,6 +75,18 @@ class RMSNorm(FeatureNorm):
             # Widened first: near 1, a bfloat16 sum would lose most of the learned digits.
             scale = jnp.asarray(params.scale)
             params = params._replace(scale=1 + scale.astype(_shapes.stat_dtype(scale.dtype)))
+        if self.cast_first and call.dtype is not None and params.scale is not None:
+            y = self._transform(Affine(None, None), state, measured, x, call)
+            gain, bias = _shapes.broadcast_affine(params, self.features(x.ndim), x.shape)
+            assert gain is not None
+            y = _formulas.rounded_times(y, gain.astype(y.dtype), call.dtype)
+            return _formulas.affine(y, None, bias)
+        return self._transform(params, state, measured, x, call)
+
+    def _transform(
+        self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
+    ) -> jax.Array:
+        """Normalize with the gain as it is applied."""
         if self.partial < 1:  # the kernel measures whole rows
             return PerSampleNorm.transform(self, params, state, measured, x, call)
         return super().transform(params, state, measured, x, call)
@@ -86,6 +104,7 @@ def rms_norm(
     bias_init: float = 0.0,
     unit_offset: bool = False,
     partial: float = 1.0,
+    cast_first: bool = False,
     feature_axis_name: AxisName = None,
     impl: Literal["xla", "kernel"] = "xla",
 ) -> Norm:
@@ -106,9 +125,13 @@ def rms_norm(
             pulls the gain towards 1; the norm multiplies by 1 + the parameter.
         partial: fraction of the features that the mean square is taken over, in (0, 1]: the first
             ones, rounded up (pRMSNorm); 0.0625 in the paper.
+        cast_first: round the normalized x to the dtype of x before the gain multiplies it, as the
+            published T5 and Llama do, instead of once at the end. It matters for half-precision x
+            alone, where it gives the published model's output to the bit. Pass gains of that dtype
+            too, as they are in such a checkpoint. Gradients are those without the rounding.
         feature_axis_name: device axis that the *features* are split over.
         impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet, and are slow on a CPU.
+            have not been run on an accelerator yet; a CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from normjax._internal import _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm
 from normjax.statistics import _core, _merge, _running, _shapes
@@ -18,6 +19,7 @@ from normjax.statistics._shapes import broadcast_affine
 from normjax.statistics._types import Accumulator, Array, Moments, Running
 
 
+@exportable
 class SwitchableNormParams(NamedTuple):
     """Parameters of `switchable_norm`.
 
@@ -99,6 +101,7 @@ def switchable_norm(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 
@@ -121,6 +124,7 @@ def switchable_norm(
         bias_init: initial beta.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `SwitchableNormParams` and state `Running`.

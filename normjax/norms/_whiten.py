@@ -11,11 +11,13 @@ from jax import lax
 from jaxtyping import Bool, Inexact
 
 from normjax._internal import _checks
+from normjax._internal._exportable import exportable
 from normjax.norms._inverse_root import inverse_root
 from normjax.statistics import _formulas, _shapes
 from normjax.statistics._types import Array, RunningCov, SecondMoments
 
 
+@exportable
 class Whitening(NamedTuple):
     """A fitted whitening, y = matrix (x - mean) for each vector x.
 

@@ -16,7 +16,6 @@ from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._inverse_root import inverse_root, newton_inverse_root
 from normjax.norms._whiten import Whitening, _ridge, whiten
 from normjax.statistics import _core, _formulas, _running, _shapes
-from normjax.statistics._compensated import compensate
 from normjax.statistics._types import Array, PyTree, RunningCov, SecondMoments
 
 
@@ -39,6 +38,7 @@ class WhiteningNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
     compensated: bool = False
+    debias: bool = False
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ class WhiteningNorm(Norm):
         # The initial covariance of each group is the identity.
         eyes = jnp.broadcast_to(jnp.eye(groups[-1], dtype=wide), (*groups, groups[-1]))
         running = RunningCov(jnp.zeros(groups, wide), eyes)
-        running = compensate(running) if self.compensated else running
+        running = _running.extended(running, self.compensated, self.debias)
         return initial_affine(self, features, dtype), running
 
     def measure(self, params: Affine, x: jax.Array, call: Call) -> SecondMoments:
@@ -191,6 +191,7 @@ def decorrelated_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Decorrelated batch normalization: whitens the features over the batch.
 
@@ -220,6 +221,7 @@ def decorrelated_batch_norm(
         axis_index_groups: as in `batch_norm`.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.
@@ -259,6 +261,7 @@ def iterative_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
+    debias: bool = False,
 ) -> Norm:
     r"""Iterative normalization: whitens over the batch by a few steps of Newton's method.
 
@@ -288,6 +291,7 @@ def iterative_norm(
         axis_index_groups: as in `batch_norm`.
         allow_single: as in `batch_norm`.
         compensated: as in `batch_norm`.
+        debias: as in `batch_norm`.
 
     Returns:
         A `Norm` with params `Affine` and state `RunningCov`.

@@ -6,7 +6,9 @@ Lifts say what a norm's statistics do over time: `per_step`, `shared`, `sequence
 from normjax.recurrent._base import Info, Layer
 from normjax.recurrent._bidirectional import bidirectional
 from normjax.recurrent._convert import from_flax, from_torch, to_flax, to_torch
+from normjax.recurrent._fold import fold
 from normjax.recurrent._gru import gru
+from normjax.recurrent._last import last
 from normjax.recurrent._lstm import LSTMCarry, lstm
 from normjax.recurrent._per_step import per_step
 from normjax.recurrent._presets import (
@@ -38,9 +40,11 @@ __all__ = [
     "bn_lstm",
     "bn_lstm_ablations",
     "deep_speech_rnn",
+    "fold",
     "from_flax",
     "from_torch",
     "gru",
+    "last",
     "ln_gru",
     "ln_lstm",
     "lstm",

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from normjax._internal._exportable import exportable
 from normjax.base import Norm
+from normjax.statistics._types import PyTree
 
 NormAt = Callable[[str, jax.Array], jax.Array]
 Gates = dict[str, jax.Array]
@@ -67,6 +69,14 @@ class Layer(abc.ABC):
     def apply_with_info(self, *args: Any, **keywords: Any) -> tuple[jax.Array, Any]:
         """Run as `apply` and return `(y, info)`: the outputs, and what `info` returns."""
 
+    @abc.abstractmethod
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last outputs `[batch, features]` from the carry that `apply` returned.
+
+        They are those of each sequence's last step: `recurrent.last(y, lengths)`, but that a
+        bidirectional pair gives each direction's last step, where it has read the whole sequence.
+        """
+
     def info(self, *args: Any, **keywords: Any) -> Any:
         """Run as `apply` and return what happened inside: statistics, gates, hidden norms.
 
@@ -95,6 +105,7 @@ class Layer(abc.ABC):
     __repr__ = Norm.__repr__
 
 
+@exportable
 class Info(NamedTuple):
     """What happened inside a recurrent layer, step by step.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
-from normjax.recurrent import _sequences
+from normjax.recurrent import _segments, _sequences
 from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_layer
 from normjax.recurrent._composite import Composite, CompositeCall, CompositeRun
@@ -82,12 +82,19 @@ class Bidirectional(Composite):
         parts, outputs = {}, []
         for name, key in zip(self.parts, keys, strict=True):
             read = self._turn(name, x, call.lengths)
-            parts[name] = self.run_part(name, params, state, read, key, call)
+            parts[name] = self.run_part(name, params, state, read, key, self._turn_call(name, call))
             outputs.append(self._turn(name, parts[name].y, call.lengths))
-        joined = (
-            jnp.concatenate(outputs, axis=-1) if self.merge == "concat" else outputs[0] + outputs[1]
-        )
-        return CompositeRun(joined, parts, {})
+        return CompositeRun(self._merged(*outputs), parts, {})
+
+    def output(self, carry: PyTree) -> jax.Array:
+        """Merge what each direction puts out once it has read the whole sequence."""
+        carries = self._one_each("carry", carry)
+        return self._merged(*(part.output(carries[name]) for name, part in self.parts.items()))
+
+    def _merged(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
+        if self.merge == "sum":
+            return forward + backward
+        return jnp.concatenate([forward, backward], axis=-1)
 
     def _turn(self, name: str, x: Array, lengths: Array | None) -> jax.Array:
         """Reverse sequences for the backward direction; the same turn leads back."""
@@ -98,6 +105,19 @@ class Bidirectional(Composite):
             return _sequences.reverse(x, lengths)
         return _sequences.reverse(x.swapaxes(0, 1), lengths).swapaxes(0, 1)
 
+    def _turn_call(self, name: str, call: CompositeCall) -> CompositeCall:
+        """Reverse the flags of each step; the forward layer says what is wrong with them."""
+        if name == "forward" or (call.resets is None and call.mask is None):
+            return call
+
+        def turn(flags: Array | None) -> Any:
+            if flags is None:
+                return None
+            return self._turn(name, jnp.asarray(flags)[..., None], call.lengths)[..., 0]
+
+        resets = _segments.resets_backward(call.resets, call.lengths, self.time_major)
+        return dataclasses.replace(call, resets=turn(resets), mask=turn(call.mask))
+
 
 @_hints.with_hints()
 def bidirectional(
@@ -105,7 +125,9 @@ def bidirectional(
 ) -> Layer:
     r"""Read sequences in both directions; only the part that is not padding is reversed.
 
-    Statistics per step of the backward layer count steps from each sequence's end.
+    Statistics per step of the backward layer count steps from each sequence's end. With `resets`
+    both directions read the same segments: the backward layer starts again at the last step of
+    each.
 
     Args:
         forward: layer that reads from the start.

@@ -1,4 +1,4 @@
-"""Carries: the hidden state in one, and zoneout between two."""
+"""Carries: the hidden state in one, noise on it, and zoneout between two."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def hidden_of(carry: PyTree) -> jax.Array:
 def with_hidden(carry: PyTree, h: jax.Array) -> PyTree:
     """Return a carry with another hidden state."""
     return carry._replace(h=h) if hasattr(carry, "h") else h
+
+
+def with_noise(carry: PyTree, deviation: float, key: jax.Array) -> PyTree:
+    """Add noise to the hidden state, and to nothing else."""
+    h = hidden_of(carry)
+    noise = jnp.asarray(deviation, h.dtype) * jax.random.normal(key, h.shape, h.dtype)
+    return with_hidden(carry, h + noise)
 
 
 def zoneout(key: jax.Array | None, rate: float, old: jax.Array, new: jax.Array) -> jax.Array:

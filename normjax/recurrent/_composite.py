@@ -9,9 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from normjax._internal import _checks
 from normjax.base import Hyper, Stats
+from normjax.recurrent import _segments
 from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_made, draws_noise
 from normjax.statistics._types import Array, AxisName, PyTree
@@ -24,6 +26,8 @@ class CompositeCall:
     Attributes:
         stats: `"batch"` or `"running"`.
         lengths: `[batch]`, number of steps of each sequence.
+        resets: where carries start again, in the layout of x.
+        mask: which steps count, in the layout of x.
         carries: by part, the start of its carry or `None`.
         key: PRNG key of all noise.
         noise: whether zoneout and dropout draw.
@@ -35,6 +39,8 @@ class CompositeCall:
 
     stats: Stats
     lengths: Array | None
+    resets: Array | None
+    mask: Array | None
     carries: Mapping[str, PyTree]
     key: jax.Array | None
     noise: bool
@@ -115,6 +121,8 @@ class Composite(Layer):
         *,
         stats: Stats,
         lengths: Array | None = None,
+        resets: Bool[Array, "_ _"] | None = None,
+        mask: Bool[Array, "_ _"] | None = None,
         carry: Sequence[PyTree] | None = None,
         key: jax.Array | None = None,
         noise: bool | None = None,
@@ -133,6 +141,8 @@ class Composite(Layer):
         call = CompositeCall(
             stats=stats,
             lengths=lengths,
+            resets=resets,
+            mask=mask,
             carries=self._one_each("carry", carry),
             key=key,
             noise=draws_noise(self, stats, noise, key),
@@ -141,6 +151,8 @@ class Composite(Layer):
             perturbations=self._one_each("hidden_perturbation", hidden_perturbation),
         )
         self._check(params, state, call)
+        if jax.config.jax_debug_nans and jnp.ndim(x) == 3:  # type: ignore[attr-defined]
+            _segments.refuse_nan(x, (lengths, mask), self.time_major)
         run = self.run(params, state, jnp.asarray(x), call)
         carries = tuple(part.carry for part in run.parts.values())
         states = {name: part.state for name, part in run.parts.items()}
@@ -154,6 +166,8 @@ class Composite(Layer):
         *,
         stats: Stats,
         lengths: Array | None = None,
+        resets: Bool[Array, "_ _"] | None = None,
+        mask: Bool[Array, "_ _"] | None = None,
         carry: Sequence[PyTree] | None = None,
         key: jax.Array | None = None,
         noise: bool | None = None,
@@ -164,6 +178,8 @@ class Composite(Layer):
         call = CompositeCall(
             stats=stats,
             lengths=lengths,
+            resets=resets,
+            mask=mask,
             carries=self._one_each("carry", carry),
             key=key,
             noise=draws_noise(self, stats, noise, key),
@@ -205,9 +221,12 @@ class Composite(Layer):
     ) -> PartRun:
         """Run one layer on its own entries of params, state and call."""
         layer = self.parts[name]
+        # A layer of a user's own may take neither.
+        steps = {"resets": call.resets, "mask": call.mask}
         keywords: dict[str, Any] = {
             "stats": call.stats,
             "lengths": call.lengths,
+            **{name: flags for name, flags in steps.items() if flags is not None},
             "carry": call.carries[name],
             "key": key,
             "noise": call.noise,

@@ -17,23 +17,23 @@ from normjax.statistics._types import PyTree
 InputSchedule = Literal["before_loop", "measure_in_loop", "in_loop"]
 
 
-def input_schedule(shape: tuple[int, ...], schedule: InputSchedule | None = None) -> InputSchedule:
+def input_schedule(layer: Any, x: jax.Array, calls: Mapping[str, Call]) -> InputSchedule:
     """Choose when the input term of x `[time, batch, features]` is made and measured.
 
-    Several devices, or an accelerator, do at once for all steps what one CPU does better step by
-    step: a step fits into its cache, and a sequence does not. A term made before the loop is
-    written and read, and so is its gradient, `batch` rows a step; made in the loop it costs the
-    gradient of the weights, `features` rows a step, to be added to.
-
-    Args:
-        shape: shape of x.
-        schedule: the choice, where it is already made; `None` chooses by machine and shape.
+    The layer may say it. If not, the choice depends on x and the call alone, so that a program is
+    the same wherever it is traced. Where the batch is split over devices, statistics of all steps
+    at once are one exchange. Elsewhere a step is best made in the loop, while it is in cache. A
+    term made before the loop is written and read, and so is its gradient, `batch` rows a step; made
+    in the loop it costs the gradient of the weights, `features` rows a step, to be added to.
     """
-    if schedule is not None:
-        return schedule
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if layer.input_schedule is not None:
+        return layer.input_schedule
+    _, batch, features = x.shape
+    # By axes of a mesh that are explicit, or by `shard_map` and its like.
+    split = jax.typeof(x).sharding.spec[1] is not None
+    split |= any(call.axis_name is not None for call in calls.values())
+    if split or not isinstance(batch, int):  # or a symbol of an exported program
         return "before_loop"
-    _, batch, features = shape
     return "in_loop" if features < batch else "measure_in_loop"
 
 
@@ -58,13 +58,14 @@ def input_terms(
     x: jax.Array,
     norms: Mapping[str, SeqNorm],
     calls: Mapping[str, Call],
+    in_loop: bool = False,
 ) -> InputTerms:
     """Project and measure the inputs of all steps, as far as that is done before the loop.
 
     The input term never needs the recurrence: it can be one product for all steps, and one
     set of statistics, in one exchange between devices.
     """
-    schedule = input_schedule(x.shape)
+    schedule = "in_loop" if in_loop else input_schedule(layer, x, calls)
     weights: dict[str, jax.Array] = {}
     terms: dict[str, jax.Array | None] = {}
     measured: dict[str, Any] = {}

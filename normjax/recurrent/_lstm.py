@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
+from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
 from normjax.recurrent import _lstm_kernel
 from normjax.recurrent._activations import sigmoid, tanh
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._carry import zoneout
 from normjax.recurrent._initializers import Initializer
+from normjax.recurrent._input_terms import InputSchedule
 from normjax.recurrent._recurrent import Recurrent, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
@@ -23,6 +25,7 @@ from normjax.statistics._types import PyTree
 Impl = Literal["xla", "kernel"]
 
 
+@exportable
 class LSTMCarry(NamedTuple):
     """Cell and hidden state, `[batch, hidden]` each, in Flax's order."""
 
@@ -123,6 +126,7 @@ def lstm(
     dropout_h: float = 0.0,
     remat_steps: int | None = None,
     time_major: bool = False,
+    input_schedule: InputSchedule | None = None,
     impl: Impl = "xla",
 ) -> Recurrent:
     r"""LSTM with a norm in any place.
@@ -157,9 +161,14 @@ def lstm(
             and keep only that carry of the others: less memory for one more pass forward, least
             at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
+        input_schedule: when input terms are made and measured: `"before_loop"`, both for all steps
+            at once, which suits accelerators, and batches split under `jit`; `"in_loop"`, both step
+            by step; `"measure_in_loop"`, made at once and measured step by step. `None`: at once
+            where `axis_name` or the type of x says that the batch is split, else by its shape, as
+            suits one CPU.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
-            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet and
-            a CPU interprets, slowly. It keeps h and c of each step and has no use for
+            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet;
+            elsewhere its twin, a plain scan, runs. It keeps h and c of each step and has no use for
             `remat_steps`.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ from normjax.base import Call, Norm
 from normjax.recurrent._seq_norm import Beyond, SeqNorm
 from normjax.state._whole_model import map_statistics, running_of
 from normjax.statistics import _merge, _running
+from normjax.statistics._debias import Debiased
 from normjax.statistics._types import Accumulator, Array, PyTree
+
+Clock = Literal["row", "segment"]
 
 
 def resize(tree: PyTree, steps: int) -> PyTree:
@@ -32,7 +35,8 @@ def fill_steps(state: PyTree) -> PyTree:
     """Give the steps that have no data the statistics of the last step before them that has some.
 
     A state says `mean` and `var` and no counts, so a step has no data where its statistics are
-    exactly those of the start. What is no norm's statistics stays as it is.
+    exactly those of the start, or where its `weight` is 0. What is no norm's statistics stays as
+    it is.
 
     Args:
         state: states with a leading axis of steps, of ours or as dictionaries.
@@ -40,10 +44,13 @@ def fill_steps(state: PyTree) -> PyTree:
 
     def fill(stats: PyTree) -> PyTree:
         running = running_of(stats)
-        start = _running.reset_running(running)
+        if isinstance(running, Debiased):
+            pairs: Any = [(running.weight, jnp.zeros_like(running.weight))]
+        else:
+            pairs = zip(running, _running.reset_running(running), strict=True)
         changed = [
             jnp.any(jnp.reshape(leaf != initial, (leaf.shape[0], -1)), axis=1)
-            for leaf, initial in zip(running, start, strict=True)
+            for leaf, initial in pairs
         ]
         own = jnp.arange(len(changed[0]))
         last = lax.cummax(jnp.where(jnp.any(jnp.stack(changed), axis=0), own, -1))
@@ -64,11 +71,13 @@ class PerStep(SeqNorm):
     max_steps: int = dataclasses.field(kw_only=True)
     share_params: bool = True
     beyond: Beyond = "last"
+    clock: Clock = "row"
 
     def __post_init__(self) -> None:
-        """Refuse what is no norm, no number of steps, or an unknown `beyond`."""
+        """Refuse what is no norm, no number of steps, or an unknown `beyond` or `clock`."""
         _checks.positive_int("max_steps", self.max_steps)
         _checks.one_of("beyond", self.beyond, get_args(Beyond))
+        _checks.one_of("clock", self.clock, get_args(Clock))
         super().__post_init__()
 
     def init(
@@ -132,7 +141,12 @@ class PerStep(SeqNorm):
 
 @_hints.with_hints()
 def per_step(
-    norm: Norm, max_steps: int, *, share_params: bool = True, beyond: Beyond = "last"
+    norm: Norm,
+    max_steps: int,
+    *,
+    share_params: bool = True,
+    beyond: Beyond = "last",
+    clock: Clock = "row",
 ) -> SeqNorm:
     r"""Keep statistics of each time step apart, as recurrent batch norm needs.
 
@@ -155,13 +169,17 @@ def per_step(
         beyond: steps past `max_steps`: `"last"` normalizes them with the last statistics in
             mode `"running"`, and in mode `"batch"` leaves these alone; `"merge"` also adds what
             was measured there to the last statistics; `"error"` refuses longer sequences.
+        clock: what a step's number is in a layer that is given `resets` or a `mask`: `"row"`
+            counts all steps since the start of the row; `"segment"` those that count since the
+            last reset, so that values, statistics and gradients are those of the segments as
+            sequences of their own. A row of T steps then costs up to log2(T) + 1 times as much.
 
     Returns:
         A `SeqNorm` whose state has a leading axis of `max_steps`.
 
     Raises:
         TypeError: `norm` is not a `Norm`.
-        ValueError: `max_steps` is not a positive integer, `beyond` is unknown.
+        ValueError: `max_steps` is not a positive integer, `beyond` or `clock` is unknown.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj

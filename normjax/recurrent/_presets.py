@@ -12,7 +12,7 @@ from normjax.norms._rms import rms_norm
 from normjax.recurrent._base import Layer
 from normjax.recurrent._gru import gru
 from normjax.recurrent._lstm import lstm
-from normjax.recurrent._per_step import per_step
+from normjax.recurrent._per_step import Clock, per_step
 from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._reparam import ReparamRecurrent
 from normjax.recurrent._rnn import rnn
@@ -32,6 +32,8 @@ def bn_lstm(
     decay: float = 0.99,
     forget_bias: float = 1.0,
     allow_single: bool = False,
+    debias: bool = False,
+    clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized LSTM of Cooijmans et al.: across time, statistics per step.
@@ -52,6 +54,8 @@ def bn_lstm(
         decay: weight of the old running value; the authors' 0.99 (MNIST) and 0.95 (PTB).
         forget_bias: start of the forget gate's bias, 1 in the authors' code.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `lstm`, such as `recurrent_init`, `learn_carry`, `h0_noise`.
 
     Returns:
@@ -74,8 +78,9 @@ def bn_lstm(
         Cooijmans, Ballas, Laurent, Gulcehre, Courville, "Recurrent Batch Normalization", 2017,
         equations 6 to 8.
     """
-    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
-    cell = per_step(_bn(scale_init, eps, decay, allow_single), max_steps)
+    bare = _bn(scale_init, eps, decay, allow_single, debias, use_bias=False)
+    term = per_step(bare, max_steps, clock=clock)
+    cell = per_step(_bn(scale_init, eps, decay, allow_single, debias), max_steps, clock=clock)
     return lstm(hidden, norm_x=term, norm_h=term, norm_c=cell, forget_bias=forget_bias, **options)
 
 
@@ -139,6 +144,8 @@ def bn_gru(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
+    debias: bool = False,
+    clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
     r"""Batch-normalized GRU: recurrent batch norm in the four places of the layer norm paper.
@@ -153,6 +160,8 @@ def bn_gru(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `gru`.
 
     Returns:
@@ -170,7 +179,8 @@ def bn_gru(
         Cooijmans et al., "Recurrent Batch Normalization", 2017; the equations are those of Ba,
         Kiros, Hinton, "Layer Normalization", 2016, with batch norm in their places.
     """
-    term = per_step(_bn(scale_init, eps, decay, allow_single, use_bias=False), max_steps)
+    bare = _bn(scale_init, eps, decay, allow_single, debias, use_bias=False)
+    term = per_step(bare, max_steps, clock=clock)
     return gru(hidden, norm_x=term, norm_h=term, norm_xn=term, norm_hn=term, **options)
 
 
@@ -182,6 +192,7 @@ def vertical_bn_lstm(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
+    debias: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""LSTM of Laurent et al.: batch norm on the input term alone, never across time.
@@ -196,6 +207,7 @@ def vertical_bn_lstm(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        debias: as in `batch_norm`: evaluation that is right from the first updates on.
         options: other arguments of `lstm`.
 
     Returns:
@@ -213,7 +225,7 @@ def vertical_bn_lstm(
         Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
         2016, equations 9 (frame-wise), 10 and 11 (sequence-wise).
     """
-    return lstm(hidden, norm_x=_vertical(max_steps, eps, decay, allow_single), **options)
+    return lstm(hidden, norm_x=_vertical(max_steps, eps, decay, allow_single, debias), **options)
 
 
 @_hints.with_hints(rnn)
@@ -224,6 +236,7 @@ def deep_speech_rnn(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
+    debias: bool = False,
     **options: Any,
 ) -> Recurrent:
     r"""Recurrent layer of Deep Speech 2: sequence-wise batch norm on the input term, clipped relu.
@@ -237,6 +250,7 @@ def deep_speech_rnn(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
+        debias: as in `batch_norm`: evaluation that is right from the first updates on.
         options: other arguments of `rnn`.
 
     Returns:
@@ -257,7 +271,7 @@ def deep_speech_rnn(
     return rnn(
         hidden,
         activation="clipped_relu",
-        norm_x=_vertical(max_steps, eps, decay, allow_single),
+        norm_x=_vertical(max_steps, eps, decay, allow_single, debias),
         **options,
     )
 
@@ -386,15 +400,27 @@ def wn_lstm(hidden: int, **options: Any) -> Layer:
 
 
 def _bn(
-    scale_init: float, eps: float, decay: float, allow_single: bool, *, use_bias: bool = True
+    scale_init: float,
+    eps: float,
+    decay: float,
+    allow_single: bool,
+    debias: bool,
+    *,
+    use_bias: bool = True,
 ) -> Norm:
     return batch_norm(
-        scale_init=scale_init, eps=eps, decay=decay, use_bias=use_bias, allow_single=allow_single
+        scale_init=scale_init,
+        eps=eps,
+        decay=decay,
+        use_bias=use_bias,
+        allow_single=allow_single,
+        debias=debias,
     )
 
 
-def _vertical(max_steps: int | None, eps: float, decay: float, allow_single: bool) -> SeqNorm:
-    norm = _bn(
-        1.0, eps, decay, allow_single, use_bias=False
-    )  # the layer's own bias does beta's work
+def _vertical(
+    max_steps: int | None, eps: float, decay: float, allow_single: bool, debias: bool
+) -> SeqNorm:
+    # The layer's own bias does beta's work.
+    norm = _bn(1.0, eps, decay, allow_single, debias, use_bias=False)
     return sequence_wise(norm) if max_steps is None else per_step(norm, max_steps)

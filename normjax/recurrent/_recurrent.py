@@ -10,44 +10,26 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Inexact, Integer
+from jaxtyping import Bool, Inexact, Integer
 
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Hyper, Norm, Stats
-from normjax.recurrent import _initializers, _scan, _sequences, _shared
+from normjax.recurrent import _initializers, _packed, _scan, _segments, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
-from normjax.recurrent._carry import hidden_of, with_hidden, zoneout
+from normjax.recurrent._carry import hidden_of, with_hidden, with_noise, zoneout
 from normjax.recurrent._checks import check_call, draws_noise
 from normjax.recurrent._initializers import Initializer
-from normjax.recurrent._input_terms import input_terms
-from normjax.recurrent._scan import LayerCall
+from normjax.recurrent._input_terms import InputSchedule, input_terms
+from normjax.recurrent._scan import LayerCall, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state import _names
 from normjax.state._population import start_accumulators
 from normjax.statistics import _core
 from normjax.statistics._types import Array, AxisName, PyTree
-
-
-class Run(NamedTuple):
-    """What a layer makes of one sequence.
-
-    Attributes:
-        y: `[time, batch, hidden]`.
-        carry: the carry after each sequence's last step.
-        state: the next state.
-        measured: by place, what each norm that keeps statistics measured.
-        gates: by name, `[time, batch, hidden]`, where they are asked for.
-    """
-
-    y: jax.Array
-    carry: PyTree
-    state: dict[str, PyTree]
-    measured: dict[str, Any]
-    gates: Gates
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -79,6 +61,7 @@ class Recurrent(Layer):
     dropout_h: float = 0.0
     remat_steps: int | None = None
     time_major: bool = False
+    input_schedule: InputSchedule | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their ranges, lift norms that need no other lift."""
@@ -88,6 +71,8 @@ class Recurrent(Layer):
         _checks.positive("h0_noise", self.h0_noise, zero=True)
         if self.remat_steps is not None:
             _checks.positive_int("remat_steps", self.remat_steps)
+        if self.input_schedule is not None:
+            _checks.one_of("input_schedule", self.input_schedule, get_args(InputSchedule))
         _checks.dropout_rate("zoneout_h", self.zoneout_h)
         _checks.dropout_rate("dropout_h", self.dropout_h)
         for place in self.places:
@@ -187,6 +172,8 @@ class Recurrent(Layer):
         *,
         stats: Stats,
         lengths: Integer[Array, " batch"] | None = None,
+        resets: Bool[Array, "*batch_time"] | None = None,
+        mask: Bool[Array, "*batch_time"] | None = None,
         carry: PyTree | None = None,
         key: jax.Array | None = None,
         noise: bool | None = None,
@@ -205,6 +192,10 @@ class Recurrent(Layer):
                 state's.
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
                 enter no statistic, hold the carry and put out 0. `None`: all steps count.
+            resets: `[batch, time]` in the layout of x, True where the carry starts again before
+                the step, from zeros or what was learned: a row is then several segments.
+            mask: `[batch, time]`, True on the steps that count. The others are skipped as if
+                they were not there, like padding; a reset at one still takes effect.
             carry: start of the carry, an `LSTMCarry(c=…, h=…)` of an LSTM and else an array
                 `[batch, hidden]`; `None`: zeros, or what was learned.
             key: PRNG key. `h0_noise` needs it in both modes, zoneout and dropout where they draw.
@@ -220,12 +211,14 @@ class Recurrent(Layer):
             after each sequence's last step, and the next state.
 
         Raises:
-            TypeError: `x` is not floating, `lengths` not integer, an LSTM's carry a plain tuple,
-                `params` the variables of a Flax module.
+            TypeError: `x` is not floating, `lengths` not integer, `resets` or `mask` not boolean,
+                an LSTM's carry a plain tuple, `params` the variables of a Flax module.
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
         """
         call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key, noise)
-        params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
+        params, x, carry, call = self._checked(
+            params, state, x, (lengths, mask, resets), carry, call
+        )
         run = self._run(params, state, x, carry, call)
         return (run.y if self.time_major else jnp.swapaxes(run.y, 0, 1), run.carry), run.state
 
@@ -237,6 +230,8 @@ class Recurrent(Layer):
         *,
         stats: Stats,
         lengths: Integer[Array, " batch"] | None = None,
+        resets: Bool[Array, "*batch_time"] | None = None,
+        mask: Bool[Array, "*batch_time"] | None = None,
         carry: PyTree | None = None,
         key: jax.Array | None = None,
         noise: bool | None = None,
@@ -245,7 +240,9 @@ class Recurrent(Layer):
     ) -> tuple[jax.Array, Info]:
         """Run as `apply` and return the outputs and `Info`."""
         call = LayerCall(stats, None, axis_name, hyper, None, key, noise, with_info=True)
-        params, x, carry, call = self._checked(params, state, x, lengths, carry, call)
+        params, x, carry, call = self._checked(
+            params, state, x, (lengths, mask, resets), carry, call
+        )
         run = self._run(params, start_accumulators(state), x, carry, call)
         y = run.y
         counts = jnp.ones((*y.shape[:2], 1), bool) if call.mask is None else call.mask
@@ -263,6 +260,10 @@ class Recurrent(Layer):
             hidden_norm=mean(jnp.linalg.norm(y, axis=-1, keepdims=True)),
         )
         return (y if self.time_major else jnp.swapaxes(y, 0, 1)), info
+
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the hidden state of a carry, `[batch, hidden]`."""
+        return jnp.asarray(hidden_of(carry))
 
     @property
     def features_out(self) -> int:
@@ -301,18 +302,21 @@ class Recurrent(Layer):
         params: PyTree,
         state: PyTree,
         x: Array,
-        lengths: Array | None,
+        steps: tuple[Array | None, Any, Any],
         carry: PyTree | None,
         call: LayerCall,
     ) -> tuple[PyTree, jax.Array, PyTree, LayerCall]:
         """Check a call; return params, x, the first carry and the call as `_run` takes them.
 
-        Sequences are then time-major, and weights in the dtype of the computation.
+        Sequences are then time-major, and weights in the dtype of the computation. `steps` are
+        lengths, mask and resets.
         """
         if call.stats not in _checks.STATS:
             _checks.stats(call.stats)
         if call.hyper:
             _checks.hyper(call.hyper, sorted(self.hyper_names), self.factory)
+        if jax.config.jax_debug_nans and jnp.ndim(x) == 3:  # type: ignore[attr-defined]
+            _segments.refuse_nan(x, steps[:2], self.time_major)
         x = _checks.floating(x, self.factory)
         check_call(self, params, state, x)
         perturbation = call.hidden_perturbation
@@ -322,13 +326,17 @@ class Recurrent(Layer):
             x = jnp.swapaxes(x, 0, 1)
             perturbation = None if perturbation is None else jnp.swapaxes(perturbation, 0, 1)
         noise = draws_noise(self, call.stats, call.noise, call.key)
-        mask = _sequences.padding(lengths, x.shape[0], x.shape[1])
+        mask = resets = None
+        if any(given is not None for given in steps):
+            mask, resets = _segments.steps_that_count(*steps, x, self.time_major)
         if mask is not None:
             # Whatever fills the padding, NaN too, must not meet a weight: 0 * NaN is its gradient.
             x = jnp.where(mask, x, 0)
         params = _cast(params, x.dtype)
         carry = self._first_carry(params, x, carry, call.key)
-        call = dataclasses.replace(call, mask=mask, hidden_perturbation=perturbation, noise=noise)
+        call = dataclasses.replace(
+            call, mask=mask, resets=resets, hidden_perturbation=perturbation, noise=noise
+        )
         return params, x, carry, call
 
     def _run(
@@ -345,8 +353,16 @@ class Recurrent(Layer):
 
         # Before the loop.
         steps = x.shape[0]
-        inputs = input_terms(self, params, state, x, norms, calls)
+        by_segments = (call.mask is not None or call.resets is not None) and (
+            _packed.goes_by_segments(norms.values())
+        )
+        inputs = input_terms(self, params, state, x, norms, calls, in_loop=by_segments)
         dropout, keys = self._noise(call.key if call.noise else None, x)
+        fresh = reset_key = None
+        if call.resets is not None:
+            fresh = _sequences.vary_like(self._fresh_carry(params, x), x)
+            if self.h0_noise and call.key is not None:
+                reset_key = jax.random.fold_in(call.key, 2)
 
         # The loop. Input terms are normalized there even if they were measured before: a step is
         # in cache, and the normalized sequence need not be kept beside the plain one.
@@ -360,6 +376,7 @@ class Recurrent(Layer):
             weights=inputs.weights,
             dropout=dropout,
             with_info=call.with_info,
+            fresh=fresh,
         )
         xs = _scan.StepInputs(
             x=x if any(term is None for term in inputs.terms.values()) else None,
@@ -378,9 +395,14 @@ class Recurrent(Layer):
                 for place, norm in in_loop.items()
             },
             measured={place: m for place, m in inputs.measured.items() if place in in_loop},
+            reset=call.resets,
+            reset_key=None if reset_key is None else jax.random.split(reset_key, steps),
         )
-        start = step.start(carry, call, inputs.measured)
-        carry, outputs = step.over(start, xs, steps, self.remat_steps)
+        if by_segments:
+            carry, outputs = _packed.over_segments(step, carry, xs, self.remat_steps, reset_key)
+        else:
+            start = step.start(carry, call, inputs.measured)
+            carry, outputs = step.over(start, xs, steps, self.remat_steps)
 
         # After the loop: statistics of all steps, [time, features], move the state.
         measured = {
@@ -422,27 +444,27 @@ class Recurrent(Layer):
     def _first_carry(
         self, params: PyTree, x: jax.Array, carry: PyTree | None, key: jax.Array | None
     ) -> PyTree:
-        batch = x.shape[1]
         if carry is None:
-            start = self.start_carry(batch, x.dtype)
-            if self.learn_carry:
-                learned = params["carry"]
-                if isinstance(learned, Mapping):
-                    learned = _names.from_dict(start, learned)
-                start = jax.tree.map(lambda c, z: jnp.broadcast_to(c, z.shape), learned, start)
+            start = self._fresh_carry(params, x)
         else:
-            zero = self.start_carry(batch, x.dtype)
-            start = _sequences.checked_carry(carry, zero)
+            start = _sequences.checked_carry(carry, self.start_carry(x.shape[1], x.dtype))
         if self.h0_noise:
             if key is None:
                 raise ValueError(
                     f"h0_noise={self.h0_noise} needs a PRNG key: write apply(..., key=key)"
                 )
-            # On the hidden state, and on nothing else.
-            h = hidden_of(start)
-            noise = _as(self.h0_noise, h.dtype) * jax.random.normal(key, h.shape, h.dtype)
-            start = with_hidden(start, h + noise)
+            start = with_noise(start, self.h0_noise, key)
         return _sequences.vary_like(start, x)
+
+    def _fresh_carry(self, params: PyTree, x: jax.Array) -> PyTree:
+        """Return zeros, or the carry that was learned, `[batch, hidden]`."""
+        start = self.start_carry(x.shape[1], x.dtype)
+        if not self.learn_carry:
+            return start
+        learned = params["carry"]
+        if isinstance(learned, Mapping):
+            learned = _names.from_dict(start, learned)
+        return jax.tree.map(lambda c, z: jnp.broadcast_to(c, z.shape), learned, start)
 
 
 def _cast(params: PyTree, dtype: Any) -> PyTree:

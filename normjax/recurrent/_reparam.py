@@ -53,6 +53,10 @@ class ReparamRecurrent(ReparamLayer, Layer):
         params, _ = materialize(params, state.weights, dict(self.rules), stats="running")
         return self.layer.apply_with_info(params, state.inner, x, stats=stats, **keywords)
 
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last outputs from the last carry, as the layer does."""
+        return self.layer.output(carry)
+
     @property
     def features_out(self) -> int:
         """Size of the last axis of the outputs."""

@@ -13,6 +13,7 @@ from normjax.base import Norm
 from normjax.recurrent._activations import ACTIVATION_BY_NAME
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._initializers import Initializer
+from normjax.recurrent._input_terms import InputSchedule
 from normjax.recurrent._recurrent import Recurrent
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
@@ -64,6 +65,7 @@ def rnn(
     dropout_h: float = 0.0,
     remat_steps: int | None = None,
     time_major: bool = False,
+    input_schedule: InputSchedule | None = None,
 ) -> Recurrent:
     r"""Plain recurrent layer with a norm in any place.
 
@@ -85,6 +87,11 @@ def rnn(
             and keep only that carry of the others: less memory for one more pass forward, least
             at about the root of the length. `None`: keep all steps.
         time_major: x is `[time, batch, features]`.
+        input_schedule: when input terms are made and measured: `"before_loop"`, both for all steps
+            at once, which suits accelerators, and batches split under `jit`; `"in_loop"`, both step
+            by step; `"measure_in_loop"`, made at once and measured step by step. `None`: at once
+            where `axis_name` or the type of x says that the batch is split, else by its shape, as
+            suits one CPU.
 
     Returns:
         A `Recurrent` whose carry is the hidden state.

@@ -14,7 +14,7 @@ from jax import lax
 from normjax._internal._checkpoint_names import ACTIVATIONS, POOLED, STATISTICS
 from normjax.base import Call
 from normjax.recurrent._base import Gates
-from normjax.recurrent._carry import hidden_of, with_hidden
+from normjax.recurrent._carry import hidden_of, with_hidden, with_noise
 from normjax.recurrent._input_terms import input_term
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import Array, PyTree
@@ -33,9 +33,10 @@ saved_in_chunk = jax.checkpoint_policies.save_only_these_names(POOLED)
 class LayerCall(Call):
     """How a layer runs over one sequence: what `apply` was given, checked and time-major.
 
-    `mask` is `[time, batch, 1]`, True on the steps of each sequence.
+    `mask` is `[time, batch, 1]`, True on the steps that count.
 
     Attributes:
+        resets: `[time, batch, 1]`, True where the carry starts again before the step.
         hidden_perturbation: `[time, batch, hidden]`, added to the hidden state of every step.
         key: PRNG key.
         noise: whether zoneout and dropout draw from it.
@@ -46,11 +47,12 @@ class LayerCall(Call):
     key: jax.Array | None = None
     noise: bool | None = None
     with_info: bool = False
+    resets: jax.Array | None = None
 
     @property
     def needs_scan(self) -> bool:
-        """Whether something is padded, perturbed, reported or split over devices."""
-        options = (self.mask, self.hidden_perturbation, self.axis_name)
+        """Whether something is padded, reset, perturbed, reported or split over devices."""
+        options = (self.mask, self.resets, self.hidden_perturbation, self.axis_name)
         return self.with_info or any(option is not None for option in options)
 
     def of_norms(self, norms: Mapping[str, SeqNorm]) -> dict[str, Call]:
@@ -67,6 +69,24 @@ class LayerCall(Call):
         }
 
 
+class Run(NamedTuple):
+    """What a layer makes of one sequence.
+
+    Attributes:
+        y: `[time, batch, hidden]`.
+        carry: the carry after each sequence's last step.
+        state: the next state.
+        measured: by place, what each norm that keeps statistics measured.
+        gates: by name, `[time, batch, hidden]`, where they are asked for.
+    """
+
+    y: jax.Array
+    carry: PyTree
+    state: dict[str, PyTree]
+    measured: dict[str, Any]
+    gates: Gates
+
+
 class StepInputs(NamedTuple):
     """What the loop reads; in the loop of one step, outside of it with a leading axis of time.
 
@@ -78,6 +98,8 @@ class StepInputs(NamedTuple):
         key: PRNG key of zoneout.
         norms: by place, the norm's `per_step_inputs`.
         measured: by place, what was measured before the loop.
+        reset: `[batch, 1]`, True where the carry starts again before this step.
+        reset_key: PRNG key of the noise on carries that start again.
     """
 
     x: Any
@@ -87,6 +109,8 @@ class StepInputs(NamedTuple):
     key: jax.Array | None
     norms: dict[str, PyTree]
     measured: dict[str, PyTree]
+    reset: Any = None
+    reset_key: jax.Array | None = None
 
 
 class StepOutputs(NamedTuple):
@@ -129,6 +153,7 @@ class Step:
         weights: by place on the input, the columns of `w_x`.
         dropout: `[batch, hidden]`, factor of the hidden state on its way to the weights.
         with_info: whether the gates' values are returned.
+        fresh: the cell's carry after a reset, before noise; `None` where nothing is reset.
     """
 
     layer: Any
@@ -139,6 +164,7 @@ class Step:
     weights: dict[str, jax.Array]
     dropout: jax.Array | None
     with_info: bool
+    fresh: PyTree = None
 
     def start(self, cell: PyTree, call: Call, measured: Mapping[str, PyTree]) -> StepCarry:
         """Return the carry before the first step; `measured` are the places that are done."""
@@ -154,6 +180,12 @@ class Step:
     def __call__(self, carry: StepCarry, inputs: StepInputs) -> tuple[StepCarry, StepOutputs]:
         """Go one step."""
         measured: dict[str, PyTree] = {}
+        before = carry.cell
+        if inputs.reset is not None:
+            fresh = self.fresh
+            if inputs.reset_key is not None:
+                fresh = with_noise(fresh, self.layer.h0_noise, inputs.reset_key)
+            before = jax.tree.map(lambda new, old: jnp.where(inputs.reset, new, old), fresh, before)
 
         def norm(place: str, value: jax.Array) -> jax.Array:
             if place not in self.norms:
@@ -176,17 +208,17 @@ class Step:
         term = terms[0] if len(terms) == 1 else jnp.concatenate(terms, axis=-1)
 
         # The recurrence. [batch, hidden]
-        h = hidden_of(carry.cell)
+        h = hidden_of(before)
         h = h if self.dropout is None else h * self.dropout
-        cell, gates = self.layer.cell(self.params, norm, term, h, carry.cell)
-        cell = self.layer.zoneout(inputs.key, carry.cell, cell)
+        cell, gates = self.layer.cell(self.params, norm, term, h, before)
+        cell = self.layer.zoneout(inputs.key, before, cell)
         if inputs.hidden_perturbation is not None:
             cell = with_hidden(cell, hidden_of(cell) + inputs.hidden_perturbation)
 
-        # Past the end of a sequence the carry holds and the output is 0.
+        # At a step that does not count the carry holds and the output is 0.
         y = hidden_of(cell)
         if inputs.mask is not None:
-            cell = jax.tree.map(lambda new, old: jnp.where(inputs.mask, new, old), cell, carry.cell)
+            cell = jax.tree.map(lambda new, old: jnp.where(inputs.mask, new, old), cell, before)
             y = jnp.where(inputs.mask, y, 0)
 
         # Counts that every step shares go through the carry: those that are constants of this

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
 from normjax.base import Norm
-from normjax.recurrent import _sequences, _shared
+from normjax.recurrent import _segments, _shared
 from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_layer
 from normjax.recurrent._composite import Composite, CompositeCall, CompositeRun, known_hyper
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state._population import start_accumulators
-from normjax.statistics._types import Accumulator, Array, PyTree
+from normjax.statistics._types import Accumulator, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,6 +42,11 @@ class Stack(Composite):
             raise ValueError("a stack is batch-major or time-major: give all layers one time_major")
         _checks.dropout_rate("dropout", self.dropout)
         norm = _shared.lift(self.norm_between, "norm_between", stepwise=False)
+        if getattr(norm, "clock", "row") == "segment":
+            raise ValueError(
+                'norm_between counts the steps of a row: write clock="row", or give the next layer '
+                'norm_x=per_step(..., clock="segment")'
+            )
         _checks.set_field(self, "norm_between", norm)
 
     @property
@@ -53,6 +58,16 @@ class Stack(Composite):
     def features_out(self) -> int:
         """Size of the last axis of the outputs, the last layer's."""
         return self.layers[-1].features_out
+
+    def output(self, carry: PyTree) -> jax.Array:
+        """Return the last layer's outputs from the carries, one of each layer."""
+        if self.residual:
+            raise ValueError(
+                "with residual=True the outputs are sums that no carry holds: write "
+                "recurrent.last(y, lengths)"
+            )
+        carries = self._one_each("carry", carry)
+        return self.layers[-1].output(carries[f"layer_{len(self.layers) - 1}"])
 
     @property
     def hyper_names(self) -> frozenset[str]:
@@ -108,7 +123,7 @@ class Stack(Composite):
         """Go up the stack."""
         count = len(self.layers)
         keys = [None] * (2 * count) if call.key is None else jax.random.split(call.key, 2 * count)
-        mask = self._mask(x, call.lengths)
+        mask = self._mask(x, call)
         y, parts, between = x, {}, {}
         for i, name in enumerate(self.parts):
             parts[name] = self.run_part(name, params, state, y, keys[2 * i], call)
@@ -152,12 +167,12 @@ class Stack(Composite):
         stays = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
         return jnp.where(stays, y / jnp.asarray(1 - self.dropout, y.dtype), 0)
 
-    def _mask(self, x: jax.Array, lengths: Array | None) -> jax.Array | None:
-        """Return `[time, batch, 1]`, True on the steps of each sequence."""
+    def _mask(self, x: jax.Array, call: CompositeCall) -> jax.Array | None:
+        """Return `[time, batch, 1]`, True on the steps that count."""
         if x.ndim != 3:
             return None  # the first layer says what is wrong
-        steps, batch = x.shape[:2] if self.time_major else x.shape[1::-1]
-        return _sequences.padding(lengths, steps, batch)
+        x = x if self.time_major else x.swapaxes(0, 1)
+        return _segments.steps_that_count(call.lengths, call.mask, None, x, self.time_major)[0]
 
 
 @_hints.with_hints()

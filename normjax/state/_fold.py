@@ -25,6 +25,11 @@ from normjax.statistics._types import Accumulator, Array, PyTree
 _FOLDED = (BatchNorm, BatchRenorm, GhostBatchNorm, MeanOnlyBatchNorm)
 
 
+def is_folded(norm: Norm) -> bool:
+    """Whether in inference a norm with running statistics is an affine of each feature."""
+    return type(norm) in _FOLDED
+
+
 def fold(norm: Norm, params: PyTree, state: PyTree) -> Affine:
     r"""Return the scale and bias that equal a norm of the batch family in inference.
 

@@ -13,6 +13,7 @@ import jax
 
 from normjax.statistics import _merge, _running
 from normjax.statistics._compensated import compensated_type, error_names
+from normjax.statistics._debias import WEIGHT, Debiased, debiased_type
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 
@@ -47,6 +48,8 @@ def from_dict(template: PyTree, values: Any) -> PyTree:
     for name, value in expected.items():
         if not jax.tree.leaves(value):
             fields[name] = value
+        elif name == WEIGHT and isinstance(template, Debiased) and name not in values:
+            continue  # statistics from before `debias=True`, which are taken as data
         elif name not in values:
             raise ValueError(f"variable {name!r} is missing: found {sorted(values)}")
         else:
@@ -119,10 +122,13 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
     if any(isinstance(value, Mapping) for value in values.values()):
         return None
     for kind in _merge.kinds():
-        if names == set(kind.names):
-            return kind.running(**values)
-        if names == {*kind.names, *error_names(kind.running)}:
-            return compensated_type(kind.running)(**values)
+        # Compensated ones have errors of the fields too, and debiased ones a weight.
+        for made in (kind.running, compensated_type(kind.running)):
+            own = {*kind.names, *(error_names(made) if made is not kind.running else ())}
+            if names == own:
+                return made(**values)
+            if names == {*own, WEIGHT}:
+                return debiased_type(made)(**values)
     return None
 
 

@@ -26,6 +26,7 @@ from normjax.state._whole_model import (
     running_of,
 )
 from normjax.statistics import _running
+from normjax.statistics._debias import Debiased
 from normjax.statistics._types import Accumulator, BatchMeans, PyTree
 
 How = Literal["pooled", "unbiased", "mean"]
@@ -150,7 +151,12 @@ def finalize_statistics(
             pairs = (measured.count > 1).astype(measured.count.dtype)
             weights = [measured.count, pairs if correction else measured.count]
         fields = zip(weights, new, stats.running, strict=False)
-        return type(stats.running)(*(_running.where_measured(w, n, old) for w, n, old in fields))
+        final = [_running.where_measured(w, n, old) for w, n, old in fields]
+        if not isinstance(stats.running, Debiased):
+            return type(stats.running)(*final)
+        weight = jnp.where(weights[-1] > 0, 1, stats.running.weight)
+        named = dict(zip(stats.running._fields, final, strict=True))
+        return type(stats.running)(**named, weight=weight)
 
     return map_statistics(state, finish)
 

@@ -16,7 +16,7 @@ from normjax.statistics._types import Accumulator, PyTree
 Path = tuple[Any, ...]
 # Parameters of this library's norms and of Flax's; g of weight norm and bias_hn of a GRU.
 NORM_PARAMS = {"scale", "bias", "alpha", "slope", "threshold", "eps", "mean_weight", "var_weight"}
-NORM_PARAMS |= {"g", "bias_hn"}
+NORM_PARAMS |= {"shift", "g", "bias_hn"}
 # Those of Haiku's norms, and the biases of its layers.
 HAIKU_PARAMS = NORM_PARAMS | {"offset", "b"}
 # A learned initial carry of a recurrent layer: one array, or the two of an LSTM.
@@ -118,7 +118,8 @@ def is_norm_param(path: Path, rules: Rules = "flax") -> bool:
 
     Returns:
         With `"flax"`, True for `scale`, `bias` and the other parameters of a norm (`alpha`,
-        `slope`, `threshold`, `eps`, `mean_weight`, `var_weight`), for `g`, `bias_hn` and `carry`.
+        `shift`, `slope`, `threshold`, `eps`, `mean_weight`, `var_weight`), for `g`, `bias_hn` and
+        `carry`.
 
     Raises:
         ValueError: `rules` is the name of no framework above.

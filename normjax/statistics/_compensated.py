@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normjax._internal._exportable import exportable_node
 from normjax.statistics._types import (
     Means,
     Moments,
@@ -97,7 +98,7 @@ def _rebuild(plain: type, leaves: Any) -> Any:
 
 # Made at once, so that one that was pickled can be a leaf of any tree.
 for _plain in (Moments, SecondMoments, Means, Running, RunningCov, RunningMean):
-    compensated_type(_plain)
+    exportable_node(compensated_type(_plain), lambda cls, leaves: _rebuild(cls.plain, leaves))
 
 
 def plain_type(value: Any) -> type:

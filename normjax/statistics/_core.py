@@ -3,7 +3,7 @@
 Arguments are checked once, in the public functions (`_moments.py`, `_normalize.py`) and in
 `Norm.apply`. The functions here take floating arrays, resolved axes and a boolean mask of the
 rank of x, and trust them. This is also the one place that chooses which program computes a norm:
-the plain formulas, the formulas for large arrays on a CPU, or a kernel.
+the plain formulas, those for large arrays, or a kernel.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from jax import lax
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
-from normjax.statistics import _formulas, _large_cpu
+from normjax.statistics import _formulas, _large
 from normjax.statistics._shapes import (
     abs2,
     append_axes,
+    as_number,
     as_vectors,
     expand,
     outer,
@@ -65,8 +66,8 @@ def moments(
         x = jnp.where(mask, x, 0)
         n = jnp.maximum(count, 1)
         mean, var = _formulas.mean_and_var(x, mask, n, axes, plain_mean)
-    elif x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(x):
-        mean, var = _large_cpu.mean_and_var(x, axes, plain_mean)
+    elif isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(x):
+        mean, var = _large.mean_and_var(x, axes, plain_mean)
     else:
         mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
     if axis_name is None:
@@ -197,8 +198,8 @@ def normalize(
         scale = jnp.asarray(scale)
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)
     bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)
-    if x.size >= _large_cpu.MIN_SIZE and _large_cpu.applies(wide, mask):
-        return _large_cpu.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+    if isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(wide, mask):
+        return _large.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
     return _formulas.standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
 
 
@@ -256,16 +257,21 @@ def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
     """Count the values in each set; the mask is summed in integers, before it is broadcast.
 
     Without a mask the count is known while tracing, and returned as a NumPy array then: a constant,
-    which `psum` multiplies instead of exchanging, and which a scan need not write once a step.
+    which `psum` multiplies instead of exchanging, and which a scan need not write once a step. A
+    symbolic shape's is known when the program is called.
     """
     shape = tuple(size for a, size in enumerate(x.shape) if a not in axes)
     dtype = jnp.finfo(x.dtype).dtype
     if mask is None:
-        count = np.full(shape, math.prod(x.shape[a] for a in axes), dtype)
+        number = math.prod(x.shape[a] for a in axes)
+        if not isinstance(number, int) or not isinstance(x.size, int):
+            return jnp.broadcast_to(as_number(number, dtype), shape)
+        count = np.full(shape, number, dtype)
         return count if isinstance(x, jax.core.Tracer) else jnp.asarray(count)
     # One masked position of size 1 on an averaged axis counts for all of x along that axis.
     repeats = math.prod(x.shape[a] for a in axes if mask.shape[a] == 1)
-    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype) * repeats
+    real = jnp.sum(mask, axes, dtype=jnp.int32).astype(dtype)
+    real *= repeats if isinstance(repeats, int) else as_number(repeats, dtype)
     return jnp.broadcast_to(real, shape)
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Inexact, Num
 
 from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
-from normjax.statistics._shapes import abs2, as_factor, expand, stat_dtype, to_rank
+from normjax.statistics._shapes import abs2, as_factor, as_number, expand, stat_dtype, to_rank
 from normjax.statistics._types import Array
 
 
@@ -49,6 +49,26 @@ def affine(
     return y if bias is None else y + to_rank(bias, d.ndim).astype(d.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def rounded_times(y: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
+    """Return `y` rounded to `dtype`, times `scale`; the derivative leaves the rounding out."""
+    to = jnp.finfo(dtype)
+    # Not `astype` there and back, which XLA may drop.
+    rounded = lax.reduce_precision(y, to.nexp, to.nmant)
+    if to.nexp < jnp.finfo(y.dtype).nexp:  # float16: its subnormals are 0 there
+        step = float(to.smallest_subnormal)
+        rounded = jnp.where(
+            jnp.abs(y) < float(to.smallest_normal), jnp.round(y / step) * step, rounded
+        )
+    return rounded * scale
+
+
+@rounded_times.defjvp
+def _rounded_times_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
+    (y, scale), (dy, dscale) = primals, tangents
+    return rounded_times(y, scale, dtype), dy * scale + y * dscale
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def mean_and_var(
     x: jax.Array,
@@ -71,11 +91,23 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     x, mask, n = primals
     # The rule uses the outputs mean and var and no intermediate, so a scan stores little per step.
     mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
-    d, dx = centred_about(x, mean, mask, axes), tangents[0]
+    return (mean, var), mean_and_var_tangent(x, mean, tangents[0], mask, n, axes)
+
+
+def mean_and_var_tangent(
+    x: jax.Array,
+    mean: jax.Array,
+    dx: jax.Array,
+    mask: Array | None,
+    n: jax.Array | None,
+    axes: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Return the tangents of mean and variance, from the mean and the tangent of x."""
+    d = centred_about(x, mean, mask, axes)
     if mask is not None:
         dx = jnp.where(mask, dx, 0)
     slope = (d.conj() * dx).real if jnp.iscomplexobj(d) else d * dx
-    return (mean, var), (mean_over(dx, axes, n), 2 * mean_over(slope, axes, n))
+    return mean_over(dx, axes, n), 2 * mean_over(slope, axes, n)
 
 
 def moments_about(
@@ -148,7 +180,9 @@ def mean_over(values: jax.Array, axes: tuple[int, ...], n: jax.Array | None) -> 
     """Return the sum over `axes` divided by `n`, or by the number of values if `n` is None."""
     total = jnp.sum(values, axes)
     if n is None:
-        return total / float(max(math.prod(values.shape[a] for a in axes), 1))
+        size = math.prod(values.shape[a] for a in axes)
+        known = isinstance(size, int)
+        return total / (float(max(size, 1)) if known else as_number(size, total.dtype))
     return total / n.astype(total.dtype)
 
 

@@ -4,6 +4,7 @@ On a CPU, XLA reduces an array that already exists quickly, but first writes out
 operand that has to be broadcast or computed. So the sums here are taken of `x`, of `x * x` and of
 one product of the size of x, and row-by-column factors are written as a matrix product. The
 derivatives are those of `_formulas`, which also handles small arrays, masks and other devices.
+`_large` says when these are used, and wraps `mean_and_var` and its tangent in one derivative rule.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax._internal._paired import with_fast_vjp
 from normjax.statistics._formulas import is_roundoff, moments_about
 from normjax.statistics._shapes import expand
-
-# Half a megabyte of float32. Below it these formulas cost more than the passes they save.
-MIN_SIZE = 2**17
 
 # E[x^2] - E[x]^2 multiplies the rounding error by 1 + (mean / spread)^2: at 2 spreads by 5. Beyond
 # this limit the variance is taken in two passes.
@@ -32,17 +29,6 @@ ONE_PASS_LIMIT = 2.0
 _barrier = lax.optimization_barrier
 
 
-def applies(x: jax.Array, mask: Any = None) -> bool:
-    """Whether to use these formulas for `x`: large, real, without a mask, on a CPU."""
-    return (
-        mask is None
-        and x.size >= MIN_SIZE
-        and not jnp.iscomplexobj(x)
-        and jax.default_backend() == "cpu"
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def mean_and_var(
     x: jax.Array, axes: tuple[int, ...], plain_mean: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -63,16 +49,15 @@ def mean_and_var(
     return lax.cond(jnp.all(near), lambda x: (mean, var), two_passes, x)
 
 
-@mean_and_var.defjvp
-def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
-    """Differentiate: dmean = E[dx], dvar = 2 E[(x - mean) dx]."""
-    (x,), (dx,) = primals, tangents
+def mean_and_var_tangent(
+    x: jax.Array, mean: jax.Array, dx: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Return the tangents dmean = E[dx] and dvar = 2 E[(x - mean) dx]."""
     n = float(math.prod(x.shape[a] for a in axes))
-    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
     d = x - expand(mean, [a for a in range(x.ndim) if a not in axes], x.ndim)
     dmean, dvar = _sum(dx, axes) / n, _sum(d * dx, axes) * (2 / n)
     # Transposed, the barrier has both small cotangents computed before they are broadcast to x.
-    return (mean, var), _barrier((dmean, dvar))
+    return tuple(_barrier((dmean, dvar)))
 
 
 def standardize(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax.statistics._compensated import add, compensated_type, errors, plain_type
+from normjax.statistics._debias import debiased_type
 from normjax.statistics._shapes import abs2, append_axes, outer, scale_by_weight
 from normjax.statistics._types import (
     Array,
@@ -57,6 +58,8 @@ def register(kind: Kind) -> None:
     """Add a kind of statistics to those that `merge`, `ema` and `Accumulator` accept."""
     for plain in (kind.measured, kind.running):
         _KINDS[plain] = _KINDS[compensated_type(plain)] = kind
+    for biased in (kind.running, compensated_type(kind.running)):
+        _KINDS[debiased_type(biased)] = kind
 
 
 def kind_of(node: PyTree) -> Kind | None:

@@ -18,6 +18,7 @@ from normjax.statistics._compensated import (
     compensated_type,
     two_sum,
 )
+from normjax.statistics._debias import Debiased, data_weights, debias
 from normjax.statistics._merge import _KINDS, State, kind_of, merge
 from normjax.statistics._shapes import append_axes, scale_by_weight, stat_dtype
 from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Running
@@ -35,6 +36,9 @@ def ema(
     decay of 0.999, 6e-4 at 0.9999. A compensated state, that of a norm with `compensated=True`,
     carries what float32 leaves out and stays within 1e-6. `population_statistics` has no such
     limit either.
+
+    A debiased state, that of a norm with `debias=True`, averages the data alone: each batch has the
+    weight (1 - d) / (1 - d^n), so that the first replaces the start.
 
     Args:
         running: the current state, `Running`, `RunningCov` or `RunningMean`.
@@ -70,9 +74,13 @@ def ema(
         )
 
     olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+    # In float32 1 - 0.9999 is off by 2e-4 of itself, and with it the pace of the average.
+    weight: Any = 1 - float(decay) if number else 1 - jnp.asarray(decay)
+    if isinstance(running, Debiased):
+        return _debiased_ema(running, m, new, weight, correction)
     if isinstance(running, Compensated):
-        return _compensated_ema(running, m, new, decay, correction)
-    moved = _average(olds, new, decay)
+        return type(running)(*_compensated_ema(running, m, new, weight, correction)[0])
+    moved = _average(olds, new, weight)
     # Checked after the average, in the state's own dtype, where a value may overflow. Mean and
     # spread of a feature move together or not at all.
     good = (m.count > 0) & _finite(m.count, moved)
@@ -86,24 +94,47 @@ def ema(
     )
 
 
-def _compensated_ema(running: Any, m: Any, new: Any, decay: Any, correction: int) -> Any:
-    """Average as `ema`, in two parts: r + (1 - d) (m - r), and what its last digit leaves out."""
-    static = isinstance(decay, int | float | np.number)
-    weight = 1 - float(decay) if static else 1 - jnp.asarray(decay)
+def _debiased_ema(running: Any, m: Any, new: Any, weight: Any, correction: int) -> Any:
+    """Average as `ema`, the data alone: the start has no part in it."""
+    before = lax.stop_gradient(jnp.asarray(running.weight))
+    total, share = data_weights(before, weight)
+    if correction:
+        # Mean and spread have one weight, so a single value, which has no spread, enters neither.
+        m = m._replace(count=jnp.where(m.count > 1, m.count, 0))
+    if isinstance(running, Compensated):
+        values, good = _compensated_ema(running, m, new, share, 0)
+    else:
+        olds = [lax.stop_gradient(jnp.asarray(old)) for old in running]
+        moved = _average(olds, new, share)
+        good = (m.count > 0) & _finite(m.count, moved)
+        values = [
+            jnp.where(append_axes(good, old.ndim), value, old)
+            for old, value in zip(olds, moved, strict=True)
+        ]
+    return type(running)(*values, jnp.where(good, total, before))
+
+
+def _compensated_ema(
+    running: Any, m: Any, new: Any, weight: Any, correction: int
+) -> tuple[list[jax.Array], jax.Array]:
+    """Average as `ema`, in two parts: r + (1 - d) (m - r), and what its last digit leaves out.
+
+    Returns:
+        Fields and errors, and which sets moved.
+    """
+    static = isinstance(weight, float)
     pairs: list[Any] = []
     for old, error, value in zip(running, running.error, new, strict=True):
         old, error = lax.stop_gradient((jnp.asarray(old), jnp.asarray(error)))
-        w = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
+        w, large = _cast_weight(weight, old)
         value = jnp.asarray(value).astype(old.dtype)
         step = add((old, error), w * ((value - old) - error))
         # One that forgets most of the old value must not pass through its rounding.
         mix = two_sum((1 - w) * old, w * value)
         if static:
-            pairs.append(mix if weight > 0.5 else step)
+            pairs.append(mix if large else step)
         else:
-            pairs.append(
-                tuple(jnp.where(weight > 0.5, a, b) for a, b in zip(mix, step, strict=True))
-            )
+            pairs.append(tuple(jnp.where(large, a, b) for a, b in zip(mix, step, strict=True)))
     values, rests = zip(*pairs, strict=True)
     good = (m.count > 0) & _finite(m.count, values)
     both = (good, good & (m.count > 1) if correction else good)
@@ -112,29 +143,41 @@ def _compensated_ema(running: Any, m: Any, new: Any, decay: Any, correction: int
         fields = zip(both, moved, before, strict=False)
         return [jnp.where(append_axes(b, v.ndim), v, jnp.asarray(old)) for b, v, old in fields]
 
-    return type(running)(*kept(values, running), *kept(rests, running.error))
+    return [*kept(values, running), *kept(rests, running.error)], good
 
 
-def _average(olds: list[jax.Array], news: tuple[Array, ...], decay: Any) -> list[jax.Array]:
-    """Return decay * old + (1 - decay) * new of each, in the dtype of the old values.
+def _average(olds: list[jax.Array], news: tuple[Array, ...], weight: Any) -> list[jax.Array]:
+    """Return (1 - weight) * old + weight * new of each, in the dtype of the old values.
 
     A half-precision average would stall a few percent away from its target.
     """
-    # In float32 1 - 0.9999 is off by 2e-4 of itself, and with it the pace of the average.
-    static = isinstance(decay, int | float | np.number)
-    weight = 1 - float(decay) if static else 1 - jnp.asarray(decay)
+    static = isinstance(weight, float)
     moved = []
     for old, new in zip(olds, news, strict=True):
-        w = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype).astype(old.dtype)
+        if static:
+            w, large = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype), weight > 0.5
+            w = w.astype(old.dtype)
+        else:
+            w, large = _cast_weight(weight, old)
         new = jnp.asarray(new).astype(old.dtype)
         # The step from the old value is exact where it is small; one that forgets the old value,
         # at decay 0 altogether, must not pass through the old value's rounding.
         step, mix = old + (w * new - w * old), (1 - w) * old + w * new
         if static:
-            moved.append(mix if weight > 0.5 else step)
+            moved.append(mix if large else step)
         else:
-            moved.append(jnp.where(weight > 0.5, mix, step))
+            moved.append(jnp.where(large, mix, step))
     return moved
+
+
+def _cast_weight(weight: Any, old: jax.Array) -> tuple[jax.Array, Any]:
+    """Return a weight in the dtype of `old`, and whether it is above a half.
+
+    It is one number, or an array of the shape of the counts.
+    """
+    w = jnp.asarray(weight).astype(jnp.finfo(old.dtype).dtype)
+    w = append_axes(w, old.ndim) if w.ndim else w
+    return w.astype(old.dtype), weight > 0.5 if isinstance(weight, float) else w > 0.5
 
 
 def to_running(m: Any, correction: int = 0) -> Any:
@@ -196,11 +239,19 @@ def select(state: PyTree, measured: Any, stats: str) -> Any:
     return state.running if isinstance(state, Accumulator) else state
 
 
-def initial_running(features: tuple[int, ...], dtype: Any, *, compensated: bool = False) -> Running:
+def initial_running(
+    features: tuple[int, ...], dtype: Any, *, compensated: bool = False, debiased: bool = False
+) -> Running:
     """Return the initial running statistics: mean 0 and variance 1, at least float32."""
     dtype = stat_dtype(dtype)
     running = Running(jnp.zeros(features, dtype), jnp.ones(features, jnp.finfo(dtype).dtype))
-    return compensate(running) if compensated else running
+    return extended(running, compensated, debiased)
+
+
+def extended(running: PyTree, compensated: bool, debiased: bool) -> Any:
+    """Return initial statistics with what a norm's options keep beside them."""
+    running = compensate(running) if compensated else running
+    return debias(running) if debiased else running
 
 
 def is_stats(leaf: PyTree) -> bool:
@@ -217,7 +268,7 @@ def reset_running(running: PyTree) -> Any:
         initial = kind.running(mean)
     else:
         initial = kind.running(mean, kind.identity(mean.shape, running[1].dtype))
-    return compensate(initial) if isinstance(running, Compensated) else initial
+    return extended(initial, isinstance(running, Compensated), isinstance(running, Debiased))
 
 
 def _check_fits(running: Any, new: Any) -> None:

@@ -31,6 +31,11 @@ def as_vectors(
     return flat, lambda y: y.reshape(*turned.shape[:-1], y.shape[-1]).transpose(back)
 
 
+def as_number(size: Any, dtype: Any) -> jax.Array:
+    """Return a number of values that depends on the symbols of an exported program's shapes."""
+    return jnp.asarray(size).astype(dtype)
+
+
 def expand(v: Array, remaining: Sequence[int], ndim: int) -> jax.Array:
     """Give a statistic of the axes `remaining` of x the rank of x, so that it broadcasts."""
     v = jnp.asarray(v)

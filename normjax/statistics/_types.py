@@ -8,11 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Inexact
 
+from normjax._internal._exportable import exportable
+
 Array = jax.Array | np.ndarray
 PyTree = Any
 AxisName = str | tuple[str, ...] | None
 
 
+@exportable
 class Moments(NamedTuple):
     """Mean, biased variance and count of one set of values.
 
@@ -27,6 +30,7 @@ class Moments(NamedTuple):
     count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
 
 
+@exportable
 class Running(NamedTuple):
     """Running mean and variance, the state of batch norm: Flax's layout, initially 0 and 1.
 
@@ -39,6 +43,7 @@ class Running(NamedTuple):
     var: Inexact[Array, "*features"]
 
 
+@exportable
 class Means(NamedTuple):
     """Mean and count of one set of values, without a variance.
 
@@ -51,6 +56,7 @@ class Means(NamedTuple):
     count: Inexact[Array, "*features"]  # type: ignore[assignment]  # shadows tuple.count
 
 
+@exportable
 class RunningMean(NamedTuple):
     """Running mean, the state of a norm that needs no variance; initially 0.
 
@@ -61,6 +67,7 @@ class RunningMean(NamedTuple):
     mean: Inexact[Array, "*features"]
 
 
+@exportable
 class SecondMoments(NamedTuple):
     """Mean, biased covariance and count of one set of vectors.
 
@@ -75,6 +82,7 @@ class SecondMoments(NamedTuple):
     count: Inexact[Array, "*sets"]  # type: ignore[assignment]  # shadows tuple.count
 
 
+@exportable
 class RunningCov(NamedTuple):
     """Running mean and covariance, the state of whitening norms; initially 0 and the identity.
 
@@ -87,6 +95,7 @@ class RunningCov(NamedTuple):
     cov: Inexact[Array, "*sets features features"]
 
 
+@exportable
 class BatchMeans(NamedTuple):
     """Plain averages of per-batch statistics, and the number of batches in each of them.
 
@@ -104,6 +113,7 @@ class BatchMeans(NamedTuple):
     pairs: Inexact[Array, "*features"]
 
 
+@exportable
 class Accumulator(NamedTuple):
     """A state that accumulates statistics exactly instead of averaging them exponentially.
 

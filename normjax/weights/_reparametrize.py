@@ -12,12 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from normjax._internal import _checks
+from normjax._internal._exportable import exportable
 from normjax.base import Reparam, Stats
 from normjax.statistics._types import PyTree, is_accumulator
 
 Rules = Mapping[str | Callable[[str], bool], Reparam]
 
 
+@exportable
 class ReparamState(NamedTuple):
     """State of a reparametrized layer: the layer's own, and one for each weight by path."""
 

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Inexact
 
 from normjax._internal import _checks, _hints
+from normjax._internal._exportable import exportable
 from normjax.base import DirectionAndGain, Reparam, Stats
 from normjax.state._names import named
 from normjax.statistics import _shapes
@@ -19,6 +20,7 @@ from normjax.statistics._types import Array, PyTree
 from normjax.weights import _direction
 
 
+@exportable
 class SingularVectors(NamedTuple):
     """The latest estimate of the largest singular value of a weight matrix `[inputs, outputs]`.
 

@@ -42,6 +42,7 @@ REPRESENTED_BY = {
     "l2_norm": "rms_norm",
     "local_response_norm": "rms_norm",
     "global_response_norm": "filter_response_norm",
+    "dynamic_erf": "dynamic_tanh",
     "identity": "dynamic_tanh",
 }
 

@@ -43,7 +43,7 @@ def test_there_are_many():
     "blocks", [pytest.param(b, id=f"{page}: {title}") for page, title, b in sections()]
 )
 def test_a_sections_code_runs(blocks):
-    for peer in ("torch", "haiku"):
+    for peer in ("torch", "haiku", "equinox"):
         if any(re.search(rf"^import {peer}\b", block, re.M) for block in blocks):
             pytest.importorskip(peer, reason=f"{peer} is absent: make peers")
     # A module of its own, as dataclasses such as Flax's look theirs up by name.

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import time
 
+import grain
 import numpy as np
 import pytest
 
 from experiments import prepare
 from experiments.config.defaults import TRAIN_SIZE
-from experiments.data import batches, datasets, images, locate, records
+from experiments.data import batches, datasets, images, locate, records, splits
 from experiments.usage import UsageError
 
 
@@ -64,6 +65,21 @@ def test_batches_dealt_once_come_again_in_a_new_order():
     assert sorted(first) == sorted(second) and first != second
     assert len(set(epochs[0].ravel())) == 48  # two examples fill no batch
     assert tuple(next(batches.batches(50, 4, 1, "once"))) not in first
+
+
+@pytest.mark.parametrize("small", [0, 100])
+@pytest.mark.parametrize("size, rows, seed", [(37, 5, 3), (7, 7, 2**32 - 1), (5, 4, 9)])
+def test_the_order_is_that_of_grains_own_pipeline(size, rows, seed, small, monkeypatch):
+    """To the bit, whether an epoch's order is kept or asked for index by index."""
+    monkeypatch.setattr(batches, "SMALL", small)
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed)
+    epochs = shuffled.repeat().batch(rows, drop_remainder=True)
+    once = grain.MapDataset.source(list(shuffled.batch(rows, drop_remainder=True)))
+    for shuffle, pipeline in (("epoch", epochs), ("once", once.shuffle(seed=seed).repeat())):
+        iterator = batches.batches(size, rows, seed, shuffle)
+        for number in range(20):
+            np.testing.assert_array_equal(next(iterator), pipeline[number], strict=True)
+        assert iterator.get_state() == {"next_index": 20}
 
 
 @pytest.mark.parametrize("shuffle", ["epoch", "once"])
@@ -156,3 +172,12 @@ def test_records_that_were_cut_short_are_told(tmp_path):
         file.write_bytes(whole[:left])
         with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
             records._check_split(tmp_path, info, "test", 300)
+
+
+@pytest.mark.parametrize("side", [14, 7, 4, 2])
+def test_a_small_image_has_the_means_of_blocks(side):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 28 * 28), dtype=np.uint8)
+    pixels[:2] = [[0], [255]]
+    made = images.shrink(splits.Split(pixels, np.zeros(50, np.uint8)), (28, 28, 1), side).pixels
+    blocks = pixels.reshape(50, side, 28 // side, side, 28 // side).astype(np.float64)
+    np.testing.assert_array_equal(made[..., 0], np.rint(blocks.mean((2, 4))))

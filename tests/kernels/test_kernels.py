@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,13 @@ MOST = pytest.mark.parametrize(
         for name, given in NORMS.items()
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def interpreted():
+    """On a CPU a program has a kernel's plain twin, unless the interpreter is asked for."""
+    with _pallas.interpreted():
+        yield
 
 
 @pytest.fixture
@@ -131,6 +140,28 @@ def test_values_and_gradients_against_float64(make, shape):
         np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=3e-4)
 
 
+@pytest.fixture
+def pallas_calls(monkeypatch):
+    """The backends of the kernels that are made."""
+    made, call = [], _pallas.pallas_call
+    monkeypatch.setattr(
+        _pallas, "pallas_call", lambda *a, **k: made.append(k["backend"]) or call(*a, **k)
+    )
+    return made
+
+
+@MOST
+def test_a_cpu_has_the_twin_unless_the_interpreter_is_asked_for(make, shape, pallas_calls):
+    args = started(make(), shape)
+    plain = jax.jit(functools.partial(everything, make()))(*args)
+    with _pallas.interpreted(False):
+        fast = jax.jit(functools.partial(everything, make(impl="kernel")))(*args)
+    assert not pallas_calls
+    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+    jax.jit(lambda *a: make(impl="kernel").apply(*a, stats="batch")).lower(*args[:3])
+    assert {*pallas_calls} == {"interpreter"}
+
+
 FAR = {
     # Of a row the kernel has the centred values; a column's mean is rounded where it is handed on.
     "layer": (nj.layer_norm, (64, 512), -1, 2e-6, 2e-6),
@@ -209,7 +240,7 @@ def test_running_statistics_are_the_twins(kernels_run):
 def test_a_padded_last_block_is_nobodys_value():
     """Rows of a block beyond the end may hold anything, NaN too."""
     x = jnp.asarray(RNG.normal(size=(1000, 640)) + 5, jnp.float32)
-    block, columns = _batch_norm._block(*x.shape)
+    block, columns = _batch_norm._block(*x.shape, "interpreter")
     assert x.shape[0] % block and x.shape[1] % columns
     mean, var = _batch_norm.moments(x, (0,))
     np.testing.assert_allclose(mean, np.asarray(x, np.float64).mean(0), rtol=1e-6)
@@ -255,6 +286,15 @@ def test_the_recurrence_is_the_scans(steps, learn_carry, kernels_run):
     assert not kernels_run
     fast = jax.jit(functools.partial(through, lstm(impl="kernel", **how)))(*args)
     assert kernels_run == ["normjax.kernels._bn_lstm.run"]
+    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+
+
+def test_a_cpu_has_the_recurrences_twin(pallas_calls):
+    args = taught(lstm(learn_carry=True))
+    plain = jax.jit(functools.partial(through, lstm(learn_carry=True)))(*args)
+    with _pallas.interpreted(False):
+        fast = jax.jit(functools.partial(through, lstm(impl="kernel", learn_carry=True)))(*args)
+    assert not pallas_calls
     check.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
@@ -330,25 +370,7 @@ def test_a_layer_that_no_kernel_ever_serves_is_told_at_once(how):
 # ----------------------------------------------------------------------------- for the accelerators
 
 
-@pytest.fixture(params=["tpu", "gpu"])
-def accelerator(request, monkeypatch):
-    """Kernels made as for a TPU or a GPU; they cannot run here, and are lowered."""
-    for made in (
-        _layer_norm._built,
-        _batch_norm._moments,
-        _batch_norm._standardize,
-        _bn_lstm._recurrence,
-    ):
-        made.cache_clear()
-    monkeypatch.setattr(_pallas, "backend", lambda: request.param)
-    yield {"tpu": "tpu", "gpu": "cuda"}[request.param]
-    for made in (
-        _layer_norm._built,
-        _batch_norm._moments,
-        _batch_norm._standardize,
-        _bn_lstm._recurrence,
-    ):
-        made.cache_clear()
+accelerator = pytest.mark.parametrize("accelerator", ["tpu", "cuda"])
 
 
 def described(platform):
@@ -378,6 +400,7 @@ def lowered(function, *args, platform):
     ids=["layer", "rms", "batch", "group"],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@accelerator
 def test_a_step_has_one_kernel_forward_and_one_backward(make, shape, calls, dtype, accelerator):
     params, state, x, dy = started(make(), shape, dtype)
     norm = make(impl="kernel")
@@ -385,9 +408,11 @@ def test_a_step_has_one_kernel_forward_and_one_backward(make, shape, calls, dtyp
     def loss(params, x):
         return jnp.sum(norm.apply(params, state, x, stats="batch")[0] * dy)
 
-    assert lowered(jax.grad(loss, (0, 1)), params, x, platform=accelerator) == calls
+    grad = jax.grad(loss, (0, 1))
+    assert lowered(grad, params, x, platform=accelerator) == calls
 
 
+@accelerator
 def test_a_bn_lstm_has_one_kernel_forward_and_one_backward(accelerator):
     layer = recurrent.bn_lstm(100, max_steps=20, impl="kernel")
     params, state = layer.init(jax.random.key(0), 1)
@@ -398,3 +423,39 @@ def test_a_bn_lstm_has_one_kernel_forward_and_one_backward(accelerator):
 
     calls = lowered(jax.grad(loss), params, platform=accelerator)
     assert calls == (2 if accelerator == "tpu" else 0)  # a GPU's grid is not walked in order
+
+
+def test_one_exported_program_has_each_platforms_own_way():
+    """Kernels for a TPU, their twin for a CPU, where it runs again."""
+    norm = nj.layer_norm(impl="kernel")
+    params, state, x, _ = started(norm, (16, 128))
+    with _pallas.interpreted(False):
+        apply = jax.jit(lambda p, x: norm.apply(p, state, x, stats="batch")[0])
+        exported = jax.export.export(apply, platforms=("cpu", "tpu"))(params, x)
+    assert exported.mlir_module().count("@tpu_custom_call") == 1
+    check.same(exported.call(params, x), nj.layer_norm().apply(params, state, x, stats="batch")[0])
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["jax.experimental.pallas.triton"] = None
+import jax, jax.numpy as jnp
+import normjax as nj
+import normjax.kernels
+from normjax.kernels import _bn_lstm, _batch_norm, _layer_norm, _pallas
+for norm in (nj.layer_norm(impl="kernel"), nj.batch_norm(impl="kernel")):
+    x = jnp.ones((64, 128)) * jnp.arange(64.0)[:, None]
+    params, state = norm.init(x.shape)
+    apply = lambda x: norm.apply(params, state, x, stats="batch")[0]
+    with _pallas.interpreted():
+        assert jnp.isfinite(apply(x)).all()
+    traced = jax.jit(lambda x: jax.vjp(apply, x)[1](x)).trace(x)
+    for platform, calls in (("tpu", True), ("cuda", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("custom_call" in text) == calls, platform
+"""
+
+
+def test_kernels_for_a_tpu_do_without_triton():
+    """JAX is to remove it."""
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True)

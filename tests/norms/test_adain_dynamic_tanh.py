@@ -1,6 +1,8 @@
-"""Dynamic tanh, adaptive instance norm, and affines that are given per sample."""
+"""Dynamic tanh and erf, adaptive instance norm, and affines that are given per sample."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,30 @@ def test_dynamic_tanh_slope_per_sample():
     params, state = norm.init(x.shape)
     y, _ = norm.apply(params._replace(alpha=alpha), state, x, stats="batch")
     np.testing.assert_allclose(y, np.tanh(alpha[:, None, None] * x.astype(np.float64)), **CLOSE)
+
+
+def test_dynamic_erf_is_the_equation():
+    x = draw(3, 5, 4)
+    norm = nj.dynamic_erf(shift_init=0.25)
+    params, state = norm.init(x.shape)
+    assert (float(params.alpha), float(params.shift)) == (0.5, 0.25)
+    params = params._replace(alpha=jnp.float32(1.3), scale=draw(4), bias=draw(4))
+    y, _ = norm.apply(params, state, x, stats="running")
+    squashed = np.vectorize(math.erf)(1.3 * x.astype(np.float64) + 0.25)
+    np.testing.assert_allclose(y, params.scale * squashed + params.bias, **CLOSE)
+    assert norm.moments(params, x) is None
+    assert nj.is_norm_param(("Normalize_0", "shift"))
+
+
+def test_dynamic_erf_of_its_own_condition_per_sample():
+    x, alpha, shift = draw(3, 5, 4), draw(3), draw(3)
+    norm = nj.dynamic_erf(use_scale=False, use_bias=False)
+    params, state = norm.init(x.shape)
+    y, _ = norm.apply(params._replace(alpha=alpha, shift=shift), state, x, stats="batch")
+    z = alpha[:, None, None] * x.astype(np.float64) + shift[:, None, None]
+    np.testing.assert_allclose(y, np.vectorize(math.erf)(z), **CLOSE)
+    with pytest.raises(TypeError, match="two channels"):
+        norm.apply(params, state, x + 1j, stats="batch")
 
 
 @pytest.mark.parametrize("axes, kept", [(None, (1, 2)), ((2,), (2,)), ((1, 2), (1, 2))])

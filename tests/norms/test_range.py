@@ -12,10 +12,10 @@ from normjax import linen, testing
 
 # The scale up to which gradients are right, of those that are not in the first row.
 GRADIENTS = {"local_response_norm": 1e10, "mean_only_batch_norm": 1e36}
-NO_SQUARES = {"dynamic_tanh", "identity", "mean_only_batch_norm"}
+NO_SQUARES = {"dynamic_tanh", "dynamic_erf", "identity", "mean_only_batch_norm"}
 # Of a set of one value the gradient is eps / x^3, which float32 takes from the difference of two
 # numbers 1 / x; and of a tanh it is 0.
-ROUNDED_AWAY = {"filter_response_norm_learned_eps", "dynamic_tanh"}
+ROUNDED_AWAY = {"filter_response_norm_learned_eps", "dynamic_tanh", "dynamic_erf"}
 
 
 def outputs_and_slopes(sample):

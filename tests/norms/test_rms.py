@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -166,6 +168,54 @@ def test_torch_rms_norm():
     x, gamma = draw(3, 5, 8), draw(8)
     want = torch.nn.functional.rms_norm(torch.tensor(x), (8,), torch.tensor(gamma), eps=1e-5)
     np.testing.assert_allclose(run(nj.rms_norm(), x, nj.Affine(gamma, None)), want, **CLOSE)
+
+
+def published_llama(torch, x, weight, eps):
+    """The order of operations of the published model: float32, back to the dtype, then the gain."""
+    wide = x.to(torch.float32)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    "name, impl", [("bfloat16", "xla"), ("bfloat16", "kernel"), ("float16", "xla")]
+)
+def test_cast_first_is_a_published_checkpoints_order_to_the_bit(name, impl):
+    torch = pytest.importorskip("torch")
+    dtype, theirs = jnp.dtype(name), getattr(torch, name)
+    x, gamma = draw(64, 128), draw(128)
+    want = published_llama(torch, torch.tensor(x).to(theirs), torch.tensor(gamma).to(theirs), 1e-6)
+    want = want.to(torch.float32).numpy()
+    params = nj.Affine(jnp.asarray(gamma, dtype), None)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def apply(x, first):
+        norm = nj.rms_norm(eps=1e-6, cast_first=first, impl=impl)
+        return norm.apply(params, (), x, stats="batch")[0]
+
+    x = jnp.asarray(x, dtype)
+    np.testing.assert_array_equal(np.asarray(apply(x, True), np.float32), want)
+    # The default rounds once, so that some values differ.
+    assert (np.asarray(apply(x, False), np.float32) != want).mean() > 0.1
+
+
+def test_cast_first_changes_nothing_in_float32():
+    x, gamma = draw(3, 5, 8), draw(8)
+    for options in ({}, {"unit_offset": True}, {"partial": 0.5}, {"use_bias": True}):
+        params = nj.Affine(gamma, draw(8) if "use_bias" in options else None)
+        first = run(nj.rms_norm(cast_first=True, **options), x, params)
+        np.testing.assert_array_equal(first, run(nj.rms_norm(**options), x, params))
+
+
+def test_cast_first_with_offset_partial_and_bias():
+    x = jnp.asarray(draw(3, 5, 8), jnp.bfloat16)
+    gamma, beta = (jnp.asarray(draw(8), jnp.bfloat16) for _ in range(2))
+    norm = nj.rms_norm(cast_first=True, unit_offset=True, partial=0.5, use_bias=True)
+    wide = np.asarray(x, np.float64)
+    n = jnp.asarray(rms_reference(wide, first=4), jnp.float32).astype(jnp.bfloat16)
+    want = np.asarray(n, np.float64) * (1 + np.asarray(gamma, np.float64))
+    want = jnp.asarray(want + np.asarray(beta, np.float64), jnp.float32).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(run(norm, x, nj.Affine(gamma, beta)), want)
 
 
 def test_errors_say_what_to_write():

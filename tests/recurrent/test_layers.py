@@ -234,7 +234,7 @@ def test_sharded_equals_unsharded(layer, how):
 
 @every_layer
 def test_bfloat16_compute_keeps_float32_statistics(layer):
-    params, state = layer.init(jax.random.key(0), F)
+    params, state = layer.init(jax.random.key(1), F)
     (y, carry), new = layer.apply(params, state, _x(jnp.bfloat16), stats="batch", lengths=LENGTHS)
     (exact, _), kept = layer.apply(
         params, state, _x(jnp.bfloat16).astype(jnp.float32), stats="batch", lengths=LENGTHS

@@ -12,8 +12,10 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
+from normjax.base import Call
 from normjax.recurrent import _input_terms
 from tests._support import reference
+from tests.conftest import unchecked
 
 B, T, F, H = 16, 12, 3, 5
 LENGTHS = np.array([12, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 3, 2, 5])
@@ -258,19 +260,26 @@ def test_input_terms_made_ahead_or_in_the_scan_are_the_same(x64, lengths, featur
 
 
 @pytest.mark.parametrize(
-    ("shape", "devices", "backend", "schedule"),
+    ("features", "told", "axis_name", "schedule"),
     [
-        ((9, 4, 3), 1, "cpu", "in_loop"),
-        ((9, 4, 8), 1, "cpu", "measure_in_loop"),
-        ((9, 4, 3), 4, "cpu", "before_loop"),
-        ((9, 4, 3), 1, "tpu", "before_loop"),
+        (3, None, None, "in_loop"),
+        (8, None, None, "measure_in_loop"),
+        (3, None, "devices", "before_loop"),
+        (3, "measure_in_loop", "devices", "measure_in_loop"),
     ],
 )
-def test_input_schedule_by_machine_and_shape(shape, devices, backend, schedule, monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert _input_terms.input_schedule(shape) == schedule
-    assert _input_terms.input_schedule(shape, "in_loop") == "in_loop"
+def test_input_schedule_by_argument_and_shape(features, told, axis_name, schedule, monkeypatch):
+    """And by no machine: a program that is exported is the same wherever it is traced."""
+    monkeypatch.setattr(jax, "device_count", lambda: pytest.fail("asked for devices"))
+    monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("asked for a backend"))
+    layer = recurrent.lstm(4, norm_x=nj.layer_norm(), input_schedule=told)
+    calls = {"norm_x": Call("batch", None, axis_name)}
+    assert _input_terms.input_schedule(layer, jnp.ones((9, 4, features)), calls) == schedule
+
+
+def test_an_unknown_input_schedule_is_told():
+    with pytest.raises(ValueError, match=r"input_schedule='early'.*before_loop"):
+        unchecked(recurrent.lstm)(4, input_schedule="early")
 
 
 @pytest.mark.parametrize("norm", [nj.batch_norm(), nj.decorrelated_batch_norm()], ids=repr)

@@ -11,7 +11,7 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from normjax.statistics import _large_cpu
+from normjax.statistics import _large, _large_cpu
 from tests._support import check
 
 # These paths are there for what the optimizer makes of them: its bits, and its memory.
@@ -37,7 +37,7 @@ def large(monkeypatch):
     """A switch: on, arrays of any size take the path; off, none does."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(_large_cpu, "MIN_SIZE", 0 if on else 10**9)
+        monkeypatch.setattr(_large, "MIN_SIZE", 0 if on else 10**9)
 
     switch(True)
     return switch
@@ -185,14 +185,49 @@ def test_memory_holds_nothing_of_the_size_of_x_but_the_results(norm, shape):
     assert compiled.memory_analysis().temp_size_in_bytes < x.nbytes / 4
 
 
-def test_which_arrays_are_served(monkeypatch):
+def test_which_arrays_are_served():
     x = jnp.zeros((512, 512))
-    assert _large_cpu.applies(x, None)
-    assert not _large_cpu.applies(x, jnp.ones((512, 1), bool))
-    assert not _large_cpu.applies(x[:8], None)
-    assert not _large_cpu.applies(x.astype(jnp.complex64), None)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not _large_cpu.applies(x, None)
+    assert _large.serves(x)
+    assert not _large.serves(x, jnp.ones((512, 1), bool))
+    assert not _large.serves(x[:8])
+    assert not _large.serves(x.astype(jnp.complex64))
+
+
+def test_formulas_for_a_cpu_are_in_programs_for_a_cpu_only():
+    """Whatever machine traces: its branch between one pass and two, and its barriers."""
+    norm = nj.layer_norm()
+    params, state = norm.init((512, 512))
+
+    def loss(params, x):
+        return jnp.sum(norm.apply(params, state, x, stats="batch")[0] ** 2)
+
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(params, jnp.zeros((512, 512)))
+    texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
+    for platform, text in texts.items():
+        found = ("stablehlo.case" in text, "optimization_barrier" in text)
+        assert found == (platform == "cpu",) * 2
+    assert texts["cuda"].splitlines()[1:] == texts["tpu"].splitlines()[1:]
+
+
+def test_eager_and_forward_mode_take_the_path_too(monkeypatch):
+    norm = nj.layer_norm()
+    params, state, x, _ = _started(norm, (512, 512))
+    taken = []
+
+    def watch(name):
+        plain = getattr(_large_cpu, name)
+        monkeypatch.setattr(_large_cpu, name, lambda *args: taken.append(name) or plain(*args))
+
+    watch("mean_and_var")
+    watch("standardize")
+    apply = lambda x: norm.apply(params, state, x, stats="batch")[0]  # noqa: E731
+    y, dy = jax.jvp(apply, (x,), (x,))
+    assert {*taken} == {"mean_and_var", "standardize"}
+    with jax.enable_x64(True):
+        wide = x.astype(jnp.float64)
+        params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
+        want = jax.jvp(apply, (wide,), (wide,))
+    check.same((y, dy), want, rtol=1e-4, atol=1e-4)
 
 
 BATTERIES = ("transforms_batch", "gradients_batch", "constant", "moments_of_output", "sharded")

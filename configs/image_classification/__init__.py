@@ -1,0 +1,1 @@
+"""Image classification with the networks of experiments/models."""

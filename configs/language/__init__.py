@@ -1,0 +1,1 @@
+"""Language models with the networks of experiments/models."""

@@ -1,0 +1,108 @@
+"""Adds up the gradient of a step over microbatches, with the statistics of the whole batch.
+
+`config.optim.accumulate` microbatches have one set of parameters and, together, one optimizer
+step. Each is normalized by its own statistics, as a small batch always is; the running averages
+then move once, towards the exact statistics of all microbatches together, as those of one large
+batch would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import normjax
+from experiments.tasks.base import Batch, Task
+from experiments.usage import UsageError
+
+Tree = Any
+
+
+class Microbatches(NamedTuple):
+    """How many a step has, and what the norms' running averages keep of the old value."""
+
+    parts: int
+    decay: float | None = None  # None: no norm has running averages
+
+
+def norm_decay(task: Task) -> float | None:
+    """Return the decay of the norms of a task; None if none has running averages.
+
+    Raises:
+        UsageError: two norms have unlike ones.
+    """
+    decays = sorted({norm.decay for norm in _norms(task)})
+    if len(decays) > 1:
+        raise UsageError(
+            f"config.optim.accumulate updates all running averages with one decay, and the model's "
+            f"norms have {', '.join(map(str, decays))}; write the same decay for each."
+        )
+    return decays[0] if decays else None
+
+
+def _norms(value: Any) -> Iterator[Any]:
+    """Yield the norms with running averages in a dataclass, at any depth."""
+    if isinstance(value, normjax.Norm):
+        if value.stateful and hasattr(value, "decay"):
+            yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _norms(getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _norms(item)
+    elif isinstance(value, Mapping):
+        yield from _norms(list(value.values()))
+
+
+def gradient_of_sum(
+    training: Callable[..., tuple[Any, Tree]],
+    params: Tree,
+    norm: Tree,
+    batch: Batch,
+    micro: Microbatches,
+) -> tuple[Any, Tree, Tree]:
+    """Return the batch's sums, the next state of the norms, and the gradient of the summed loss.
+
+    `training(params, norm, batch)` returns sums and state.
+    """
+    rows, count = jax.tree.leaves(batch.examples)[0].shape[0], micro.parts
+    if rows % count:
+        raise UsageError(
+            f"config.optim.accumulate={count} does not divide {rows}, the rows of a batch on a "
+            "device; write a batch_size that it does."
+        )
+
+    def split(x: jax.Array) -> jax.Array:  # [rows, ...] to [count, rows / count, ...]
+        # every count-th row: rows that are split over devices stay where they are
+        return jnp.moveaxis(x.reshape(rows // count, count, *x.shape[1:]), 1, 0)
+
+    parts = jax.tree.map(split, (batch.examples, batch.weight))
+
+    def one(state: Tree, i: Any) -> tuple[tuple[Any, Tree], Tree]:
+        examples, weight = jax.tree.map(lambda x: x[i], parts)
+        key = None if batch.key is None else jax.random.fold_in(batch.key, i)
+
+        def loss(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
+            scores, new = training(params, state, Batch(examples, weight, key))
+            return scores.loss, (scores, new)
+
+        grads, (scores, new) = jax.grad(loss, has_aux=True)(params)
+        return (scores, grads), new
+
+    def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
+        sums, state = carry
+        more, state = one(state, i)
+        return (jax.tree.map(jnp.add, sums, more), state), None
+
+    start = norm if micro.decay is None else normjax.accumulate_statistics(norm)
+    # What the first microbatch makes is the structure of the carry.
+    first = one(start, 0)
+    ((scores, grads), state), _ = jax.lax.scan(step, first, jnp.arange(1, count))
+    if micro.decay is not None:
+        state = normjax.finalize_statistics(state, decay=micro.decay)
+    return scores, state, grads

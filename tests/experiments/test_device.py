@@ -1,0 +1,92 @@
+"""`experiments.device`: minutes of an accelerator, spent on what the ledger lacks."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from etils import epath
+
+from experiments import claim, device
+from experiments.ledger.claims import Claim, Group, Scale, more
+from experiments.usage import UsageError
+
+CLAIM = Claim("", "b is more", "b is more", more("b", "a", "valid.batch.accuracy"), 0.1, "a", "b")
+
+
+@pytest.fixture
+def study(tiny):
+    """Two arms, LSTMs of 3 and 4 units, at two rates."""
+    group = Group(
+        number=1,
+        title="a and b",
+        topic="letters",
+        source="nobody",
+        axis="size",
+        scales=(Scale("small", 1, "few"),),
+        arms=("a", "b"),
+        claims=(CLAIM,),
+        rates=(0.01, 0.1),
+    )
+
+    def get_config(arm, scale):
+        config = tiny("lstm", steps=6, log_every=2, eval_every=3, checkpoint_every=6)
+        config.model.hidden = {"a": 3, "b": 4}[arm]
+        return config
+
+    made = types.ModuleType("study_of_two_lstms")
+    vars(made).update(GROUP=group, get_config=get_config)
+    return made
+
+
+def test_as_many_runs_as_pay(study, monkeypatch):
+    seconds = {1: 1.0, 4: 1.2, 8: 2.3}
+    monkeypatch.setattr(device, "seconds_a_step", lambda configs: seconds[len(configs)])
+    scale = study.GROUP.scales[0]
+    most, rows = device.measure(study, scale, 4, until=float("inf"))
+    assert most == 4  # 3.3 runs a second; 8 make 3.5
+    assert [row["together"] for row in rows] == [1, 4, 8]
+    assert rows[0]["microseconds_a_scan_step"] == pytest.approx(1e6 / 64)  # digits have 64 pixels
+    assert device.measure(study, scale, 4, until=0.0)[0] == 1
+
+
+def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
+    jobs = [(s.GROUP.number, scale.name, scale.device) for s, scale in device.missing(tmp_path)]
+    assert jobs[0] == (1, "pmnist784", "gpu")
+    kinds = [kind for *_, kind in jobs]
+    assert kinds == sorted(kinds, reverse=True)
+    (study, scale), _ = device.named("1:pmnist196, 2:pmnist49")
+    assert (study.GROUP.number, scale.name) == (1, "pmnist196")
+    for jobs, message in (("1", "GROUP:SCALE"), ("x:y", "GROUP:SCALE"), ("28:mlp100", "nothing")):
+        with pytest.raises(UsageError, match=message):
+            device.named(jobs)
+
+
+@pytest.mark.slow
+def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, monkeypatch):
+    scale, out = study.GROUP.scales[0], epath.Path(tmp_path) / "out"
+    assert device.seconds_a_step(device.configs_of(study, scale, "b", 4)[:2]) > 0
+    monkeypatch.setattr(device, "seconds_a_step", lambda configs: 1 / len(configs))
+    get_config = study.get_config
+
+    def longer(arm, scale):
+        config = get_config(arm, scale)
+        config.steps = 10**6
+        return config
+
+    study.get_config = longer
+    report = device.spend([(study, scale)], out, 0.4, 4)
+    assert report["ended"].startswith("the time is over")
+    ((job),) = report["jobs"]
+    assert job["together"] == 8 and job["finished"] == 0
+    ((group, step),) = job["begun"].items()
+    assert "together-" in group and 0 < step < 10**6
+    study.get_config = get_config
+    fresh = epath.Path(tmp_path) / "fresh"
+    report = device.spend([(study, scale)], fresh, 5.0, 4)
+    assert report["ended"] == "all jobs are trained"
+    assert report["jobs"][0]["finished"] == report["jobs"][0]["runs"] == 16
+    finals = {path: path.stat().mtime for path in (fresh / "runs").glob("*/*/final.json")}
+    assert len(finals) == 16
+    record = claim.run(study, scale, fresh / "runs", tmp_path / "results", limit=4, draft=True)
+    assert record["replicates"] == 4 and {path: path.stat().mtime for path in finals} == finals
