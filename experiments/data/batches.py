@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,7 +116,22 @@ class _Read:
         self.split = split
 
     def __call__(self, index: np.ndarray) -> Any:
+        _end_with_parent()
         return self.split.read(index)
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """End this worker with the run that started it, also where that is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def read_ahead(split: splits.Streamed, rows: Any, workers: int = 0) -> Iterator[Any]:
