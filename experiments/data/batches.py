@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,25 +116,41 @@ class _Read:
         self.split = split
 
     def __call__(self, index: np.ndarray) -> Any:
+        _end_with_parent()
         return self.split.read(index)
 
 
-def read_ahead(split: splits.Streamed, rows: Any) -> Iterator[Any]:
+@functools.cache
+def _end_with_parent() -> None:
+    """End this worker with the run that started it, also where that is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def read_ahead(split: splits.Streamed, rows: Any, workers: int = 0) -> Iterator[Any]:
     """Read batches of a split on disk in the background, in the order of `rows`.
 
     Args:
-        split: the split; `split.workers` processes read it, or with 0 a thread.
+        split: the split.
         rows: batches of indices, by place.
+        workers: so many processes read, which take seconds to start; 0: a thread does.
     """
     read = grain.MapDataset.source(rows).map(_Read(split))
-    if not split.workers:
+    if not workers:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
         return iter(read.to_iter_dataset(options))
     if not flags.FLAGS.is_parsed():  # Grain looks for flags of its own there
         flags.FLAGS.mark_as_parsed()
     direct = read.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    workers = grain.MultiprocessingOptions(num_workers=split.workers, per_worker_buffer_size=2)
-    return iter(direct.mp_prefetch(workers))
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return iter(direct.mp_prefetch(processes))
 
 
 class Stream:
@@ -152,7 +171,8 @@ class Stream:
 
     def __next__(self) -> Any:
         if self.running is None:
-            self.running = read_ahead(self.split, _Rows(self.order, self.next_index))
+            rows = _Rows(self.order, self.next_index)
+            self.running = read_ahead(self.split, rows, self.split.workers)
         self.next_index += 1
         return next(self.running)
 

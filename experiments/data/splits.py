@@ -34,7 +34,7 @@ class Streamed:
 
     Args:
         source: where the examples come from.
-        workers: processes that read them; 0: a thread does.
+        workers: processes that read them in training; 0: a thread does, as in evaluation.
         start, stop: which of the source's examples are in the split.
     """
 

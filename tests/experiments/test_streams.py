@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -130,3 +135,26 @@ def test_where_the_data_are_is_free_to_change():
     assert not defaults.differences(older, config)
     (line,) = defaults.differences(older, {**config, "data": {**config["data"], "augment": "flip"}})
     assert "config.data.augment: '' there, 'flip' asked for" in line
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_a_run_that_is_killed(tmp_path):
+    """It would hold the pipes of the run open, and its memory."""
+    script = tmp_path / "reads.py"
+    script.write_text(
+        "import time\n"
+        "from experiments.data import batches, splits\n"
+        "from tests.experiments.test_streams import Counted\n"
+        "if __name__ == '__main__':\n"
+        "    next(batches.training(splits.Streamed(Counted(50), 1), 4, 0))\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    root = str(pathlib.Path(__file__).parents[2])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": root}, **pipes
+    )
+    assert child.stdout.readline() == "ready\n"
+    child.kill()
+    child.communicate(timeout=60)
