@@ -56,8 +56,10 @@ def platforms(x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
 def supports(x: jax.Array, mask: Any = None) -> bool:
     """Whether a kernel can be used for x: no mask, not empty, a real dtype of at most 32 bits.
 
-    Its shape must be known: blocks are cut from it.
+    Its shape must be known, since blocks are cut from it, and the whole of it on one device.
     """
+    if any(jax.typeof(x).sharding.spec):  # split on explicit axes of a mesh
+        return False
     known = isinstance(x.size, int) and x.size > 0
     return mask is None and known and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 

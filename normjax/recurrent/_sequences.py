@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from normjax._internal import _checks
 from normjax._internal._manual_axes import vary, varying
@@ -49,7 +50,13 @@ def checked_carry(carry: PyTree, zero: PyTree) -> PyTree:
 
 
 def vary_like(tree: PyTree, x: jax.Array) -> PyTree:
-    """Mark a carry as varying over the device axes of `x`, which a scan in `shard_map` needs."""
+    """Give a carry the device axes of x `[time, batch, …]`, which a scan needs to go on with it.
+
+    Inside `shard_map` it varies over them; on explicit axes of a mesh its batch is split over them.
+    """
+    batch = jax.typeof(x).sharding.spec[1]
+    if batch is not None:
+        tree = jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, PartitionSpec(batch)), tree)
     axes = varying(x)
     if not axes:
         return tree

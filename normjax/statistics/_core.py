@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large
@@ -309,4 +310,9 @@ def _centred(
 
 def _gram(d: jax.Array) -> jax.Array:
     """Return the sum of d d^* over rows, in full precision: accelerators round by default."""
-    return jnp.einsum("...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST)
+    *sets, rows, features = jax.typeof(d).sharding.spec
+    # On explicit axes of a mesh, a sum over split rows has to say how its result is split.
+    out = None if rows is None else PartitionSpec(*sets, features, None)
+    return jnp.einsum(
+        "...ni,...nj->...ij", d, d.conj(), precision=lax.Precision.HIGHEST, out_sharding=out
+    )

@@ -412,6 +412,11 @@ def sharded(sample):
     close(jax.jit(apply)(params, state, *there))
     if sample.cuts_batch:  # its groups are then cut from each device's share
         return
+    with jax.set_mesh(jax.make_mesh((4,), ("d",))):  # explicit axes, which types tell
+        there = jax.device_put(x, P("d")), None if mask is None else jax.device_put(mask, split)
+        got, moved = jax.jit(apply)(params, state, *there)
+        assert jax.typeof(got).sharding.spec[0] == "d"
+        close((jax.device_get(got), moved))
     mapped = jax.shard_map(
         functools.partial(apply, axis_name="d"),
         mesh=mesh,

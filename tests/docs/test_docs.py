@@ -46,6 +46,8 @@ def test_a_sections_code_runs(blocks):
     for peer in ("torch", "haiku", "equinox"):
         if any(re.search(rf"^import {peer}\b", block, re.M) for block in blocks):
             pytest.importorskip(peer, reason=f"{peer} is absent: make peers")
+    if any(".serialize(" in block for block in blocks):
+        pytest.importorskip("flatbuffers", reason="Exported.serialize needs flatbuffers")
     # A module of its own, as dataclasses such as Flax's look theirs up by name.
     module = types.ModuleType("docs_page")
     sys.modules["docs_page"] = module
