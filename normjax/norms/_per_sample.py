@@ -97,12 +97,11 @@ class FeatureNorm(PerSampleNorm):
     def measure(self, params: Any, x: jax.Array, call: Call) -> Moments:
         """Measure each sample over all devices that its features are split over."""
         del params
-        if _segments.divides(call.segments, self.averaged(x.ndim)):
-            return _segments.moments(
-                x, self.averaged(x.ndim), call.mask, call.segments, centred=self.centred
-            )
+        axes, segments = self.averaged(x.ndim), call.segments
+        if segments is not None and _segments.divides(segments, axes):
+            return _segments.moments(x, axes, call.mask, segments, centred=self.centred)
         measure = _core.moments if self.centred else _core.mean_square
-        return measure(x, self.averaged(x.ndim), call.mask, self.feature_axis_name)
+        return measure(x, axes, call.mask, self.feature_axis_name)
 
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call
@@ -111,9 +110,10 @@ class FeatureNorm(PerSampleNorm):
         axes = self.averaged(x.ndim)
         features = axes if self.feature_axes is None else self.features(x.ndim)
         scale, bias = broadcast_affine(params, features, x.shape)
-        if _segments.divides(call.segments, axes):
+        segments = call.segments
+        if segments is not None and _segments.divides(segments, axes):
             return _segments.normalize(
-                x, measured, axes, scale, bias, self.eps, call.mask, call.segments
+                x, measured, axes, scale, bias, self.eps, call.mask, segments
             )
         if self.impl == "kernel" and self.feature_axis_name is None and axes == features:
             y = _core.normalize_rows(
