@@ -56,7 +56,7 @@ def norms():
     ]
 
 
-@pytest.mark.parametrize("norm, alone", norms(), ids=lambda v: repr(v)[:40])
+@pytest.mark.parametrize("norm, alone", [pytest.param(n, a, id=repr(n)[:40]) for n, a in norms()])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_segment_is_normalized_as_if_it_were_alone(norm, alone, masked, x64):
     x, number = draw(3, 12, 6), 4
