@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,9 +110,18 @@ def pool(x: jax.Array) -> jax.Array:
     """Take the max over 2 x 2 windows; an odd last row or column is left out."""
     if x.ndim == 2:
         return x
-    n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    corners = [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+    return functools.reduce(_larger, corners)
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Take the larger values, or NaN.
+
+    The derivative of `max` asks which operand equals the result. XLA may compute the operand anew,
+    rounded in another way, so that none does and the gradient is 0 / 0.
+    """
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 @dataclasses.dataclass(frozen=True)

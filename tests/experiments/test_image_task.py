@@ -210,3 +210,32 @@ def test_check_says_what_to_write_instead(key, value, message):
     with pytest.raises(UsageError) as error:
         validate.check(config)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients_through_pools_are_finite_however_xla_rounds(seed):
+    """Where XLA computed a pool's input twice, rounded otherwise, the gradient was 0 / 0."""
+    draw = np.random.default_rng(0)
+    pixels = jnp.asarray(draw.integers(0, 256, (64, 8, 8, 3)), jnp.float32)
+    split = splits.Split(pixels, jnp.asarray(draw.integers(0, 4, 64)))
+    model = {**image.DEFAULTS, "arch": "lenet", "hidden": 120, "kernel": 2, "activation": "relu"}
+    model |= {"norm_conv": BN, "norm_dense": BN, "order": tuple(image.DEFAULTS["order"])}
+    task = image.ImageClassifier(image.layers(model, (8, 8, 3)), 4, 255.0, "relu", model["order"])
+    params, norm = task.init(jax.random.key(seed))
+
+    def loss(params):
+        return task.scores(params, norm, Batch(split), stats="batch", train=True)[0].loss
+
+    for path, grad in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params)):
+        assert jnp.isfinite(grad).all(), path
+
+
+def test_a_pool_takes_the_larger_and_nan_and_its_gradient_goes_there():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 7, 3)), jnp.float32)
+    want = np.asarray(x)[:, :4, :6].reshape(2, 2, 2, 3, 2, 3).max((2, 4))
+    np.testing.assert_array_equal(image.pool(x), want)
+    grad = jax.grad(lambda x: image.pool(x).sum())(x)
+    assert float(grad.sum()) == want.size and set(np.unique(grad)) == {0.0, 1.0}
+    assert (np.asarray(x)[np.asarray(grad) == 1].reshape(-1).sum() - want.sum()) < 1e-5
+    for at in np.ndindex(2, 2):
+        assert jnp.isnan(image.pool(x.at[0, at[0], at[1], 0].set(jnp.nan))[0, 0, 0, 0])
