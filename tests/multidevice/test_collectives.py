@@ -31,7 +31,7 @@ def collectives(layer, mode: str, steps: int) -> list[tuple[bool, str]]:
     """Every all-reduce of a step over four devices: whether it is in a loop, and its shapes."""
     task, layout = Layer(layer), parallel.DeviceLayout(mode, 4)
     constants, rate = step.static(OPTIM)
-    config = {"seed": 0, "log_every": 5}
+    config = {"seed": 0, "log_every": 5, "optim": OPTIM}
     now = layout.replicate(step.start(task, step.optimizer(OPTIM), config)["now"])
     split = {
         "x": jnp.ones((8, steps, 2)),
