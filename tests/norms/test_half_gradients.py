@@ -122,7 +122,7 @@ def test_a_term_measured_before_the_loop_and_normalized_in_it(dtype):
         inputs = layer.inputs
         hidden = layer.hidden
         input_places = layer.input_places
-        input_schedule = None
+        input_schedule = "before_loop"
 
     from normjax.recurrent import _input_terms
 
