@@ -141,7 +141,7 @@ class _RowNorm:
         else:
             var = _formulas.overflow_to_nan(_formulas.mean_over(wide * wide, (1,), None))
             mean = jnp.zeros_like(var)
-        inverse = lax.rsqrt(var + self.eps)[:, None]
+        inverse = _formulas.rsqrt(var + self.eps)[:, None]
         y = _formulas.standardize(wide, mean[:, None], inverse, scale, bias, None)
         return (y.astype(x.dtype), inverse, *([mean[:, None]] if self.centred else []))
 
