@@ -6,7 +6,7 @@
 For each job, a group of claims at a scale, it measures a training step with more and more runs
 side by side, takes as many as pay, and trains them until they are done or the time is over. All
 runs save once a minute and at the end; the same command continues them. `device.json` in --out
-says what was measured and how far each job came. At home
+says what each call measured and how far each job came. At home
 
     python -m experiments.claim 1 --run --scale=pmnist784 --workdir=results/h100/runs
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import tempfile
@@ -36,11 +37,11 @@ from experiments.ledger.claims import Scale
 from experiments.runtime import exits, parallel, together
 from experiments.runtime.group import Group, has_checkpoint
 from experiments.runtime.members import DIVERGED
-from experiments.runtime.workdir import hardware, versions, write_json
+from experiments.runtime.workdir import hardware, read_json, versions, write_json
 from experiments.usage import UsageError
 
-# Groups of claims by value: what the sources dispute first.
-PROGRAM = (1, 2, 3, 6, 8, 4, 5, 17, 9, 12, 11, 10, 7, 25, 13, 14, 16, 22, 23, 30, 32, 33, 20, 19)
+# Groups of claims by value, what the sources dispute; all others come after them.
+PROGRAM = (1, 2, 3, 6, 8, 4, 5, 17, 9, 12, 11, 10, 7, 25)
 GROWTH = 4  # between two numbers of runs side by side that are measured
 PAYS = 1.25  # the runs' steps in a second must grow by this
 STEPS = 5  # measured, after one that compiles
@@ -55,7 +56,8 @@ _COUNT = flags.DEFINE_integer("count", 8, "Replicates of each arm at each rate."
 def missing(results: Any = records.RESULTS) -> list[tuple[ModuleType, Scale]]:
     """Return what has no finished record: scales for accelerators first, groups by value."""
     found = []
-    for kind, number in itertools.product(("gpu", "cpu"), PROGRAM):
+    order = dict.fromkeys((*PROGRAM, *sorted(registry.files())))
+    for kind, number in itertools.product(("gpu", "cpu"), order):
         study = registry.module(number)
         for scale in study.GROUP.scales:
             if scale.device != kind or not registry.trains(study):
@@ -118,35 +120,40 @@ def seconds_a_step(configs: Sequence[Any]) -> float:
 
 def measure(
     study: ModuleType, scale: Scale, count: int, until: float
-) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many runs to train together, and the rows that were measured.
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """Return how many runs to train together, their seconds a step, and all that was measured.
 
-    Of the arm that costs most, which is the last. It stops where more runs do not pay, where the
-    memory ends, or at the time `until`.
+    The last arm stands for all. It stops where more runs do not pay, where the memory ends, or at
+    the time `until`.
     """
     arm = study.GROUP.arms[-1]
     configs = configs_of(study, scale, arm, count)
     scan = defaults.timesteps(configs[0].to_dict()) if configs[0].task == "sequence" else 1
-    best, fastest, rows, n = 1, 0.0, [], 1
+    best, taken, rows, n = 0, math.inf, [], 1
     while True:
         try:
             seconds = seconds_a_step(configs[:n])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            if not best:
+                raise UsageError(
+                    f"one run of group {study.GROUP.number} at {scale.name} does not fit in this "
+                    "device's memory; write --jobs= with another scale."
+                ) from error
             rows.append({"arm": arm, "together": n, "out_of_memory": True})
             break
         rows.append({"arm": arm, "together": n, "seconds_a_step": seconds})
         if scan > 1:
             rows[-1]["microseconds_a_scan_step"] = 1e6 * seconds / scan
         print(f"  {n} together: {1e3 * seconds:.2f} ms a step", flush=True)
-        if n / seconds < PAYS * fastest:
+        if best and n / seconds < PAYS * best / taken:
             break
-        best, fastest = n, n / seconds
+        best, taken = n, seconds
         if n == len(configs) or time.monotonic() > until:
             break
         n = min(GROWTH * n, len(configs))
-    return best, rows
+    return best, taken, rows
 
 
 @contextlib.contextmanager
@@ -203,12 +210,11 @@ def spend(
                 print(f"{study.GROUP.number} {scale.name}: {study.GROUP.title}", flush=True)
                 job: dict[str, Any] = {"group": study.GROUP.number, "scale": scale.name}
                 report["jobs"].append(job)
-                most, job["measured"] = measure(study, scale, count, began + SHARE * total)
+                until = began + SHARE * total
+                most, seconds, job["measured"] = measure(study, scale, count, until)
                 job["together"] = most
-                row = next(r for r in job["measured"] if r["together"] == most)
-                config = configs_of(study, scale, study.GROUP.arms[-1], 1)[0]
-                call = config.steps_per_call
-                every = call * max(1, int(60 / row["seconds_a_step"]) // call)
+                call = configs_of(study, scale, study.GROUP.arms[-1], 1)[0].steps_per_call
+                every = call * max(1, int(60 / seconds) // call)
                 replicates.train(
                     study, scale, count, runs, together=most, free={"checkpoint_every": every}
                 )
@@ -219,7 +225,9 @@ def spend(
         for (study, scale), job in zip(jobs, report["jobs"], strict=False):
             job |= progress(study, scale, count, runs)
         report["seconds"] = round(time.monotonic() - began, 1)
-        write_json(out / "device.json", report)
+        path = out / "device.json"
+        before = read_json(path, "calls")["calls"] if path.exists() else []
+        write_json(path, {"calls": [*before, report]})
     return report
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import types
 
+import jax
 import pytest
 from etils import epath
 
@@ -43,11 +46,28 @@ def test_as_many_runs_as_pay(study, monkeypatch):
     seconds = {1: 1.0, 4: 1.2, 8: 2.3}
     monkeypatch.setattr(device, "seconds_a_step", lambda configs: seconds[len(configs)])
     scale = study.GROUP.scales[0]
-    most, rows = device.measure(study, scale, 4, until=float("inf"))
-    assert most == 4  # 3.3 runs a second; 8 make 3.5
+    most, taken, rows = device.measure(study, scale, 4, until=float("inf"))
+    assert (most, taken) == (4, 1.2)  # 3.3 runs a second; 8 make 3.5
     assert [row["together"] for row in rows] == [1, 4, 8]
     assert rows[0]["microseconds_a_scan_step"] == pytest.approx(1e6 / 64)  # digits have 64 pixels
-    assert device.measure(study, scale, 4, until=0.0)[0] == 1
+    assert device.measure(study, scale, 4, until=0.0)[:2] == (1, 1.0)
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_what_does_not_fit_is_not_tried_again(study, monkeypatch, fits):
+    def seconds(configs):
+        if len(configs) > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return 1.0
+
+    monkeypatch.setattr(device, "seconds_a_step", seconds)
+    run = functools.partial(device.measure, study, study.GROUP.scales[0], 4, float("inf"))
+    if fits:
+        most, _, rows = run()
+        assert most == 1 and rows[-1] == {"arm": "b", "together": 4, "out_of_memory": True}
+    else:
+        with pytest.raises(UsageError, match="does not fit"):
+            run()
 
 
 def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
@@ -86,6 +106,8 @@ def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, mon
     report = device.spend([(study, scale)], fresh, 5.0, 4)
     assert report["ended"] == "all jobs are trained"
     assert report["jobs"][0]["finished"] == report["jobs"][0]["runs"] == 16
+    again = device.spend([(study, scale)], fresh, 5.0, 4)
+    assert json.loads((fresh / "device.json").read_text())["calls"] == [report, again]
     finals = {path: path.stat().mtime for path in (fresh / "runs").glob("*/*/final.json")}
     assert len(finals) == 16
     record = claim.run(study, scale, fresh / "runs", tmp_path / "results", limit=4, draft=True)
