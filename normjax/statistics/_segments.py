@@ -154,7 +154,7 @@ def moments(
     d = mean - shift[layout.segment]
     rest = layout.total(_times(count, d)) / some.astype(mean.dtype)
     spread = layout.total(count * (var + abs2(d))) / some - abs2(rest)
-    spread = jnp.where(spread < 0, 0, jnp.where(spread < jnp.inf, spread, jnp.nan))
+    spread = _formulas.overflow_to_nan(jnp.where(spread < 0, 0, spread))
     return Moments(*(layout.rows(v) for v in (shift + rest, spread, n)))
 
 
