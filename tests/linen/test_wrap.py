@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import flax.linen as nn
@@ -88,17 +89,11 @@ def test_mistakes_say_what_to_write():
 
 @pytest.mark.parametrize(
     "layer",
-    [
-        recurrent.lstm(4, zoneout_c=0.5),
-        recurrent.gru(4, dropout_h=0.5),
-        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4, zoneout_h=0.5)]),
-        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4)], dropout=0.5),
-        recurrent.bidirectional(recurrent.rnn(4), recurrent.rnn(4, dropout_h=0.5)),
-        nj.reparam(recurrent.lstm(4, dropout_h=0.5), {"w_h": nj.weight_norm()}),
-    ],
-    ids=["zoneout", "dropout", "in a stack", "between", "in one direction", "reparametrized"],
+    [recurrent.lstm(4, zoneout_c=0.5), recurrent.stack([recurrent.rnn(4)] * 2, dropout=0.5)],
+    ids=["zoneout", "between"],
 )
 def test_zoneout_and_dropout_that_were_asked_for_act(layer):
+    """Which layers draw is asked of them, and tested with them (tests/recurrent)."""
     module, noise = linen.Recurrent(layer), {"noise": jax.random.key(5)}
     variables = module.init(jax.random.key(0), X, stats="batch")
     train = lambda v, **how: module.apply(v, X, mutable=["batch_stats"], **how)[0]  # noqa: E731
@@ -122,15 +117,15 @@ def test_zoneout_and_dropout_that_were_asked_for_act(layer):
 def test_equal_modules_share_one_trace():
     traces = []
 
-    @jax.jit
-    def count(x):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(module, x):
         traces.append(1)
-        return x
+        return module.init_with_output(jax.random.key(0), x)[0]
 
-    assert linen.Normalize(nj.batch_norm()) == linen.Normalize(nj.batch_norm())
-    assert hash(linen.Normalize(nj.batch_norm())) == hash(linen.Normalize(nj.batch_norm()))
-    count(X), count(X)
-    assert len(traces) == 1
+    for _ in range(2):
+        run(linen.Normalize(nj.layer_norm()), X)
+        run(linen.Recurrent(recurrent.ln_lstm(4), stats="running"), X)
+    assert len(traces) == 2
 
 
 @pytest.mark.parametrize("norm", [nj.batch_norm, "batch_norm"])
