@@ -66,6 +66,11 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tests marked `optimized` last: switching the optimizer empties JAX's caches."""
+    items.sort(key=lambda item: item.get_closest_marker("optimized") is not None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Give a test marked `optimized` XLA's optimizer, also where `make test` leaves it out."""
