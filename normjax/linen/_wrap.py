@@ -19,6 +19,7 @@ from normjax._internal import _checks, _single
 from normjax.base import Hyper, Norm, Stats
 from normjax.linen._lifted import StaticArguments
 from normjax.recurrent._checks import check_layer
+from normjax.recurrent._newton import Solver
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 COLLECTION = "batch_stats"
@@ -160,6 +161,7 @@ class Recurrent(StaticArguments, nn.Module):
         return_carry: bool = False,
         hyper: Hyper = None,
         noise: bool | None = None,
+        solver: Solver = "scan",
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -173,6 +175,7 @@ class Recurrent(StaticArguments, nn.Module):
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
             noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
+            solver: `"newton"` in mode `"running"`: all steps at once; see `recurrent.newton`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
@@ -206,6 +209,7 @@ class Recurrent(StaticArguments, nn.Module):
                 noise=noise,
                 axis_name=None if self.is_initializing() else self.axis_name,
                 hyper=hyper,
+                solver=solver,
             )
         _store(self, state, mode)
         return (carry, y) if return_carry else y

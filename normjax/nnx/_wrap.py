@@ -16,6 +16,7 @@ from normjax._flax._variables import Path, draws_noise, named_leaves, nest
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
+from normjax.recurrent._newton import Solver
 from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
@@ -179,6 +180,7 @@ class Recurrent(nnx.Module):
         return_carry: bool = False,
         hyper: Hyper = None,
         noise: bool | None = None,
+        solver: Solver = "scan",
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -192,6 +194,7 @@ class Recurrent(nnx.Module):
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
             noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
+            solver: `"newton"` in mode `"running"`: all steps at once; see `recurrent.newton`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
@@ -230,6 +233,7 @@ class Recurrent(nnx.Module):
             noise=noise,
             axis_name=self.axis_name,
             hyper=hyper,
+            solver=solver,
         )
         _store(self, state, mode)
         return (last, y) if return_carry else y
