@@ -114,12 +114,11 @@ class Recurrent(StaticArguments, nn.Module):
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
     and dropout in mode `"batch"`, or as `noise=True` or `noise=False` at the call says.
 
-    After few updates the running averages still hold some of the mean 0 and variance 1 that they
-    start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
-    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
-    with n updates done. What is left is that averages follow the weights with a delay, which
-    exact statistics from one pass over training data have not, `linen.population_update`.
+    With `debias=True`, the default of the presets, running averages are those of the data alone;
+    others still hold some of the mean 0 and variance 1 that they start from, and with
+    `stats="running"` a BN-LSTM may then be near chance, however well it trains. What is left is
+    that averages follow the weights with a delay, which exact statistics from one pass over
+    training data have not, `linen.population_update`.
 
     Attributes:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.

@@ -121,12 +121,11 @@ class Normalize(nnx.Module):
 class Recurrent(nnx.Module):
     """Any layer of `normjax.recurrent` as an NNX module.
 
-    After few updates the running averages still hold some of the mean 0 and variance 1 that they
-    start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
-    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
-    with n updates done. What is left is that averages follow the weights with a delay, which
-    exact statistics from one pass over training data have not, `normjax.nnx.population_update`.
+    With `debias=True`, the default of the presets, running averages are those of the data alone;
+    others still hold some of the mean 0 and variance 1 that they start from, and with
+    `stats="running"` a BN-LSTM may then be near chance, however well it trains. What is left is
+    that averages follow the weights with a delay, which exact statistics from one pass over
+    training data have not, `normjax.nnx.population_update`.
 
     Args:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
