@@ -140,7 +140,7 @@ def test_statistics_over_a_device_axis_are_those_of_the_whole_batch(case):
 
     def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, norm, Batch(examples), **how)
+        return task(params, norm, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
@@ -260,7 +260,7 @@ def test_blocks_that_start_as_their_shortcut_learn(position, norm):
     np.testing.assert_array_equal(y, x)
 
     def loss(params):
-        return task.scores(params, state, Batch(split), stats="batch", train=True)[0].loss
+        return task(params, state, Batch(split), stats="batch", train=True)[0].loss
 
     first = jax.jit(jax.grad(loss))(params)["0"]["second"]
     scaled = position == "post" and norm is BN
@@ -277,7 +277,7 @@ def test_half_precision_keeps_parameters_and_statistics_in_float32(case):
     params, norm = task.init(jax.random.key(0))
 
     def loss(params, task):
-        scores, new = task.scores(params, norm, Batch(split), stats="batch", train=True)
+        scores, new = task(params, norm, Batch(split), stats="batch", train=True)
         return scores.loss, (scores, new)
 
     text = str(jax.make_jaxpr(lambda p: loss(p, half))(params))
