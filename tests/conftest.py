@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.metadata
 import inspect
 import os
@@ -61,9 +62,13 @@ def pytest_configure(config):
     ):
         shutil.rmtree(folder)
         folder.mkdir()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for setting, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(setting, value)
+        os.environ[setting.upper()] = str(value)  # of commands that tests start, again and again
 
 
 def pytest_collection_modifyitems(items):
@@ -93,6 +98,13 @@ def pytest_runtest_setup(item):
     if jax.config.read("jax_disable_most_optimizations") != plain:
         jax.config.update("jax_disable_most_optimizations", plain)
         jax.clear_caches()  # JAX would use what it compiled the other way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage():
+    """Leave what is imported out of Python's collections, such as the one after each checkpoint."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

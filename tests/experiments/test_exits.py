@@ -183,7 +183,7 @@ def test_what_goes_wrong_around_a_run_has_a_message_and_a_status(tmp_path):
     full = command(tmp_path / "full", **quick)  # no file may exceed 4 kB: a checkpoint does
     cases = {
         "full": (
-            ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *full],
+            ["bash", "-c", 'ulimit -f 4; exec env -u JAX_COMPILATION_CACHE_DIR "$@"', "-", *full],
             3,
             "a file may not grow further",
         ),
