@@ -10,7 +10,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent, testing
 from normjax.state import _names
-from tests._support.check import with_repeats
+from tests._support import check
 from tests.conftest import unchecked
 
 
@@ -252,7 +252,7 @@ def test_finalize_statistics_that_accumulated_nothing_is_refused():
 
 @pytest.mark.parametrize(
     "sample",
-    [sample for sample, again in with_repeats(testing.SAMPLES) if not again],
+    [sample for sample, again in check.with_repeats(testing.SAMPLES) if not again],
     ids=lambda s: s.name,
 )
 def test_params_and_state_restored_as_dictionaries_are_read_by_their_names(sample):

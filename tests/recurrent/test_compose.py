@@ -12,6 +12,7 @@ import normjax as nj
 from normjax import recurrent
 from tests._support import reference
 from tests._support.check import scattered
+from tests._support.few import few
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
@@ -272,7 +273,7 @@ NOISY = {
 }
 
 
-@pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
+@pytest.mark.parametrize("layer", few(NOISY, "zoneout", "between"))
 def test_noise_needs_a_key_unless_the_call_wants_none(layer):
     x = _x(jnp.float32)
     params, state = layer.init(jax.random.key(0), F)

@@ -18,6 +18,7 @@ import normjax as nj
 from normjax import recurrent
 from normjax._internal import _single
 from tests._support import reference
+from tests._support.few import few
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
@@ -69,17 +70,9 @@ def _time_major(layer):
     return dataclasses.replace(layer, **ways)
 
 
-every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-
-
-# Seconds of compilation each, so all layers but one are run by `make test-slow`.
-one_layer = pytest.mark.parametrize(
-    "layer",
-    [
-        pytest.param(layer, id=name, marks=() if name == "bn_lstm" else pytest.mark.slow)
-        for name, layer in LAYERS.items()
-    ],
-)
+# Seconds of compilation each, so the other layers are run by `make test-slow`.
+few_layers = pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm", "bn_gru", "ln_lstm"))
+one_layer = pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm"))
 
 
 @pytest.mark.standard_numerics
@@ -176,22 +169,15 @@ def test_time_major_jit_and_pickle_change_nothing(layer):
 
 
 # Each layer by `jit` and `shard_map`; an axis of `pmap` and `vmap` is to a layer as the latter's.
-SPREAD = [(name, how) for name in LAYERS for how in ("jit", "shard_map")]
-SPREAD += [(name, how) for name in ("bn_lstm", "stack") for how in ("pmap", "vmap")]
+SPREAD = {f"{name}-{how}": (LAYERS[name], how) for name in LAYERS for how in ("jit", "shard_map")}
+SPREAD |= {
+    f"{name}-{how}": (LAYERS[name], how)
+    for name in ("bn_lstm", "stack")
+    for how in ("pmap", "vmap")
+}
 
 
-@pytest.mark.parametrize(
-    ("layer", "how"),
-    [
-        pytest.param(
-            LAYERS[name],
-            how,
-            id=f"{name}-{how}",
-            marks=[] if name == "bn_lstm" and how in ("jit", "shard_map") else pytest.mark.slow,
-        )
-        for name, how in SPREAD
-    ],
-)
+@pytest.mark.parametrize(("layer", "how"), few(SPREAD, "bn_lstm-jit", "bn_lstm-shard_map"))
 def test_sharded_equals_unsharded(layer, how):
     """Statistics over all devices, exact though the devices hold unequal numbers of steps."""
     with jax.enable_x64(True):
@@ -239,7 +225,7 @@ def test_sharded_equals_unsharded(layer, how):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-@every_layer
+@few_layers
 def test_bfloat16_compute_keeps_float32_statistics(layer):
     params, state = layer.init(jax.random.key(1), F)
     (y, carry), new = layer.apply(params, state, _x(jnp.bfloat16), stats="batch", lengths=LENGTHS)
@@ -256,22 +242,12 @@ def test_bfloat16_compute_keeps_float32_statistics(layer):
         np.testing.assert_allclose(a, b, atol=0.02)
 
 
-ONES = [(name, (1, 1, F)) for name in LAYERS]
-ONES += [(name, shape) for name in ("bn_lstm", "bidirectional") for shape in ((1, T, F), (B, 1, F))]
+ONES = {name: (layer, (1, 1, F)) for name, layer in LAYERS.items()}
+for name in ("bn_lstm", "bidirectional"):
+    ONES |= {f"{name}, {s}": (LAYERS[name], s) for s in ((1, T, F), (B, 1, F))}
 
 
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        pytest.param(
-            LAYERS[name],
-            shape,
-            id=f"{name}-{shape}",
-            marks=() if name == "bn_lstm" else pytest.mark.slow,
-        )
-        for name, shape in ONES
-    ],
-)
+@pytest.mark.parametrize(("layer", "shape"), few(ONES, "bn_lstm"))
 def test_one_of_everything(layer, shape):
     """A batch of 1, one step: finite values and gradients in both modes."""
     params, state = layer.init(jax.random.key(0), F)

@@ -10,6 +10,7 @@ import pytest
 from normjax import recurrent
 from tests._support import reference
 from tests._support.check import scattered
+from tests._support.few import few
 
 B, T, F, H = 8, 7, 3, 5
 LENGTHS = np.array([7, 1, 1, 2, 3, 6, 7, 5])
@@ -122,11 +123,12 @@ def _slope(function, args, step=2e-5):
 
 # One of each cell, of each kind of norm and of each lift.
 KINDS = ("bn_lstm", "bn_gru", "vertical_sequence_wise", "deep_speech_rnn", "ln_gru", "rms_lstm")
-WITH_LENGTHS = [pytest.param(name, LENGTHS, id=f"{name}-lengths") for name in CASES]
-FULL = [pytest.param(name, None, id=f"{name}-full", marks=pytest.mark.slow) for name in KINDS]
+BY_LENGTH = {f"{name}-lengths": (name, LENGTHS) for name in CASES}
+BY_LENGTH |= {f"{name}-full": (name, None) for name in KINDS}
+FAST = [f"{name}-lengths" for name in ("bn_lstm", "bn_gru", "ln_lstm", "deep_speech_rnn")]
 
 
-@pytest.mark.parametrize(("name", "lengths"), [*WITH_LENGTHS, *FULL])
+@pytest.mark.parametrize(("name", "lengths"), few(BY_LENGTH, *FAST))
 def test_preset_equals_the_loop_and_its_gradient(x64, name, lengths):
     """Values and last carry; and the gradient against differences of the loop, not of ours."""
     layer = CASES[name][0]
