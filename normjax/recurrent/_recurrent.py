@@ -193,7 +193,7 @@ class Recurrent(Layer):
             stats: `"batch"`: each batch's statistics, and the state moves; `"running"`: the
                 state's.
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
-                enter no statistic, hold the carry and put out 0. `None`: all steps count.
+                enter no statistic, keep the carry and output 0. `None`: all steps count.
             resets: `[batch, time]` in the layout of x, True where the carry starts again before
                 the step, from zeros or what was learned: a row is then several segments.
             mask: `[batch, time]`, True on the steps that count. The others are skipped as if
@@ -201,7 +201,7 @@ class Recurrent(Layer):
             carry: start of the carry, an `LSTMCarry(c=…, h=…)` of an LSTM and else an array
                 `[batch, hidden]`; `None`: zeros, or what was learned.
             key: PRNG key. `h0_noise` needs it in both modes, zoneout and dropout where they draw.
-            noise: whether zoneout and dropout draw; else they put out their expectation. `None`:
+            noise: whether zoneout and dropout draw; else they use their expectation. `None`:
                 in mode `"batch"`. `True` with `stats="running"` trains on frozen statistics.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.

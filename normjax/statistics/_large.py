@@ -41,7 +41,7 @@ def mean_and_var(
 
 @mean_and_var.defjvp
 def _mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
-    """Differentiate with the outputs at hand: backward, they are not measured again."""
+    """Differentiate from the outputs, so that the backward pass does not measure them again."""
     (x,), (dx,) = primals, tangents
     mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
     plain, on_cpu = _measures_tangents(axes)

@@ -250,10 +250,10 @@ ALL = {
 
 
 def cases():
-    """Of several samples of one factory, `make test` runs what takes seconds with the first."""
+    """Of several samples of one factory, `make test` runs what is costly with the first."""
     for sample, again in with_repeats(testing.REPARAMS):
         for battery in ALL:
-            slow = again and battery in ("transforms", "gradients")
+            slow = again and battery in ("transforms", "gradients", "hard_weights", "free_scale")
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(sample, battery, id=f"{sample.name}-{battery}", marks=marks)
 

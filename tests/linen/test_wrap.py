@@ -13,6 +13,7 @@ import pytest
 import normjax as nj
 from normjax import linen, recurrent
 from normjax.state import _names
+from tests._support.few import few
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -86,18 +87,17 @@ def test_mistakes_say_what_to_write():
         linen.Normalize(nj.batch_norm(), stats="batch").apply(variables, X, stats="running")
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        recurrent.lstm(4, zoneout_c=0.5),
-        recurrent.gru(4, dropout_h=0.5),
-        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4, zoneout_h=0.5)]),
-        recurrent.stack([recurrent.rnn(4), recurrent.rnn(4)], dropout=0.5),
-        recurrent.bidirectional(recurrent.rnn(4), recurrent.rnn(4, dropout_h=0.5)),
-        nj.reparam(recurrent.lstm(4, dropout_h=0.5), {"w_h": nj.weight_norm()}),
-    ],
-    ids=["zoneout", "dropout", "in a stack", "between", "in one direction", "reparametrized"],
-)
+NOISY = {
+    "zoneout": recurrent.lstm(4, zoneout_c=0.5),
+    "dropout": recurrent.gru(4, dropout_h=0.5),
+    "in a stack": recurrent.stack([recurrent.rnn(4), recurrent.rnn(4, zoneout_h=0.5)]),
+    "between": recurrent.stack([recurrent.rnn(4), recurrent.rnn(4)], dropout=0.5),
+    "in one direction": recurrent.bidirectional(recurrent.rnn(4), recurrent.rnn(4, dropout_h=0.5)),
+    "reparametrized": nj.reparam(recurrent.lstm(4, dropout_h=0.5), {"w_h": nj.weight_norm()}),
+}
+
+
+@pytest.mark.parametrize("layer", few(NOISY, "zoneout", "between"))
 def test_zoneout_and_dropout_that_were_asked_for_act(layer):
     module, noise = linen.Recurrent(layer), {"noise": jax.random.key(5)}
     variables = module.init(jax.random.key(0), X, stats="batch")

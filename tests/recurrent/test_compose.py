@@ -11,6 +11,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from tests._support import reference
+from tests._support.few import few
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
@@ -283,7 +284,7 @@ NOISY = {
 }
 
 
-@pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
+@pytest.mark.parametrize("layer", few(NOISY, "zoneout", "between"))
 def test_noise_needs_a_key_unless_the_call_wants_none(layer):
     x = _x(jnp.float32)
     params, state = layer.init(jax.random.key(0), F)

@@ -19,6 +19,7 @@ from normjax import recurrent
 from normjax._internal import _single
 from normjax.state import _names
 from tests._support import reference
+from tests._support.few import few
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5
@@ -75,13 +76,7 @@ every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 
 def _fast(*names):
     """These layers; seconds of compilation each, so the others are run by `make test-slow`."""
-    return pytest.mark.parametrize(
-        "layer",
-        [
-            pytest.param(layer, id=name, marks=() if name in names else pytest.mark.slow)
-            for name, layer in LAYERS.items()
-        ],
-    )
+    return pytest.mark.parametrize("layer", few(LAYERS, *names))
 
 
 few_layers = _fast("bn_lstm", "bn_gru", "ln_lstm")
@@ -232,7 +227,7 @@ def test_sharded_equals_unsharded(layer, how):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-@every_layer
+@few_layers
 def test_bfloat16_compute_keeps_float32_statistics(layer):
     params, state = layer.init(jax.random.key(1), F)
     (y, carry), new = layer.apply(params, state, _x(jnp.bfloat16), stats="batch", lengths=LENGTHS)
