@@ -228,7 +228,7 @@ def _read(node: Mapping[str, Any], tensors: Mapping[str, Any], module: str) -> T
             out["kernel"] = kernel.reshape(np.shape(node["kernel"])) if same else kernel
         elif key == "weight" and "embedding" in node:
             out["embedding"] = v
-        elif key in _PROJECTED:
+        elif key in _PROJECTED and set(_ATTENTION) <= set(node):
             leaf = _PROJECTED[key]
             for part, rows in zip(_ATTENTION, np.split(v, 3), strict=True):
                 shape = np.shape(_paths.get(node, f"{part}/{leaf}"))
