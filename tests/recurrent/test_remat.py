@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import recurrent
 from tests._support import check
+from tests._support.few import few
 
 RNG = np.random.default_rng(0)
 STEPS = 13
@@ -35,21 +36,11 @@ def through(layer, params, state, x, lengths):
 
 
 # Each layer in chunks of 5, of 13 steps, and one layer in chunks of every kind.
-CHUNKS = [(name, 5) for name in LAYERS] + [("bn_lstm", chunk) for chunk in (1, 13, 40)]
+CHUNKS = {f"{name}-5": (make, 5) for name, make in LAYERS.items()}
+CHUNKS |= {f"bn_lstm-{chunk}": (LAYERS["bn_lstm"], chunk) for chunk in (1, 13, 40)}
 
 
-@pytest.mark.parametrize(
-    ("make", "chunk"),
-    [
-        pytest.param(
-            LAYERS[name],
-            chunk,
-            marks=[] if (name, chunk) == ("bn_lstm", 5) else pytest.mark.slow,
-            id=f"{name}-{chunk}",
-        )
-        for name, chunk in CHUNKS
-    ],
-)
+@pytest.mark.parametrize(("make", "chunk"), few(CHUNKS, "bn_lstm-5"))
 def test_nothing_else_changes(make, chunk, x64):
     params, state = make().init(jax.random.key(0), 3, jnp.float64)
     x = jnp.asarray(RNG.normal(size=(6, STEPS, 3)))
