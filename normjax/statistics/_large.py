@@ -89,15 +89,15 @@ def _measures_tangents(axes: tuple[int, ...]) -> Any:
 
 @functools.cache
 def _standardizers(scaled: bool, biased: bool) -> Any:
-    def of(standardize: Any, *options: Any) -> Any:
+    def of(formulas: Any, *options: Any) -> Any:
         def run(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
             scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
-            return (standardize(x, mean, inverse, scale, bias, *options),)
+            return (formulas.standardize(x, mean, inverse, scale, bias, *options),)
 
         return run
 
-    elsewhere = _large_accelerator.standardize
-    return _functions(of(elsewhere, False), of(elsewhere, True), of(_large_cpu.standardize))
+    elsewhere = _large_accelerator
+    return _functions(of(elsewhere, False), of(elsewhere, True), of(_large_cpu))
 
 
 def _functions(default: Any, on_gpu: Any, on_cpu: Any) -> Any:

@@ -39,12 +39,13 @@ def mean_and_var(
     Args:
         x: real, at least float32.
         axes: averaged over.
-        dtype: half-precision one from which x was widened; the part is read in it.
+        dtype: from which x was widened; the part is read in it.
         in_steps: whether long sums over rows are taken in two steps, as on a GPU.
     """
     # XLA drops the way to `dtype` and back, but would write all of x out, widened, for a slice.
-    part = _part(x if dtype is None else x.astype(dtype), axes).astype(x.dtype)
-    shift = _formulas.mean_over(part, axes, None)
+    half = dtype is not None and jnp.dtype(dtype).itemsize < 4
+    part = _part(x.astype(dtype) if half else x, axes)
+    shift = _formulas.mean_over(x if part is None else part.astype(x.dtype), axes, None)
     d = x - expand(shift, [a for a in range(x.ndim) if a not in axes], x.ndim)
     n = float(math.prod(x.shape[a] for a in axes))
     rest, square = (s / n for s in _sums((d, d * d), axes, in_steps))
@@ -53,17 +54,28 @@ def mean_and_var(
     return shift + rest, jnp.where(var < 0, 0, jnp.where(var < jnp.inf, var, jnp.nan))
 
 
-def _part(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return one position in `PART` of the longest axis of `axes`, at least one."""
-    longest = max(axes, key=lambda a: x.shape[a])
-    last = x.ndim - 1
-    if x.ndim > 2 and last in axes and last - 1 not in axes and longest < last:
-        # Group norm: x is `[batch, *space, groups, channels of a group]` only here. The slice is
-        # taken before that reshape, which would move data on a TPU.
-        whole = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-        part = lax.slice_in_dim(whole, 0, max(x.shape[longest] // PART, 1), axis=longest)
-        return part.reshape(*part.shape[:-1], *x.shape[-2:])
-    return lax.slice_in_dim(x, 0, max(x.shape[longest] // PART, 1), axis=longest)
+def _part(x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
+    """Return a 32nd of x along one of `axes`, or `None` if all are split on axes of a mesh.
+
+    Not along the batch if there is another axis long enough: devices may have shares of it.
+    """
+    spec = jax.typeof(x).sharding.spec
+    whole = [a for a in axes if a >= len(spec) or spec[a] is None]
+    if not whole:
+        return None
+    others = [a for a in whole if a > 0 and x.shape[a] >= PART // 2]
+    axis = max(others or whole, key=lambda a: x.shape[a])
+    size, last = x.shape[axis], x.ndim - 1
+    if axis == 0:
+        return lax.slice_in_dim(x, 0, size, PART, axis)  # a part of each device's share
+    grouped = x.ndim > 2 and last in axes and last - 1 not in axes and axis < last
+    if not grouped or _is_explicit(x):
+        return lax.slice_in_dim(x, 0, -(-size // PART), axis=axis)
+    # Group norm: x is `[batch, *space, groups, channels of a group]` only here. The slice is taken
+    # before that reshape, which would move data on a TPU.
+    channels = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    part = lax.slice_in_dim(channels, 0, -(-size // PART), axis=axis)
+    return part.reshape(*part.shape[:-1], *x.shape[-2:])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))

@@ -49,8 +49,13 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize(("norm", "shape"), NORMS.values(), ids=NORMS)
-def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, elsewhere, x64, monkeypatch):
+# A TPU's rules are a GPU's without steps.
+TWINS = [("cuda", name) for name in NORMS] + [("tpu", "layer"), ("tpu", "group")]
+
+
+@pytest.mark.parametrize(("elsewhere", "name"), TWINS, indirect=["elsewhere"])
+def test_values_and_gradients_are_those_of_the_plain_twin(name, elsewhere, x64, monkeypatch):
+    norm, shape = NORMS[name]
     monkeypatch.setattr(_large_accelerator, "RUN", 16)
     params, state, x, dy = cpu._started(norm, shape, 50.0, jnp.float64)
     params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
@@ -115,7 +120,8 @@ def test_one_outlier_in_the_part_and_sets_shorter_than_it(elsewhere):
     x = np.asarray(RNG.normal(size=(5, 1024)), np.float32)
     x[:, 0] = [0, 1e2, 1e4, 1e8, -1e16]
     got, mean, var = _moments(x, 1)
-    np.testing.assert_allclose(got.mean, mean, rtol=3e-7, atol=1e-7)
+    # The shift is about one spread away: a rounding or two of the spread.
+    assert (np.abs(got.mean - mean) <= 4 * EPS * np.sqrt(var)).all()
     np.testing.assert_allclose(got.var, var, rtol=3e-6)
     for short in (1, 2, 7):
         got, mean, var = _moments(x[:, 1 : 1 + short] + 100, 1)
