@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal._by_platform import by_platform
-from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large_cpu
 from normjax.statistics._types import Array
 
@@ -43,7 +42,7 @@ def mean_and_var(
 def _mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
     """Differentiate with the outputs at hand: backward, they are not measured again."""
     (x,), (dx,) = primals, tangents
-    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
+    mean, var = _formulas.named(*mean_and_var(x, axes, plain_mean))
     plain, on_cpu = _measures_tangents(axes)
     return (mean, var), by_platform(plain, (("cpu", on_cpu),), x, mean, dx, linear=1)
 
