@@ -16,6 +16,7 @@ from normjax.base import Call
 from normjax.recurrent._base import Gates
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise
 from normjax.recurrent._input_terms import input_term
+from normjax.recurrent._newton import Newton
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import Array, PyTree
 
@@ -37,6 +38,7 @@ class LayerCall(Call):
 
     Attributes:
         resets: `[time, batch, 1]`, True where the carry starts again before the step.
+        solver: what solves the recurrence in place of a scan.
         hidden_perturbation: `[time, batch, hidden]`, added to the hidden state of every step.
         key: PRNG key.
         noise: whether zoneout and dropout draw from it.
@@ -48,6 +50,7 @@ class LayerCall(Call):
     noise: bool | None = None
     with_info: bool = False
     resets: jax.Array | None = None
+    solver: Newton | None = None
 
     @property
     def needs_scan(self) -> bool:
@@ -154,6 +157,7 @@ class Step:
         dropout: `[batch, hidden]`, factor of the hidden state on its way to the weights.
         with_info: whether the gates' values are returned.
         fresh: the cell's carry after a reset, before noise; `None` where nothing is reset.
+        solver: what solves the recurrence in place of a scan.
     """
 
     layer: Any
@@ -165,6 +169,7 @@ class Step:
     dropout: jax.Array | None
     with_info: bool
     fresh: PyTree = None
+    solver: Newton | None = None
 
     def start(self, cell: PyTree, call: Call, measured: Mapping[str, PyTree]) -> StepCarry:
         """Return the carry before the first step; `measured` are the places that are done."""
@@ -237,6 +242,9 @@ class Step:
         self, start: StepCarry, inputs: StepInputs, steps: int, chunk: int | None
     ) -> tuple[PyTree, StepOutputs]:
         """Go all steps; return the cell's carry and the outputs of every step."""
+        if self.solver is not None:
+            end, outputs = self.solver.scan(self.__call__, start, inputs)
+            return end.cell, outputs
         body = jax.checkpoint(self.__call__, prevent_cse=False, policy=saved_in_step)
         end, outputs = chunked_scan(body, start, inputs, steps, chunk)
         measured = dict(outputs.measured)

@@ -21,13 +21,16 @@ pytest.importorskip("flatbuffers", reason="Exported.serialize needs flatbuffers"
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FEW = ("batch_norm", "layer_norm", "group_norm", "dynamic_tanh", "bn_lstm")  # of `make test`
-SAMPLES = [
-    pytest.param(
-        s,
-        id=s.name,
-        marks=[] if s.name in FEW else [pytest.mark.slow],
-    )
-    for s in testing.SAMPLES
+
+
+def is_kernel(sample):
+    return getattr(sample.norm, "impl", "xla") == "kernel"
+
+
+SAMPLES = [  # one of each factory, and the kernels
+    pytest.param(s, id=s.name, marks=[] if s.name in FEW else [pytest.mark.slow])
+    for s, again in check.with_repeats(testing.SAMPLES)
+    if not again or is_kernel(s) or s.cuts_batch
 ]
 LAYERS = {
     "lstm": recurrent.lstm(4),
@@ -86,8 +89,19 @@ def agree(read, function, params, rest, *batches):
     check.same(got(params, x), want(params, x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["batch", pytest.param("running", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sample", SAMPLES)
+def with_modes(cases):
+    """Each case in both modes; in one where it keeps no statistics, and both are one program."""
+    found = []
+    for case in cases:
+        (given,) = case.values
+        found.append(pytest.param(given, "batch", id=f"{case.id}-batch", marks=case.marks))
+        if getattr(given, "norm", given).stateful:
+            name = f"{case.id}-running"
+            found.append(pytest.param(given, "running", id=name, marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("sample", "mode"), with_modes(SAMPLES))
 def test_a_norm_with_a_free_batch(sample, mode):
     params, state, _ = check.started(sample)
     apply = jax.jit(lambda p, s, x: sample.norm.apply(p, s, x, stats=mode))
@@ -100,24 +114,27 @@ def test_a_norm_with_a_free_batch(sample, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize(
+    "sample",
+    [c for c in SAMPLES if c.id in FEW or c.values[0].cuts_batch or is_kernel(c.values[0])],
+)
 def test_a_norm_with_a_known_batch(sample):
+    """Above all what a free one does without: parts of the batch, and kernels."""
     params, state, x = check.started(sample)
     apply = jax.jit(lambda p, s, x: sample.norm.apply(p, s, x, stats="batch"))
     # A kernel for a GPU is lowered with newer JAX only where one is.
-    kernel = getattr(sample.norm, "impl", "xla") == "kernel"
+    kernel = is_kernel(sample)
     platforms = ("cpu", "tpu") if kernel else PLATFORMS
     agree(again(apply, params, state, x, platforms=platforms), apply, params, (state,), x)
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [
+    ("layer", "mode"),
+    with_modes(
         pytest.param(layer, id=name, marks=[] if name in FEW else [pytest.mark.slow])
         for name, layer in LAYERS.items()
-    ],
+    ),
 )
-@pytest.mark.parametrize("mode", ["batch", pytest.param("running", marks=pytest.mark.slow)])
 def test_a_layer_with_a_free_batch(layer, mode):
     params, state = layer.init(jax.random.key(0), 3)
     apply = jax.jit(lambda p, s, x: layer.apply(p, s, x, stats=mode))

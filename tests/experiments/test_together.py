@@ -112,7 +112,8 @@ def recurrent(**changes):
     return config
 
 
-@pytest.mark.parametrize("make", [small, pytest.param(recurrent, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [small, recurrent])
 def test_members_have_the_numbers_of_runs_alone(make, tmp_path, monkeypatch):
     """In float64, after 20 steps: rows, scores, parameters, statistics and optimizer."""
 
