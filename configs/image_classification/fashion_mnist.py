@@ -2,8 +2,8 @@
 
 Paper:     He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
            section 4.2, whose network and recipe these are, but for the schedule and the data.
-Numbers:   none published for this recipe.
-Cost:      4,680 updates, 12 passes.
+Numbers:   none published for this recipe; bn: 93.0 % (results/fashion_mnist_resnet20, one seed).
+Cost:      4,680 updates, 12 passes; 71 minutes on one CPU core.
 Command:   python -m experiments.train --config=configs/image_classification/fashion_mnist.py:bn \
                --workdir=runs/fashion_mnist/bn
 
