@@ -10,8 +10,8 @@ Command:   python -m experiments.train --config=configs/image_classification/fas
 Variants: bn, gn, ln, brn (batch renorm), none; pre_bn (pre-activation); convnext_ln, convnext_bn.
 SGD with Nesterov momentum 0.9, batches of 128, L2 of 5e-4 on weights alone, images flipped at
 random, and a rate that rises to 0.1 in 500 steps and falls to 0 as a cosine. The ConvNeXt-like
-networks have AdamW. Another depth: --config.model.depth=56. Shorter, with a shorter
-cosine: --config.steps=2000.
+networks have AdamW. Another depth: --config.model.depth=56. Fewer updates, with a cosine
+as short: --config.steps=2000.
 """
 
 import ml_collections
