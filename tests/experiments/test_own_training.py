@@ -17,6 +17,7 @@ from experiments.runtime import accumulate, parallel, step
 from experiments.runtime.run import train
 from experiments.tasks import Batch
 from experiments.usage import UsageError
+from tests._support.processes import rows
 
 from .test_models import SMALL, close, make_task
 from .test_own_model import LINEN, NNX, written  # noqa: F401
@@ -48,11 +49,6 @@ def make_config(**changes):
         config.model = model
         config.update_from_flattened_dict(changes)
     return config
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 @pytest.mark.slow
@@ -113,8 +109,9 @@ def test_a_file_outside_the_repository_is_trained_from_the_command_line(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["jit", "shard_map", "pmap"])
-@pytest.mark.parametrize("kind", ["nnx", "resnet"])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("nnx", "shard_map"), ("nnx", "pmap"), ("resnet", "jit")]
+)
 def test_a_step_on_four_devices_is_that_on_one(kind, mode, written, monkeypatch):  # noqa: F811
     """In microbatches, with statistics over all devices, averaged parameters and a schedule."""
     if jax.device_count() < 4:
