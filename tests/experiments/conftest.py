@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import pytest
 
 from configs.recurrent_bn import digits
-from experiments.runtime import parallel
+from experiments.runtime import parallel, run
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +36,39 @@ def make_tiny(variant="bn_lstm", **changes):
 @pytest.fixture
 def tiny():
     return make_tiny
+
+
+@contextlib.contextmanager
+def as_in_a_test():
+    """For fixtures of a whole session: one device and the standard promotion, as above."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        patch.setattr(parallel, "available", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The workdir of a tiny run of 24 steps, to look at and to copy, and what it returned."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with as_in_a_test():
+        return folder, run.train(make_tiny(), folder)
+
+
+@pytest.fixture(scope="session")
+def finished(trained):
+    """The workdir of that run."""
+    return trained[0]
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory):
+    """The workdir of the same run, stopped at step 20, after a checkpoint."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with as_in_a_test():
+        run.train(make_tiny(steps=20), folder)
+    (folder / "final.json").unlink()
+    return folder

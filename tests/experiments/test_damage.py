@@ -19,28 +19,9 @@ from experiments.usage import UsageError
 from tests._support.few import few
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """One tiny run, interrupted at step 20, and one that finished."""
-    from tests.experiments.conftest import make_tiny
-
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        import jax
-
-        from experiments.runtime import parallel
-
-        patch.setattr(parallel, "available", lambda: jax.devices()[:1])
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            run.train(make_tiny(), folder / "whole")
-            run.train(make_tiny(steps=20), folder / "stopped")
-    (folder / "stopped" / "final.json").unlink()
-    return folder
-
-
 @pytest.fixture
 def folder(stopped, tmp_path):
-    return shutil.copytree(stopped / "stopped", tmp_path / "run")
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def lines(path):
@@ -78,10 +59,10 @@ def test_metrics_that_are_no_text_are_told(folder, tiny):
 
 
 def test_a_whole_run_continues_and_its_numbers_are_those_of_one_that_never_stopped(
-    folder, stopped, tiny
+    folder, finished, tiny
 ):
     run.train(tiny(), folder)
-    plain = [metrics.read_rows(f / "metrics.jsonl") for f in (folder, stopped / "whole")]
+    plain = [metrics.read_rows(f / "metrics.jsonl") for f in (folder, finished)]
     # The shorter run logged and validated at its own last step, 20, as the longer one did.
     for row in plain[0] + plain[1]:
         row.pop("seconds")
@@ -89,8 +70,8 @@ def test_a_whole_run_continues_and_its_numbers_are_those_of_one_that_never_stopp
 
 
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_result_is_not_read_beside_metrics_that_lost_rows(stopped, tmp_path, change):
-    whole = shutil.copytree(stopped / "whole", tmp_path / "whole")
+def test_a_result_is_not_read_beside_metrics_that_lost_rows(finished, tmp_path, change):
+    whole = shutil.copytree(finished, tmp_path / "whole")
     path = whole / "metrics.jsonl"
     final = json.loads((whole / "final.json").read_text())
     members.run_metrics(final, whole)
@@ -120,8 +101,8 @@ def test_an_iterator_position_that_was_changed_is_damage(folder, tiny, capsys):
 
 @pytest.mark.parametrize("name", ["config.json", "final.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b"3", None])
-def test_a_damaged_file_of_a_run_is_named(stopped, tmp_path, tiny, name, content):
-    whole = shutil.copytree(stopped / "whole", tmp_path / "whole")
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, tiny, name, content):
+    whole = shutil.copytree(finished, tmp_path / "whole")
     (whole / name).unlink()
     if content is None:
         (whole / name).mkdir()
@@ -220,8 +201,8 @@ def test_the_digest_of_rows_is_that_of_their_text(tmp_path):
 
 
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_finished_run_is_not_finished_without_its_metrics(stopped, tmp_path, tiny, change):
-    whole = shutil.copytree(stopped / "whole", tmp_path / "whole")
+def test_a_finished_run_is_not_finished_without_its_metrics(finished, tmp_path, tiny, change):
+    whole = shutil.copytree(finished, tmp_path / "whole")
     path = whole / "metrics.jsonl"
     path.write_text("".join(change(lines(path))))
     with pytest.raises(UsageError, match=r"metrics.jsonl .*restore it from a copy"):

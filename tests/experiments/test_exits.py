@@ -24,17 +24,6 @@ from tests._support.processes import begin, command, result, rows, until
 # ------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run of 24 steps with checkpoints at 10, 20 and 24."""
-    from tests.experiments.conftest import make_tiny
-
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        train.train(make_tiny(), folder)
-    return folder
-
-
 def damage(folder, step, kind):
     files = [p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
@@ -52,7 +41,7 @@ def damage(folder, step, kind):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("kind", few(["flipped", "truncated", "gone"], "flipped"))
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, whole, tiny, tmp_path, capsys):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, finished, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     train.train(tiny(steps=20), folder)
     damage(folder, 20, kind)
@@ -61,17 +50,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, whole, tiny, tmp
     assert "the checkpoint of step 20" in output and "is damaged" in output
     assert "step 10 is used instead" in output and "from step 10 of" in output
     assert (folder / "damaged" / "20").is_dir()
-    assert rows(folder) == rows(whole) and result(folder) == result(whole)
+    assert rows(folder) == rows(finished) and result(folder) == result(finished)
 
 
-def test_a_half_written_checkpoint_is_not_seen(whole, tiny, tmp_path):
+def test_a_half_written_checkpoint_is_not_seen(finished, tiny, tmp_path):
     folder = tmp_path / "run"
     train.train(tiny(steps=10), folder)
     half = folder / "checkpoints" / "20.orbax-checkpoint-tmp-1"
     (half / "run").mkdir(parents=True)
     (half / "run" / "manifest.ocdbt").write_bytes(b"\0" * 10)
     train.train(tiny(), folder)
-    assert result(folder) == result(whole)
+    assert result(folder) == result(finished)
 
 
 def test_nothing_sound_is_told_and_not_started_over(tiny, tmp_path):
@@ -146,13 +135,13 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
     assert "other noise" not in capsys.readouterr().out
 
 
-def test_several_steps_a_call_are_the_same_steps(whole, tiny, tmp_path):
+def test_several_steps_a_call_are_the_same_steps(finished, tiny, tmp_path):
     """To the bit; the last call is shorter, and a stopped run comes back into step."""
     folder = tmp_path / "run"
     train.train(tiny(steps=7), folder)
     train.train(tiny(steps_per_call=5), folder)
     others = [r for r in rows(folder) if r["step"] != 7]
-    assert others == rows(whole) and result(folder) == result(whole)
+    assert others == rows(finished) and result(folder) == result(finished)
     with pytest.raises(UsageError, match=r"steps_per_call=4 must divide config.log_every"):
         train.train(tiny(steps_per_call=4), tmp_path / "other")
 

@@ -7,11 +7,10 @@ import random
 import shutil
 import signal
 
-import jax
 import pytest
 
 from experiments import evaluate
-from experiments.runtime import exits, parallel, run
+from experiments.runtime import exits, run
 from experiments.usage import UsageError
 from tests._support.processes import begin, command, result, rows
 from tests._support.processes import compare as compare_finished
@@ -157,24 +156,14 @@ def no_hang():
         signal.signal(signal.SIGALRM, before)
 
 
-def one_device(patch):
-    patch.setattr(parallel, "available", lambda: jax.devices()[:1])
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(finished, stopped, tmp_path_factory):
     """One that finished, one stopped at step 20 of 24, one killed after it logged past step 20."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        one_device(patch)
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            run.train(make_tiny(), folder / "finished")
-            run.train(make_tiny(steps=20), folder / "stopped")
-    (folder / "stopped" / "final.json").unlink()
-    shutil.copytree(folder / "stopped", folder / "killed")
-    with open(folder / "killed" / "metrics.jsonl", "a") as file:
-        file.write((folder / "finished" / "metrics.jsonl").read_text().splitlines(True)[-1])
-    return {name: folder / name for name in ("finished", "stopped", "killed")}
+    killed = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(stopped, killed)
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write((finished / "metrics.jsonl").read_text().splitlines(True)[-1])
+    return {"finished": finished, "stopped": stopped, "killed": killed}
 
 
 def outcome(folder, base, whole, scores, capsys):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,34 +17,18 @@ import pytest
 import normjax as nj
 from experiments import evaluate, tasks, train
 from experiments.data import batches, splits
-from experiments.runtime import exits, metrics, run, step
+from experiments.runtime import exits, run, step
 from experiments.tasks.sequence import SequenceClassifier
 from experiments.usage import UsageError
-
-
-def rows(workdir):
-    """Metric rows without the clock."""
-    read = metrics.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read]
+from tests._support.processes import rows
 
 
 def scores(final):
     return {k: final[k] for k in ("valid", "test", "best_step", "steps_to_target")}
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """One finished tiny run, which several tests look at."""
-    from tests.experiments.conftest import make_tiny
-
-    workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        final = train.train(make_tiny(), workdir)
-    return workdir, final
-
-
-def test_a_run_leaves_everything_that_a_reader_needs(unbroken):
-    workdir, final = unbroken
+def test_a_run_leaves_everything_that_a_reader_needs(trained):
+    workdir, final = trained
     assert json.loads((workdir / "final.json").read_text()) == final
     assert json.loads((workdir / "config.json").read_text())["config"]["model"]["hidden"] == 4
     assert set(final["versions"]) >= {"python", "jax", "flax", "optax", "normjax"}
@@ -57,15 +40,15 @@ def test_a_run_leaves_everything_that_a_reader_needs(unbroken):
     assert list((workdir / "tensorboard").iterdir())
 
 
-def test_a_finished_run_is_not_run_again(unbroken, tiny, monkeypatch):
-    workdir, final = unbroken
+def test_a_finished_run_is_not_run_again(trained, tiny, monkeypatch):
+    workdir, final = trained
     monkeypatch.setattr(run, "_Run", None)
     assert train.train(tiny(), workdir) == final
 
 
-def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_to_the_bit(trained, tiny, tmp_path, monkeypatch):
     """Ctrl-C at step 17: between two logs, two validations and two checkpoints."""
-    workdir, final = unbroken
+    workdir, final = trained
     real = batches.batches
 
     class Stopping:
@@ -90,7 +73,7 @@ def test_a_stopped_run_resumes_to_the_bit(unbroken, tiny, tmp_path, monkeypatch)
     assert rows(tmp_path / "run") == rows(workdir)
 
 
-def test_a_killed_run_resumes_to_the_bit(unbroken, tiny, tmp_path):
+def test_a_killed_run_resumes_to_the_bit(trained, tiny, tmp_path):
     """SIGKILL at any moment; rows past the last checkpoint are cut and come again."""
     workdir = tmp_path / "run"
     long = {"steps": 2000, "checkpoint_every": 20}
@@ -120,8 +103,8 @@ def test_a_killed_run_resumes_to_the_bit(unbroken, tiny, tmp_path):
     assert rows(workdir) == rows(tmp_path / "whole")
 
 
-def test_resume_continues_another_workdir(unbroken, tiny, tmp_path):
-    workdir, _ = unbroken
+def test_resume_continues_another_workdir(trained, tiny, tmp_path):
+    workdir, _ = trained
     final = train.train(tiny(resume=str(workdir), steps=26), tmp_path / "on")
     assert final["steps"] == 26
     assert [r["step"] for r in rows(tmp_path / "on") if r["split"] == "train"] == [25, 26]
@@ -131,8 +114,8 @@ def test_resume_continues_another_workdir(unbroken, tiny, tmp_path):
         train.train(tiny(resume=str(tmp_path / "nowhere")), tmp_path / "third")
 
 
-def test_a_workdir_of_another_config_is_refused(unbroken, tiny):
-    workdir, _ = unbroken
+def test_a_workdir_of_another_config_is_refused(trained, tiny):
+    workdir, _ = trained
     with pytest.raises(UsageError) as error:
         train.train(tiny(seed=3, batch_size=17), workdir)
     assert "config.batch_size: 16 there, 17 asked for" in str(error.value)
@@ -169,8 +152,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
         train.train(config, tmp_path / "run")
 
 
-def test_evaluate_gives_the_numbers_of_the_run(unbroken):
-    workdir, final = unbroken
+def test_evaluate_gives_the_numbers_of_the_run(trained):
+    workdir, final = trained
     for kind in evaluate.STATS:
         scored = evaluate.evaluate(workdir, split="test", stats=kind)
         assert scored["accuracy"] == final["test"][kind]["accuracy"]
