@@ -26,7 +26,7 @@ from experiments.config import command_line
 from experiments.ledger import judge, records, registry, replicates, table
 from experiments.ledger.claims import Scale
 from experiments.runtime import exits
-from experiments.runtime.workdir import code, hardware, versions
+from experiments.runtime.workdir import code
 from experiments.usage import UsageError
 
 AT_ONCE = 8  # replicates between two looks at the widths of the intervals
@@ -73,9 +73,9 @@ def run(
     ):
         count = min(count + AT_ONCE, budget)
         began = time.perf_counter()
-        if registry.trains(study):
-            replicates.train(study, scale, count, workdir, together=together, workers=workers)
-        arms, answers = replicates.gather(study, scale, count, workdir)
+        ran, answers = replicates.run(
+            study, scale, count, workdir, together=together, workers=workers
+        )
         codes = [*(record["codes"] if record else ()), code()]
         record = {
             "group": group.number,
@@ -86,14 +86,9 @@ def run(
             "config_hash": registry.config_hash(study, scale),
             "command": f"python -m experiments.claim {group.number} --run --scale={scale.name} "
             f"--replicates={count}",
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "replicates": count,
-            "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
             "wall_seconds": round(time.perf_counter() - began, 1),
-            "hardware": hardware(),
-            "versions": versions(),
             "codes": list(dict.fromkeys(codes)),  # more than one if it was continued after a change
-            "arms": arms,
+            **ran,
         }
         records.write(path, record, answers)
     return record

@@ -20,7 +20,7 @@ from etils import epath
 from experiments.config import command_line
 from experiments.ledger import records, replicates, same_arm
 from experiments.runtime import exits
-from experiments.runtime.workdir import hardware, versions, write_json
+from experiments.runtime.workdir import write_json
 from experiments.usage import UsageError
 
 RESULTS = pathlib.Path("results")
@@ -39,17 +39,9 @@ def train(workdir: pathlib.Path, workers: int = 1, results: pathlib.Path = RESUL
     if path.exists():
         return
     study, scale = same_arm.pool()
-    replicates.train(study, scale, same_arm.REPLICATES, workdir, workers=workers)
-    arms, answers = replicates.gather(study, scale, same_arm.REPLICATES, workdir)
-    record = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "replicates": same_arm.REPLICATES,
-        "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
-        "hardware": hardware(),
-        "versions": versions(),
-        "arms": arms,
-    }
-    records.write(path, record, answers)
+    records.write(
+        path, *replicates.run(study, scale, same_arm.REPLICATES, workdir, workers=workers)
+    )
 
 
 def cases(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -72,6 +75,42 @@ def short(value: Any, limit: int = 80) -> str:
     except ValueError:  # an integer of more digits than Python prints
         text = "a number of thousands of digits"
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def told(error: Exception, path: str = "") -> str:
+    """Say in a line what a user's code raised, and where: in `path`, if it is given."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if path in ("", f.filename)]
+    file, line = (frames[-1].filename, frames[-1].lineno) if frames else (None, None)
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        file, line, text = error.filename, error.lineno, error.msg
+    at = f", {os.path.basename(file or '')} line {line}" if line else ""
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}{at}"
+
+
+def imported(key: str, name: Any, kind: str, fits: Callable[[Any], bool]) -> Any:
+    """Import what a key of the config names as "package.module:name", a class or a function."""
+    where = f"{key}={short(name)}"
+    module, _, attribute = str(name).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise UsageError(f"{where} names no {kind} of a module; write 'package.module:{kind}'.")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise UsageError(f"{where} imports {error.name!r}, which is not installed.") from error
+        raise UsageError(
+            f"{where}: there is no module {module!r} in {os.getcwd()} or on PYTHONPATH; write "
+            "PYTHONPATH=FOLDER before the command."
+        ) from error
+    except Exception as error:  # whatever the file raises
+        raise UsageError(f"{where} cannot be imported: {told(error)}.") from error
+    value = getattr(found, attribute, None)
+    if not fits(value):
+        names = [k for k, v in vars(found).items() if fits(v)]
+        hint = nearest(attribute, names)
+        raise UsageError(f"{where}: {module} has no {kind} {attribute!r}.{hint}")
+    return value
 
 
 def check_like(where: str, values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.metadata
 import inspect
 import os
@@ -61,9 +62,33 @@ def pytest_configure(config):
     ):
         shutil.rmtree(folder)
         folder.mkdir()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for setting, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(setting, value)
+        os.environ[setting.upper()] = str(value)  # of commands that tests start, again and again
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests marked `optimized` last: switching the optimizer empties JAX's caches."""
+    items.sort(key=lambda item: item.get_closest_marker("optimized") is not None)
+
+
+def _share_mlir_contexts():
+    """Lower all programs in one MLIR context: JAX makes one for each, a fifth of a test's time.
+
+    JAX has no switch for it. Where its internals have changed, tests are slower and no more.
+    """
+    from jax._src.interpreters import mlir
+
+    make = getattr(mlir, "make_ir_context", None)
+    if make is not None:
+        mlir.make_ir_context = functools.cache(make)
+
+
+_share_mlir_contexts()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,6 +98,13 @@ def pytest_runtest_setup(item):
     if jax.config.read("jax_disable_most_optimizations") != plain:
         jax.config.update("jax_disable_most_optimizations", plain)
         jax.clear_caches()  # JAX would use what it compiled the other way
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage():
+    """Leave what is imported out of Python's collections, such as the one after each checkpoint."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

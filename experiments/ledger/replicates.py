@@ -32,7 +32,8 @@ from experiments.config import validate
 from experiments.data import batches, splits
 from experiments.ledger import records, registry
 from experiments.ledger.claims import Group, Scale
-from experiments.runtime import members, step
+from experiments.runtime import members
+from experiments.runtime.workdir import hardware, versions
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
 KEPT = (
@@ -145,16 +146,7 @@ def right_answers(finished: members.Finished, kind: str) -> np.ndarray:
     answer is the derivative by its weight.
     """
     task, config, test = finished.task, finished.config, finished.dataset.test
-    norm, how = finished.norm, config["population"]
-    if kind == "population":
-        norm = step.population(
-            finished.params,
-            norm,
-            finished.dataset.train,
-            task=task,
-            how=how["how"],
-            batch_size=how["batch_size"],
-        )
+    norm = finished.statistics(kind)
     index, weight = batches.evaluation_batches(splits.size(test), config["eval_batch_size"])
     stats = "batch" if kind == "batch" else "running"
     rows = [
@@ -171,7 +163,7 @@ def _answers(
     def correct(weight: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(0), index[0])
         batch = tasks.Batch(splits.take(split, index), weight, key)
-        return task.scores(params, norm, batch, stats=stats)[0].correct
+        return task(params, norm, batch, stats=stats)[0].correct
 
     return jax.grad(correct)(jnp.asarray(weight))
 
@@ -268,6 +260,30 @@ def gather(
     for key, rows in found_of.items():
         answers[key] = _stack(rows, key.partition("/")[2], size)
     return arms, answers
+
+
+def run(
+    study: ModuleType,
+    scale: Scale,
+    count: int,
+    workdir: pathlib.Path,
+    *,
+    together: int = 1,
+    workers: int = 1,
+) -> tuple[dict[str, Any], records.Answers]:
+    """Train and gather `count` replicates: what every record says of its runs, and the answers."""
+    if registry.trains(study):
+        train(study, scale, count, workdir, together=together, workers=workers)
+    arms, answers = gather(study, scale, count, workdir)
+    record = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "replicates": count,
+        "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
+        "hardware": hardware(),
+        "versions": versions(),
+        "arms": arms,
+    }
+    return record, answers
 
 
 def _lists(found: Sequence[Sequence[Any]], kept: Sequence[str] | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Builds the networks that `config.model.arch` names, each with its norms by `NormConfig`.
 
 A module here has `KINDS` (the data that it takes), `NORMS` (the keys of its norms), `DEFAULTS`
-(all keys), `check(model)` and `build(model, norms, data)`, which makes a `Model`.
+(all keys), `check(model)`, for what their types do not say, and `build(model, norms, data)`, which
+makes a `Model`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ def check(model: Mapping[str, Any], kind: str) -> None:
         own = {k: v for k, v in model.items() if k != "arch"}
         usage.check_like("config.model", own, module.DEFAULTS)
     complete = _complete(module, model)
+    for key, usual in (module.DEFAULTS or {}).items():
+        if type(usual) is int and complete[key] < 1:
+            raise UsageError(f"config.model.{key}={complete[key]} must be at least 1.")
+        if key == "dropout" and not 0 <= complete[key] < 1:
+            raise UsageError(f"config.model.dropout={complete[key]!r} must be in [0, 1).")
     module.check(complete)
     _norms(module, complete)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -89,6 +90,12 @@ class Call(NamedTuple):
 
 class Model(abc.ABC):
     """A network as pure functions; subclasses are frozen dataclasses."""
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> Model:
+        """Build a model whose fields are the keys of `config.model`, its norms and `data`."""
+        keys = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
+        return cls(**{**keys, **norms, "data": data})
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:

@@ -41,8 +41,7 @@ DEFAULTS: dict[str, Any] = {
 class ConvNext(Model):
     """Patches, stages of blocks, the average over places and a linear readout."""
 
-    inputs: int
-    outputs: int
+    data: Data
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     patch: int
@@ -89,7 +88,7 @@ class ConvNext(Model):
         """Return `(params, state)`, by stage and block."""
         params: dict[str, Any] = {}
         state: dict[str, Any] = {}
-        before, side = self.inputs, self.patch
+        before, side = self.data.shape[-1], self.patch
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             key, key_conv, key_norm = jax.random.split(key, 3)
             name = f"down{stage}"
@@ -104,7 +103,7 @@ class ConvNext(Model):
             before, side = width, 2
         key_norm, key_head = jax.random.split(key)
         params["norm"], state["norm"] = init_norm(self.norm, (1, before), key_norm)
-        params["head"] = dense(key_head, before, self.outputs)
+        params["head"] = dense(key_head, before, self.data.outputs)
         return params, state
 
     def apply(self, params: Any, state: Any, x: jax.Array, call: Call) -> tuple[jax.Array, Any]:
@@ -143,17 +142,6 @@ def check(model: Mapping[str, Any]) -> None:
     for key in ("widths", "depths"):
         if not all(isinstance(size, int) and size >= 1 for size in model[key]):
             raise UsageError(f"config.model.{key}={model[key]!r} must be integers of at least 1.")
-    for key in ("patch", "kernel", "expand"):
-        if model[key] < 1:
-            raise UsageError(f"config.model.{key}={model[key]} must be at least 1.")
-    if not 0 <= model["dropout"] < 1:
-        raise UsageError(f"config.model.dropout={model['dropout']!r} must be in [0, 1).")
 
 
-def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> ConvNext:
-    """Build the network of checked keys."""
-    widths, depths = tuple(model["widths"]), tuple(model["depths"])
-    rest = (model["patch"], model["kernel"], model["expand"])
-    scales = (float(model["layer_scale"]), float(model["dropout"]))
-    own = (norms["norm"], norms["norm_hidden"])
-    return ConvNext(data.shape[-1], data.outputs, widths, depths, *rest, *scales, *own)
+build = ConvNext.of

@@ -70,7 +70,9 @@ class Lru(Model):
     states: int
     depth: int
     position: str
-    ring: tuple[float, float, float]
+    r_min: float
+    r_max: float
+    max_phase: float
     dropout: float
     norm: normjax.Norm | None
 
@@ -93,7 +95,7 @@ class Lru(Model):
     def _init_block(self, key: jax.Array) -> tuple[Any, Any]:
         keys = jax.random.split(key, 9)
         width, states = self.width, self.states
-        low, high, phase = self.ring
+        low, high = self.r_min, self.r_max
         u, v = jax.random.uniform(keys[0], (states,)), jax.random.uniform(keys[1], (states,))
         # uniform on the ring: |lambda|^2 is uniform between low^2 and high^2
         squared = u * (high**2 - low**2) + low**2
@@ -102,7 +104,7 @@ class Lru(Model):
         params: dict[str, Any] = {
             "recurrence": {
                 "nu": nu,
-                "theta": jnp.log(phase * v + 1e-7),
+                "theta": jnp.log(self.max_phase * v + 1e-7),
                 "log_gamma": 0.5 * jnp.log(1 - squared),  # inputs of variance 1: so have states
                 "skip": jax.random.normal(keys[2], (width,)),
             },
@@ -157,9 +159,6 @@ def _unit(params: Any, x: jax.Array) -> jax.Array:
 def check(model: Mapping[str, Any]) -> None:
     """Check what the types of the defaults do not say."""
     one_of("config.model.position", model["position"], POSITIONS)
-    for key in ("width", "states"):
-        if model[key] < 1:
-            raise UsageError(f"config.model.{key}={model[key]} must be at least 1.")
     if not 0 <= model["r_min"] < model["r_max"] < 1:
         raise UsageError(
             f"config.model.r_min={model['r_min']} and r_max={model['r_max']} must be in [0, 1), "
@@ -167,12 +166,6 @@ def check(model: Mapping[str, Any]) -> None:
         )
     if not 0 < model["max_phase"] <= 2 * np.pi:
         raise UsageError(f"config.model.max_phase={model['max_phase']} must be in (0, 2 pi].")
-    if not 0 <= model["dropout"] < 1:
-        raise UsageError(f"config.model.dropout={model['dropout']!r} must be in [0, 1).")
 
 
-def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> Lru:
-    """Build the network of checked keys."""
-    ring = (float(model["r_min"]), float(model["r_max"]), float(model["max_phase"]))
-    sizes = (model["width"], model["states"], model["depth"])
-    return Lru(data, *sizes, model["position"], ring, float(model["dropout"]), norms["norm"])
+build = Lru.of

@@ -23,10 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
-import os
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +36,7 @@ import normjax
 from experiments.models.base import Call, Data, Model
 from experiments.models.own_linen import LinenModel
 from experiments.models.own_nnx import NnxModel
-from experiments.usage import UsageError, nearest, short
+from experiments.usage import UsageError, imported, nearest, told
 
 KINDS = ("image", "sequence", "text")
 NORMS = None  # every key that starts with norm
@@ -49,27 +46,12 @@ OFFERED = ("outputs", "inputs", "vocabulary")
 
 def load(name: Any) -> type:
     """Import the class that `config.model.module` names."""
-    key = f"config.model.module={short(name)}"
-    module_name, _, class_name = str(name).partition(":")
-    if not isinstance(name, str) or not all((*module_name.split("."), class_name)):
-        raise UsageError(f"{key} must name a module and a class; write 'package.module:Model'.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise UsageError(f"{key} imports {error.name!r}, which is not installed.") from error
+    found: type = imported("config.model.module", name, "class", inspect.isclass)
+    if not issubclass(found, flax.linen.Module | nnx.Module):
         raise UsageError(
-            f"{key}: there is no module {module_name!r} in {os.getcwd()} or on PYTHONPATH; write "
-            "PYTHONPATH=FOLDER before the command."
-        ) from error
-    except Exception as error:  # whatever the file raises
-        raise UsageError(f"{key} cannot be imported: {_told(error)}.") from error
-    found = getattr(module, class_name, None)
-    if found is None:
-        classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
-        raise UsageError(f"{key}: {module_name} has no {class_name}.{nearest(class_name, classes)}")
-    if not inspect.isclass(found) or not issubclass(found, flax.linen.Module | nnx.Module):
-        raise UsageError(f"{key} is no Flax module; make it a class of flax.linen or flax.nnx.")
+            f"config.model.module={name!r} is no Flax module; make it one of flax.linen or of "
+            "flax.nnx."
+        )
     return found
 
 
@@ -79,13 +61,6 @@ def fingerprint(model: Mapping[str, Any]) -> str:
         return ""
     with open(inspect.getfile(load(model["module"])), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:12]
-
-
-def _told(error: Exception) -> str:
-    """Say in a line what was raised, and in which line of which file."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text} ({os.path.basename(frame.filename)}, {frame.lineno})"
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
@@ -199,7 +174,7 @@ def _try(model: OwnModel) -> None:
         raise
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
-            f"{where} failed on an input of shape {x.shape}: {_told(error)}."
+            f"{where} failed on an input of shape {x.shape}: {told(error)}."
         ) from error
     time = x.shape[1:2] if model.data.kind == "text" else ()
     wanted = (x.shape[0], *time, model.data.outputs)

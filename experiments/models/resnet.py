@@ -167,8 +167,6 @@ def check(model: Mapping[str, Any]) -> None:
         raise UsageError(
             f"config.model.depth={model['depth']} is not 6n + 2; write {6 * n + 2}, for instance."
         )
-    if model["width"] < 1:
-        raise UsageError(f"config.model.width={model['width']} must be at least 1.")
 
 
 def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> ResNet:

@@ -172,19 +172,10 @@ class Transformer(Model):
 def check(model: Mapping[str, Any]) -> None:
     """Check what the types of the defaults do not say."""
     one_of("config.model.position", model["position"], POSITIONS)
-    for key in ("width", "heads", "expand"):
-        if model[key] < 1:
-            raise UsageError(f"config.model.{key}={model[key]} must be at least 1.")
     if model["width"] % model["heads"]:
         raise UsageError(
             f"config.model.heads={model['heads']} must divide config.model.width={model['width']}."
         )
-    if not 0 <= model["dropout"] < 1:
-        raise UsageError(f"config.model.dropout={model['dropout']!r} must be in [0, 1).")
 
 
-def build(model: Mapping[str, Any], norms: Mapping[str, Any], data: Data) -> Transformer:
-    """Build the network of checked keys."""
-    sizes = (model["width"], model["depth"], model["heads"], model["expand"])
-    own = (norms["norm"], norms["norm_qk"])
-    return Transformer(data, *sizes, model["position"], float(model["dropout"]), *own)
+build = Transformer.of

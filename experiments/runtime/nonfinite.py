@@ -23,12 +23,12 @@ def _stages(now: Tree, split: Tree, index: Any, weight: Any, *, task: tasks.Task
     batch = tasks.Batch(splits.take(split, index), weight, key)
 
     def loss_of(params: Tree) -> tuple[jax.Array, Tree]:
-        scores, norm = task.scores(params, now["norm"], batch, stats="batch", train=True)
+        scores, norm = task(params, now["norm"], batch, stats="batch", train=True)
         return scores.loss / scores.count, norm
 
     def counts_of(params: Tree) -> Tree:
         """How many values of the batch each norm with statistics took: none that overflowed."""
-        _, norm = task.scores(params, _accumulating(now["norm"]), batch, stats="batch", train=True)
+        _, norm = task(params, _accumulating(now["norm"]), batch, stats="batch", train=True)
         return jax.tree.map(
             lambda node: node.measured.count if isinstance(node, nj.Accumulator) else (),
             norm,

@@ -81,7 +81,7 @@ def gradients(
 ) -> tuple[jax.Array, Any, Tree, Tree]:
     """Return the whole batch's mean loss, sums, next norm state and gradient, on every device.
 
-    `scores_of` is a task's `scores`. The loss is `psum(loss) / psum(count)`: the weights are those
+    `scores_of` is a task. The loss is `psum(loss) / psum(count)`: the weights are those
     of the rows, not of the devices. With `micro` the batch is taken in that many parts.
     """
     training = functools.partial(scores_of, stats="batch", train=True)

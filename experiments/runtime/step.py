@@ -60,11 +60,11 @@ def update(
     train_state: Tree,
     split: Tree,
     index: jax.Array,
+    weight: jax.Array | None,
     rate: Any,
     *,
     task: tasks.Task,
     optim: tuple,
-    weight: jax.Array | None = None,
     context: parallel.StepContext = parallel.SINGLE,
     skip: bool = False,
 ) -> Tree:
@@ -79,7 +79,7 @@ def update(
     if keys["accumulate"] > 1:
         micro = Microbatches(keys["accumulate"], norm_decay(task))
     loss, scores, norm, grads = parallel.gradients(
-        task.scores, now["params"], now["norm"], batch, context, micro
+        task, now["params"], now["norm"], batch, context, micro
     )
     if (factor := optimization.schedule(keys)) is not None:
         rate = rate * factor(now["step"])
@@ -119,13 +119,6 @@ def scored(train_state: Tree) -> Tree:
     return {"params": train_state.get("ema", train_state["params"]), "norm": train_state["norm"]}
 
 
-train_step = jax.jit(
-    update,
-    static_argnames=("task", "optim", "context", "skip"),
-    donate_argnames=("train_state",),
-)
-
-
 @functools.lru_cache(maxsize=8)
 def compiled_step(
     layout: parallel.DeviceLayout,
@@ -139,22 +132,7 @@ def compiled_step(
 
     See `DeviceLayout.step`; `update` is the one function that takes a step, for either.
     """
-
-    def step(
-        train_state: Tree, split: Tree, index: Any, weight: Any, rate: Any, context: Any
-    ) -> Tree:
-        return update(
-            train_state,
-            split,
-            index,
-            rate,
-            task=task,
-            optim=optim,
-            weight=weight,
-            context=context,
-            skip=skip,
-        )
-
+    step = functools.partial(update, task=task, optim=optim, skip=skip)
     return layout.step(step, several, members)
 
 
@@ -188,7 +166,7 @@ def score_all(
         index = index if start is None else index - start
         counts = weight if padded else None  # masks cost time, and most batches need none
         one_batch = tasks.Batch(splits.take(split, index), counts, key)
-        return task.scores(params, norm, one_batch, stats=stats)[0]
+        return task(params, norm, one_batch, stats=stats)[0]
 
     return jax.tree.map(jnp.sum, jax.lax.map(one, batches))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments.data import augment
-from experiments.tasks.base import Batch, Scores, Task
+from experiments.tasks.base import Batch, Call, Scores, Task
 
 STREAM = 0x0A06  # sets the key of augmentation apart from those of dropout and other noise
 
@@ -25,19 +25,10 @@ class Augmented(Task):
         """Return `(params, norm)` of the task."""
         return self.task.init(key)
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
-        """Score a batch; augmented, if `train`."""
-        if train:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
+        """Score a batch; augmented, in training."""
+        if call.train:
             key = jax.random.fold_in(batch.key, STREAM)
             changed = augment.apply(self.steps, key, batch.examples, self.classes)
             batch = batch._replace(examples=changed)
-        return self.task.scores(params, norm, batch, stats=stats, train=train, axis_name=axis_name)
+        return self.task.scores(params, norm, batch, call)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.models.base import Call
+
 Tree = Any
 TOP_FIVE_FROM = 10  # classes of an example: with more, its top five are counted too
 
@@ -66,7 +68,14 @@ class Task(abc.ABC):
         """Return `(params, norm)`: what is trained, and the state of the norms."""
 
     @abc.abstractmethod
-    def scores(
+    def scores(self, params: Tree, norm: Tree, batch: Batch, call: Call) -> tuple[Scores, Tree]:
+        """Return the batch's sums and the next state of the norms.
+
+        Rows of weight 0, at which the mask of the call is False, enter no sum and no statistic,
+        whatever they hold.
+        """
+
+    def __call__(
         self,
         params: Tree,
         norm: Tree,
@@ -76,23 +85,23 @@ class Task(abc.ABC):
         train: bool = False,
         axis_name: str | None = None,
     ) -> tuple[Scores, Tree]:
-        """Return the batch's sums and the next state of the norms.
+        """Return the `scores` of a batch: a task is the whole model as a function.
 
         `stats` is "batch" or "running", as for a norm; `train` switches on dropout and other noise,
-        drawn from the batch's key. Rows of weight 0 enter no sum and no statistic, whatever they
-        hold. `axis_name` is the device axis that the batch is split over, for statistics alone;
-        the caller adds up the sums.
+        drawn from the batch's key. `axis_name` is the device axis that the batch is split over,
+        for statistics alone; the caller adds up the sums.
         """
-
-    def __call__(
-        self, params: Tree, norm: Tree, batch: Batch, *, stats: str
-    ) -> tuple[Scores, Tree]:
-        """Return the `scores` of an evaluation: a task is the whole model as a function."""
-        return self.scores(params, norm, batch, stats=stats)
+        mask = None if batch.weight is None else batch.weight > 0
+        return self.scores(params, norm, batch, Call(stats, train, mask, batch.key, axis_name))
 
 
 def _is_float32(x: jax.Array) -> bool:
     return jnp.result_type(x) == jnp.float32
+
+
+def without_padding(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Set rows to 0 where the mask is False: a padded row may hold anything."""
+    return x if mask is None else jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
 
 
 def cross_entropy(

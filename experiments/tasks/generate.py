@@ -26,7 +26,7 @@ from experiments import usage
 from experiments.config.models import NormConfig
 from experiments.data import facts
 from experiments.data.splits import take
-from experiments.tasks.base import Batch, Scores, Task
+from experiments.tasks.base import Batch, Call, Scores, Task, without_padding
 from experiments.usage import UsageError, one_of
 
 GOALS = ("copy", "style")
@@ -127,9 +127,7 @@ class Generator(Task):
                 params[name]["norm"], state[name] = self.norm.init((1, side, side, shape[-1]))
         return params, state
 
-    def images(
-        self, params: Any, norm: Any, x: jax.Array, **norm_arguments: Any
-    ) -> tuple[jax.Array, Any]:
+    def images(self, params: Any, norm: Any, x: jax.Array, call: Call) -> tuple[jax.Array, Any]:
         """Make images of images in [0, 1]; return them and the next state of the norms."""
         new_state = dict(norm)
 
@@ -137,7 +135,7 @@ class Generator(Task):
             own = params[name]
             y = conv(x, own["kernel"], stride) + own["bias"]
             if self.norm is not None:
-                y, new_state[name] = self.norm.apply(own["norm"], norm[name], y, **norm_arguments)
+                y, new_state[name] = call.norm(self.norm, own["norm"], norm[name], y)
             return jax.nn.relu(y)
 
         x = layer("deep", layer("down", x, 2), 2)
@@ -149,23 +147,11 @@ class Generator(Task):
         x = enlarge(layer("up", enlarge(layer("middle", x))))
         return jax.nn.sigmoid(conv(x, params["out"]["kernel"]) + params["out"]["bias"]), new_state
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
         """Sum the images' losses; nothing is right or wrong."""
-        del train
         x, weight = batch.examples.pixels.astype(jnp.float32) / self.white, batch.weight
-        mask = None if weight is None else (weight > 0).reshape(-1, 1, 1, 1)
-        if mask is not None:  # a padded row may hold anything
-            x = jnp.where(mask, x, 0.0)
-        y, norm = self.images(params, norm, x, stats=stats, mask=mask, axis_name=axis_name)
+        x = without_padding(x, call.mask)
+        y, norm = self.images(params, norm, x, call)
         if self.goal == "copy":
             loss = jnp.square(y - x).mean((1, 2, 3))
         else:

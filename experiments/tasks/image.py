@@ -21,7 +21,7 @@ from experiments import usage
 from experiments.config.models import NormConfig
 from experiments.data import facts
 from experiments.data.splits import take
-from experiments.tasks.base import Batch, Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Call, Scores, Task, cross_entropy, without_padding
 from experiments.usage import UsageError, one_of
 
 ARCHITECTURES = ("mlp", "lenet")
@@ -167,65 +167,34 @@ class ImageClassifier(Task):
         scaled, _ = normjax.data_dependent_stack(stack, plain, x, norm=norm)
         return {str(i): own for i, own in enumerate(scaled)}
 
-    def hidden(
-        self,
-        params: Any,
-        norm: Any,
-        x: jax.Array,
-        *,
-        stats: str,
-        mask: jax.Array | None,
-        key: jax.Array | None,
-        axis_name: str | None,
-    ) -> tuple[jax.Array, Any]:
+    def hidden(self, params: Any, norm: Any, x: jax.Array, call: Call) -> tuple[jax.Array, Any]:
         """Return the outputs of the last hidden layer, `[batch, features]`, and the next state."""
         new_state = {}
         for i, layer in enumerate(self.layers):
             own, state = params[str(i)], norm[str(i)]
-            x = layer.linear(own, state, x, stats)
+            x = layer.linear(own, state, x, call.stats)
             new_state[str(i)] = dict(state)
             for step in self.order:
                 part = getattr(layer, step, None)
                 if part is not None:
-                    rows = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1))
-                    arguments: dict[str, Any] = {
-                        "stats": stats,
-                        "mask": rows,
-                        "axis_name": axis_name,
-                    }
-                    x, new_state[str(i)][step] = part.apply(own[step], state[step], x, **arguments)
+                    x, new_state[str(i)][step] = call.norm(part, own[step], state[step], x)
                 elif step == "act":
                     x = getattr(jax.nn, self.activation)(x)
-                elif step == "dropout" and self.drops(i) and key is not None:
-                    keep = 1 - self.dropout
-                    drawn = jax.random.bernoulli(jax.random.fold_in(key, i), keep, x.shape)
-                    x = jnp.where(drawn, x / keep, 0.0)
+                elif step == "dropout" and self.drops(i):
+                    x = call.dropout(x, self.dropout, i)
             x = pool(x)
         return x.reshape(x.shape[0], -1), new_state
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
         """Cross-entropy of the readout."""
-        x, weight = batch.examples.pixels.astype(jnp.float32) / self.white, batch.weight
-        mask = None if weight is None else weight > 0
-        if mask is not None:  # a padded row may hold anything
-            x = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
-        stats = "running" if train and self.frozen else stats
-        key = batch.key if train else None
-        norm_arguments: dict[str, Any] = {"stats": stats, "mask": mask, "axis_name": axis_name}
-        params, x = self.cast_weights(params), self.cast(x)
-        h, norm = self.hidden(params, norm, x, key=key, **norm_arguments)
+        x = without_padding(batch.examples.pixels.astype(jnp.float32) / self.white, call.mask)
+        if call.train and self.frozen:
+            call = call._replace(stats="running")
+        params = self.cast_weights(params)
+        h, norm = self.hidden(params, norm, self.cast(x), call)
         logits = h @ params["head"]["kernel"] + params["head"]["bias"]
-        smoothing = self.smoothing * train
-        return cross_entropy(logits, batch.examples.labels, weight, smoothing=smoothing), norm
+        smoothing = self.smoothing * call.train
+        return cross_entropy(logits, batch.examples.labels, batch.weight, smoothing=smoothing), norm
 
 
 def _weight(model: Mapping[str, Any], features: int) -> Any:

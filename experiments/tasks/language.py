@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from experiments.config.defaults import HEADS
 from experiments.config.models import build_layer, check_steps
 from experiments.data import facts
-from experiments.tasks.base import Batch, Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Call, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
 OWN = ("head_init", "embed")
@@ -46,16 +46,7 @@ class LanguageModel(Task):
             params["embed"] = jax.random.normal(key_embed, (self.vocabulary, self.embed))
         return params, norm
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
         """Cross-entropy of every token but the first, which has nothing before it."""
         tokens, weight, params = batch.examples.tokens, batch.weight, self.cast_weights(params)
         before, after = tokens[:, :-1], tokens[:, 1:]
@@ -66,14 +57,14 @@ class LanguageModel(Task):
             params["layer"],
             norm,
             self.cast(x),
-            stats=stats,
+            stats=call.stats,
             lengths=lengths,
-            key=batch.key if train or self.layer.needs_key else None,
-            axis_name=axis_name,
+            key=call.key if call.train or self.layer.needs_key else None,
+            axis_name=call.axis_name,
         )
         logits = y @ params["head"]["kernel"] + params["head"]["bias"]
         per_token = None if weight is None else jnp.broadcast_to(weight[:, None], after.shape)
-        return cross_entropy(logits, after, per_token, smoothing=self.smoothing * train), norm
+        return cross_entropy(logits, after, per_token, smoothing=self.smoothing * call.train), norm
 
 
 def check(config: Mapping[str, Any]) -> None:

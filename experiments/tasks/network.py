@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import models
 from experiments.data import facts, splits
-from experiments.tasks.base import Batch, Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Call, Scores, Task, cross_entropy, without_padding
 from experiments.usage import UsageError
 
 KINDS = {"image": "image", "sequence": "sequence", "language": "text"}
@@ -47,10 +47,11 @@ class Network(Task):
         """Return `(params, norm)`."""
         return self.model.init(key)
 
-    def inputs(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    def inputs(
+        self, batch: Batch, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Return the model's input, and where it counts: `[batch]` or `[batch, time]`."""
-        examples, weight = batch.examples, batch.weight
-        rows = None if weight is None else weight > 0
+        examples = batch.examples
         if self.data.kind == "text":
             x = examples.tokens[:, :-1]
             return x, None if rows is None else jnp.broadcast_to(rows[:, None], x.shape)
@@ -62,11 +63,10 @@ class Network(Task):
             if not self.data.vocabulary:  # a padded step may hold anything
                 x = jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
             return x, mask
-        x = self.pixels(examples.pixels)
-        if rows is None:
-            return x, None
-        x = jnp.where(rows.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)  # a padded row may too
-        return x, rows if self.data.kind == "image" else rows[:, None] & jnp.ones(x.shape[1], bool)
+        x = without_padding(self.pixels(examples.pixels), rows)
+        if rows is None or self.data.kind == "image":
+            return x, rows
+        return x, jnp.broadcast_to(rows[:, None], x.shape[:2])
 
     def pixels(self, pixels: jax.Array) -> jax.Array:
         """Scale pixels, and standardize the channels of pictures."""
@@ -76,26 +76,16 @@ class Network(Task):
         x = x[..., None] if x.ndim == 3 else x
         return (x - jnp.array(self.center)) / jnp.array(self.spread)
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
         """Cross-entropy of the labels, or of every token but the first."""
-        x, mask = self.inputs(batch)
-        x = self.cast(x)
-        call = models.Call(stats, train, mask, batch.key, axis_name)
-        logits, norm = self.model.apply(self.cast_weights(params), norm, x, call)
+        x, mask = self.inputs(batch, call.mask)
+        params, call = self.cast_weights(params), call._replace(mask=mask)
+        logits, norm = self.model.apply(params, norm, self.cast(x), call)
         weight, text = batch.weight, self.data.kind == "text"
         labels = batch.examples.tokens[:, 1:] if text else batch.examples.labels
         if text and weight is not None:
             weight = jnp.broadcast_to(weight[:, None], labels.shape)
-        return cross_entropy(logits, labels, weight, smoothing=self.smoothing * train), norm
+        return cross_entropy(logits, labels, weight, smoothing=self.smoothing * call.train), norm
 
 
 def check(config: Mapping[str, Any]) -> None:

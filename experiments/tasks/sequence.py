@@ -19,7 +19,7 @@ from experiments.config.defaults import HEADS
 from experiments.config.models import build_layer, check_steps
 from experiments.data import facts
 from experiments.data.splits import take
-from experiments.tasks.base import Batch, Scores, Task, cross_entropy
+from experiments.tasks.base import Batch, Call, Scores, Task, cross_entropy
 from experiments.usage import UsageError, one_of
 
 
@@ -64,33 +64,24 @@ class SequenceClassifier(Task):
         x = (x[:, :, None] if x.ndim == 2 else x) / self.white
         return x, None if weight is None else jnp.where(weight > 0, x.shape[1], 0)
 
-    def scores(
-        self,
-        params: Any,
-        norm: Any,
-        batch: Batch,
-        *,
-        stats: str,
-        train: bool = False,
-        axis_name: str | None = None,
-    ) -> tuple[Scores, Any]:
+    def scores(self, params: Any, norm: Any, batch: Batch, call: Call) -> tuple[Scores, Any]:
         """Cross-entropy of the readout after the last step."""
         # The protocol's noise on h0 is part of the evaluation graph too.
-        key = batch.key if train or self.layer.needs_key else None
+        key = call.key if call.train or self.layer.needs_key else None
         params = self.cast_weights(params)
         x, lengths = self.inputs(params, batch.examples, batch.weight)
         (_, carry), norm = self.layer.apply(
             params["layer"],
             norm,
             x=self.cast(x),
-            stats=stats,
+            stats=call.stats,
             lengths=lengths,
             key=key,
-            axis_name=axis_name,
+            axis_name=call.axis_name,
         )
         head = params["head"]
         logits = last_hidden(carry) @ head["kernel"] + head["bias"]
-        labels, smoothing = batch.examples.labels, self.smoothing * train
+        labels, smoothing = batch.examples.labels, self.smoothing * call.train
         return cross_entropy(logits, labels, batch.weight, smoothing=smoothing), norm
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from normjax._internal import _checks
 from normjax.statistics._types import Array, PyTree
+
+
+class StepFlags(NamedTuple):
+    """What an RNN is told of each step, in the order in which it runs.
+
+    Attributes:
+        counts: `[time, *batch]`, True where a step counts; `None` where all do.
+        resets: `[time, *batch]`, True where the carry starts again before the step.
+        holds: whether the carry holds, and the output is 0, where a step does not count; else it
+            is padding at the end, where Flax lets the cell run on.
+    """
+
+    counts: jax.Array | None
+    resets: jax.Array | None
+    holds: bool
 
 
 class Layout(NamedTuple):
@@ -36,6 +51,41 @@ class Layout(NamedTuple):
         step = jnp.arange(self.steps).reshape((self.steps,) + (1,) * lengths.ndim)
         return step < lengths[None]
 
+    def flags(self, lengths: jax.Array | None, mask: Any, resets: Any, reverse: bool) -> StepFlags:
+        """Check `mask` and `resets`, in the layout of the inputs, and put them in order."""
+        counts = None if lengths is None else self.valid(lengths)
+
+        def in_order(flags: jax.Array) -> jax.Array:
+            flags = self.reverse(flags, lengths) if reverse else flags
+            return jnp.moveaxis(flags, self.time_axis, 0)
+
+        if resets is not None:
+            resets = self._checked("resets", resets)
+            # The segments stay the same, so backward the last step of each is its first.
+            resets = in_order(jnp.roll(resets, -1, self.time_axis) if reverse else resets)
+            if reverse:  # the first step that runs begins with the carry that is given
+                resets = resets.at[0].set(False)
+            resets = resets if counts is None else resets & counts
+        if mask is not None:
+            ordered = in_order(self._checked("mask", mask))
+            counts = ordered if counts is None else ordered & counts
+        return StepFlags(counts, resets, mask is not None)
+
+    def _checked(self, name: str, flags: Any) -> jax.Array:
+        """Return flags of each step; raise unless they are boolean and of their shape."""
+        flags, at = jnp.asarray(flags), self.time_axis
+        shape = (*self.batch_shape[:at], self.steps, *self.batch_shape[at:])
+        if flags.shape != shape:
+            raise ValueError(
+                f"{name} of shape {flags.shape} must have one entry for each step of the inputs, "
+                f"shape {shape}"
+            )
+        if flags.dtype != jnp.bool_:
+            raise TypeError(
+                f"{name} must be boolean and is {flags.dtype}: write {name}.astype(bool)"
+            )
+        return flags
+
     def reverse(self, x: Array, lengths: jax.Array | None) -> jax.Array:
         """Reverse the steps of each sequence; its padding stays at the end."""
         if lengths is None:
@@ -55,6 +105,16 @@ def layout(shape: tuple[int, ...], num_feature_axes: int, time_major: bool) -> L
     return Layout(time_axis, shape[time_axis], step_shape, batch_shape)
 
 
+def where(flags: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Choose between trees of `[*batch, ...]` by flags `[*batch]`."""
+
+    def choose(new: Array, old: Array) -> jax.Array:
+        trailing = (1,) * (jnp.ndim(new) - flags.ndim)
+        return jnp.where(flags.reshape(*flags.shape, *trailing), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
 def last_carry(carries: PyTree, initial: PyTree, lengths: jax.Array) -> PyTree:
     """The carry after the last step of each sequence, of carries `[time, *batch, ...]`."""
 
@@ -68,9 +128,4 @@ def last_carry(carries: PyTree, initial: PyTree, lengths: jax.Array) -> PyTree:
 
 def final_carry(last: PyTree, initial: PyTree, lengths: Array) -> PyTree:
     """The carry after each sequence: Flax's, but of a sequence of no steps its start."""
-
-    def choose(last: Array, start: Array) -> jax.Array:
-        trailing = (1,) * (jnp.ndim(last) - jnp.ndim(lengths))
-        return jnp.where(jnp.reshape(lengths, (*jnp.shape(lengths), *trailing)) > 0, last, start)
-
-    return jax.tree.map(choose, last, initial)
+    return where(jnp.asarray(lengths) > 0, last, initial)

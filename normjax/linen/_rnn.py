@@ -92,6 +92,8 @@ class RNN(StaticArguments, nn.RNN):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
     ) -> Any:
         """Run the cell over a sequence.
 
@@ -106,12 +108,17 @@ class RNN(StaticArguments, nn.RNN):
             reverse: run from the last step to the first; padding stays at the end. The first
                 statistics are then those of the last step.
             keep_order: return outputs of a reversed run in the order of the inputs.
+            resets: `[*batch, time]` in the layout of the inputs, boolean: True where the carry
+                starts again before the step, from the cell's `initialize_carry`. A step's number
+                still is that in the row.
+            mask: `[*batch, time]`, boolean: the other steps are skipped. They enter no statistic,
+                hold the carry and put out 0, as does the padding then.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`.
 
         Raises:
-            TypeError: `seq_lengths` that are no integers.
+            TypeError: `seq_lengths` that are no integers, `resets` or `mask` not boolean.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; statistics
                 of another number of steps than the module's; or `seq_lengths` of another shape
                 than the batch, or known (not traced) to lie outside 0 to the steps.
@@ -124,15 +131,18 @@ class RNN(StaticArguments, nn.RNN):
         inputs = jnp.asarray(inputs)
         layout = _sequences.layout(inputs.shape, self.cell.num_feature_axes, time_major)
         lengths = None if seq_lengths is None else layout.check_lengths(seq_lengths)
-        if initial_carry is None:
+        flags = layout.flags(lengths, mask, resets, reverse)
+        fresh = None
+        if initial_carry is None or resets is not None:
             key = jax.random.key(0) if init_key is None else init_key
-            initial_carry = self.cell.initialize_carry(key, layout.step_shape)
+            fresh = self.cell.initialize_carry(key, layout.step_shape)
+        initial_carry = fresh if initial_carry is None else initial_carry
 
         if reverse:
             inputs = layout.reverse(inputs, lengths)
         # The last carry of a shorter sequence is found among those of all steps.
-        all_carries = return_carry and lengths is not None
-        carry, outputs = self._scan(layout, initial_carry, inputs, lengths, all_carries)
+        all_carries = return_carry and lengths is not None and not flags.holds
+        carry, outputs = self._scan(layout, (initial_carry, fresh), inputs, flags, all_carries)
         if all_carries:
             assert lengths is not None
             carry = _sequences.last_carry(carry, initial_carry, lengths)
@@ -143,24 +153,32 @@ class RNN(StaticArguments, nn.RNN):
     def _scan(
         self,
         layout: _sequences.Layout,
-        carry: PyTree,
+        carries: tuple[PyTree, PyTree],
         inputs: Array,
-        lengths: jax.Array | None,
+        flags: _sequences.StepFlags,
         all_carries: bool,
     ) -> tuple[PyTree, PyTree]:
-        """Return `(carry, outputs)`: the last carry, or with `all_carries` that of every step."""
+        """Return `(carry, outputs)`: the last carry, or with `all_carries` that of every step.
+
+        `carries` are the first one, and that of a reset.
+        """
         time_axis = layout.time_axis
-        valid = None if lengths is None else layout.valid(lengths)
+        start, fresh = carries
 
-        def step(cell: nn.Module, carry: PyTree, x: Array, valid: jax.Array | None) -> Any:
-            with _padding.step(valid):
-                carry, y = cell(carry, x)
-            return carry, ((carry, y) if all_carries else y)
+        def step(cell: nn.Module, carry: PyTree, x: Array, counts: Any, reset: Any) -> Any:
+            if reset is not None:
+                carry = _sequences.where(reset, fresh, carry)
+            with _padding.step(counts):
+                after, y = cell(carry, x)
+            if flags.holds:
+                after = _sequences.where(counts, after, carry)
+                y = _sequences.where(counts, y, jax.tree.map(jnp.zeros_like, y))
+            return after, ((after, y) if all_carries else y)
 
-        def run(cell: nn.Module, carry: PyTree, x: Array, valid: jax.Array | None) -> Any:
+        def run(cell: nn.Module, carry: PyTree, x: Array, counts: Any, resets: Any) -> Any:
             scan = nn.scan(
                 step,
-                in_axes=(time_axis, 0),
+                in_axes=(time_axis, 0, 0),
                 out_axes=(0, time_axis) if all_carries else time_axis,
                 unroll=self.unroll,
                 variable_axes={**self.variable_axes, COLLECTION: 0},
@@ -168,13 +186,13 @@ class RNN(StaticArguments, nn.RNN):
                 variable_carry=self.variable_carry,
                 split_rngs=self.split_rngs,
             )
-            return scan(cell, carry, x, valid)
+            return scan(cell, carry, x, counts, resets)
 
         statistics = _StepStatistics(
             self.max_steps, self.beyond, layout.steps, not self.is_mutable_collection(COLLECTION)
         )
         mapped = nn.map_variables(run, COLLECTION, statistics.read, statistics.write, mutable=True)
-        last, outputs = mapped(self.cell, carry, inputs, valid)
+        last, outputs = mapped(self.cell, start, inputs, flags.counts, flags.resets)
         return outputs if all_carries else (last, outputs)
 
 

@@ -19,6 +19,7 @@ from normjax._internal import _checks, _single
 from normjax.base import Hyper, Norm, Stats
 from normjax.linen._lifted import StaticArguments
 from normjax.recurrent._checks import check_layer
+from normjax.recurrent._newton import Solver
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
 COLLECTION = "batch_stats"
@@ -113,12 +114,11 @@ class Recurrent(StaticArguments, nn.Module):
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
     and dropout in mode `"batch"`, or as `noise=True` or `noise=False` at the call says.
 
-    After few updates the running averages still hold some of the mean 0 and variance 1 that they
-    start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
-    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
-    with n updates done. What is left is that averages follow the weights with a delay, which
-    exact statistics from one pass over training data have not, `linen.population_update`.
+    With `debias=True`, the default of the presets, running averages are those of the data alone;
+    others still hold some of the mean 0 and variance 1 that they start from, and with
+    `stats="running"` a BN-LSTM may then be near chance, however well it trains. What is left is
+    that averages follow the weights with a delay, which exact statistics from one pass over
+    training data have not, `linen.population_update`.
 
     Attributes:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
@@ -160,6 +160,7 @@ class Recurrent(StaticArguments, nn.Module):
         return_carry: bool = False,
         hyper: Hyper = None,
         noise: bool | None = None,
+        solver: Solver = "scan",
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -173,6 +174,7 @@ class Recurrent(StaticArguments, nn.Module):
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
             noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
+            solver: `"newton"` in mode `"running"`: all steps at once; see `recurrent.newton`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
@@ -206,6 +208,7 @@ class Recurrent(StaticArguments, nn.Module):
                 noise=noise,
                 axis_name=None if self.is_initializing() else self.axis_name,
                 hyper=hyper,
+                solver=solver,
             )
         _store(self, state, mode)
         return (carry, y) if return_carry else y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,23 @@ class StepCarry(NamedTuple):
     carry: PyTree
 
 
+class _Told(NamedTuple):
+    """What our RNN tells its cell of each step, which Flax's scan hands it nothing of.
+
+    Attributes:
+        flags: of each step.
+        fresh: carry of the cell after a reset.
+        start: number of the first step.
+    """
+
+    flags: _sequences.StepFlags
+    fresh: PyTree
+    start: Array
+
+
+_told: ContextVar[_Told | None] = ContextVar("told", default=None)
+
+
 class PerStepCell(nnx.RNNCellBase):
     r"""A cell whose norms keep statistics of each time step, for `flax.nnx.RNN`.
 
@@ -44,9 +62,10 @@ class PerStepCell(nnx.RNNCellBase):
     shorter or longer than `max_steps`: past it the last statistics normalize, and training
     leaves them alone. `train()` and `eval()` set the mode as usual.
 
-    Flax's RNN does not pass `seq_lengths` to its cell. To exclude padding from the statistics of
-    our norms, give the lengths with the initial carry,
-    `initial_carry=cell.initialize_carry(shape, rngs, lengths=n)`; `normjax.nnx.RNN` does so.
+    Flax's RNN does not pass `seq_lengths` to its cell, and has neither `resets` nor a `mask`:
+    `normjax.nnx.RNN` takes all three. Inside Flax's, to exclude padding from the statistics of our
+    norms, give the lengths with the initial carry,
+    `initial_carry=cell.initialize_carry(shape, rngs, lengths=n)`.
 
     Args:
         cell: the cell; its statistics become per-step, so it must no longer be called directly.
@@ -124,13 +143,28 @@ class PerStepCell(nnx.RNNCellBase):
             # The step that is run, and not `carry.step`: Flax gives each sequence the carry of
             # its own end back, so that in the next piece those of `carry` differ.
             valid = jnp.asarray(step < carry.lengths)
+        told, old = _told.get(), carry.carry
+        if told is not None:
+            counts, reset = (
+                None if f is None else lax.dynamic_index_in_dim(f, step - told.start, 0, False)
+                for f in told.flags[:2]
+            )
+            if counts is not None:
+                valid = counts if valid is None else counts & valid
+            old = old if reset is None else _sequences.where(reset, told.fresh, old)
+        outer = _told.set(None)  # an RNN inside the cell has steps of its own
         try:
             _set_values(variables, before)
             with _padding.step(valid):
-                inner, y = self.cell(carry.carry, inputs)
+                inner, y = self.cell(old, inputs)
             after = [v.get_value() for v in variables]
         finally:
+            _told.reset(outer)
             _set_values(variables, all_steps)
+        if told is not None and told.flags.holds:
+            assert valid is not None
+            inner = _sequences.where(valid, inner, old)
+            y = _sequences.where(valid, y, jax.tree.map(jnp.zeros_like, y))
 
         def write(all_steps: Array, before: Array, after: Array) -> Array:
             if after is before:  # evaluation writes nothing
@@ -263,6 +297,8 @@ class RNN(nnx.RNN):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         rngs: Any = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
     ) -> Any:
         """Run the cell over a sequence.
 
@@ -278,12 +314,17 @@ class RNN(nnx.RNN):
             reverse: run from the last step to the first; padding stays at the end.
             keep_order: return outputs of a reversed run in the order of the inputs.
             rngs: random keys of `initialize_carry`.
+            resets: `[*batch, time]` in the layout of the inputs, boolean: True where the carry
+                starts again before the step, from the cell's `initialize_carry`. A step's number
+                still is that in the row.
+            mask: `[*batch, time]`, boolean: the other steps are skipped. They enter no statistic,
+                hold the carry and put out 0, as does the padding then.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`.
 
         Raises:
-            TypeError: `seq_lengths` that are no integers.
+            TypeError: `seq_lengths` that are no integers, `resets` or `mask` not boolean.
             ValueError: a sequence longer than `max_steps` where `beyond="error"`; `seq_lengths`
                 of another shape than the batch, or known (not traced) to lie outside 0 to the
                 steps.
@@ -297,16 +338,28 @@ class RNN(nnx.RNN):
             _checks.max_steps(done + layout.steps, self.cell.max_steps, self.beyond)
         lengths = None if seq_lengths is None else layout.check_lengths(seq_lengths)
         initial = self._initial_carry(initial_carry, layout, lengths, rngs)
-        result = super().__call__(
-            inputs,
-            initial_carry=initial,
-            seq_lengths=lengths,
-            return_carry=return_carry,
-            time_major=time_major,
-            reverse=reverse,
-            keep_order=keep_order,
-            rngs=rngs,
-        )
+        told = None
+        if resets is not None or mask is not None:
+            turned = self.reverse if reverse is None else reverse
+            flags = layout.flags(lengths, mask, resets, turned)
+            fresh = initial.carry
+            if initial_carry is not None:
+                fresh = self._initial_carry(None, layout, None, rngs).carry
+            told = _Told(flags, fresh, jnp.max(initial.step, initial=0))
+        outer = _told.set(told)
+        try:
+            result = super().__call__(
+                inputs,
+                initial_carry=initial,
+                seq_lengths=lengths,
+                return_carry=return_carry,
+                time_major=time_major,
+                reverse=reverse,
+                keep_order=keep_order,
+                rngs=rngs,
+            )
+        finally:
+            _told.reset(outer)
         if not return_carry:
             return result
         last, outputs = result

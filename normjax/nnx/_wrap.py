@@ -16,6 +16,7 @@ from normjax._flax._variables import Path, draws_noise, named_leaves, nest
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
+from normjax.recurrent._newton import Solver
 from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 
@@ -120,12 +121,11 @@ class Normalize(nnx.Module):
 class Recurrent(nnx.Module):
     """Any layer of `normjax.recurrent` as an NNX module.
 
-    After few updates the running averages still hold some of the mean 0 and variance 1 that they
-    start from, which is far more than the variances of the first steps: with `stats="running"` a
-    BN-LSTM may then be near chance, however well it trains. `bn_lstm(..., debias=True)` leaves the
-    start out, and so does a decay that grows, `hyper={"decay": jnp.minimum(0.99, n / (n + 1))}`
-    with n updates done. What is left is that averages follow the weights with a delay, which
-    exact statistics from one pass over training data have not, `normjax.nnx.population_update`.
+    With `debias=True`, the default of the presets, running averages are those of the data alone;
+    others still hold some of the mean 0 and variance 1 that they start from, and with
+    `stats="running"` a BN-LSTM may then be near chance, however well it trains. What is left is
+    that averages follow the weights with a delay, which exact statistics from one pass over
+    training data have not, `normjax.nnx.population_update`.
 
     Args:
         layer: the layer, such as `bn_lstm(100, max_steps=64)`.
@@ -179,6 +179,7 @@ class Recurrent(nnx.Module):
         return_carry: bool = False,
         hyper: Hyper = None,
         noise: bool | None = None,
+        solver: Solver = "scan",
     ) -> Any:
         """Run the layer over a sequence.
 
@@ -192,6 +193,7 @@ class Recurrent(nnx.Module):
             return_carry: also return the last carry.
             hyper: numbers that may vary during training.
             noise: whether zoneout and dropout draw; `None`: in mode `"batch"`.
+            solver: `"newton"` in mode `"running"`: all steps at once; see `recurrent.newton`.
 
         Returns:
             Outputs of every step, or `(carry, outputs)` with `return_carry`, in the order of
@@ -230,6 +232,7 @@ class Recurrent(nnx.Module):
             noise=noise,
             axis_name=self.axis_name,
             hyper=hyper,
+            solver=solver,
         )
         _store(self, state, mode)
         return (last, y) if return_carry else y

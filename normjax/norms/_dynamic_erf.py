@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from jaxtyping import Num
 
 from normjax._internal import _checks, _hints
 from normjax._internal._exportable import exportable
-from normjax.base import Call, Norm
-from normjax.norms._affine import check_affine, initial_affine
+from normjax.base import Affine, Norm
 from normjax.norms._channel_stats import require_real
+from normjax.norms._dynamic import Dynamic
 from normjax.statistics import _formulas
-from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, widen
-from normjax.statistics._types import Array, PyTree
+from normjax.statistics._shapes import broadcast_parameter
+from normjax.statistics._types import Array
 
 
 @exportable
@@ -37,46 +37,28 @@ class DynamicErfParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class DynamicErf(Norm):
+class DynamicErf(Dynamic):
     """Dynamic erf as a value; made by `dynamic_erf`."""
 
     factory: ClassVar[str] = "dynamic_erf"
 
-    alpha_init: float = 0.5
     shift_init: float = 0.0
-    use_scale: bool = True
-    use_bias: bool = True
-    scale_init: float = 1.0
-    bias_init: float = 0.0
 
     def __post_init__(self) -> None:
         """Check that the initial values are plain numbers."""
-        check_affine(self.scale_init, self.bias_init)
-        _checks.number("alpha_init", self.alpha_init)
+        super().__post_init__()
         _checks.number("shift_init", self.shift_init)
 
-    def start(
-        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
-    ) -> tuple[DynamicErfParams, PyTree]:
-        """Return `(DynamicErfParams, ())`, the affine over the last axis."""
-        del key
-        affine = initial_affine(self, shape[-1:], dtype)
-        alpha, shift = (jnp.full((), v, dtype) for v in (self.alpha_init, self.shift_init))
-        return DynamicErfParams(alpha, shift, affine.scale, affine.bias), ()
+    def params(self, alpha: jax.Array, affine: Affine) -> DynamicErfParams:
+        """Return the initial parameters."""
+        shift = jnp.full((), self.shift_init, alpha.dtype)
+        return DynamicErfParams(alpha, shift, affine.scale, affine.bias)
 
-    def measure(self, params: DynamicErfParams, x: jax.Array, call: Call) -> None:
-        """Measure nothing."""
-
-    def transform(
-        self, params: DynamicErfParams, state: PyTree, measured: None, x: jax.Array, call: Call
-    ) -> jax.Array:
-        """Squash each value."""
-        del state, measured
+    def squash(self, params: DynamicErfParams, x: jax.Array, alpha: jax.Array) -> jax.Array:
+        """Return erf(alpha x + shift)."""
         require_real(x, self.factory)
-        alpha, shift = (broadcast_parameter(v, (), x.shape) for v in (params.alpha, params.shift))
-        squashed = jax.lax.erf(_formulas.affine(widen(x, call.mask), alpha, shift))
-        scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
-        return _formulas.affine(squashed, scale, bias).astype(x.dtype)
+        shift = broadcast_parameter(params.shift, (), x.shape)
+        return jax.lax.erf(_formulas.affine(x, alpha, shift))
 
 
 @_hints.with_hints()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Num
 
-from normjax._internal import _checks, _hints
+from normjax._internal import _hints
 from normjax._internal._exportable import exportable
-from normjax.base import Call, Norm
-from normjax.norms._affine import check_affine, initial_affine
+from normjax.base import Affine, Norm
+from normjax.norms._dynamic import Dynamic
 from normjax.statistics import _formulas
-from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, widen
-from normjax.statistics._types import Array, PyTree
+from normjax.statistics._types import Array
 
 
 @exportable
@@ -34,43 +33,18 @@ class DynamicTanhParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class DynamicTanh(Norm):
+class DynamicTanh(Dynamic):
     """Dynamic tanh as a value; made by `dynamic_tanh`."""
 
     factory: ClassVar[str] = "dynamic_tanh"
 
-    alpha_init: float = 0.5
-    use_scale: bool = True
-    use_bias: bool = True
-    scale_init: float = 1.0
-    bias_init: float = 0.0
+    def params(self, alpha: jax.Array, affine: Affine) -> DynamicTanhParams:
+        """Return the initial parameters."""
+        return DynamicTanhParams(alpha, affine.scale, affine.bias)
 
-    def __post_init__(self) -> None:
-        """Check that the initial values are plain numbers."""
-        check_affine(self.scale_init, self.bias_init)
-        _checks.number("alpha_init", self.alpha_init)
-
-    def start(
-        self, shape: tuple[int, ...], dtype: Any, key: jax.Array | None
-    ) -> tuple[DynamicTanhParams, PyTree]:
-        """Return `(DynamicTanhParams, ())`, the affine over the last axis."""
-        del key
-        affine = initial_affine(self, shape[-1:], dtype)
-        alpha = jnp.full((), self.alpha_init, dtype)
-        return DynamicTanhParams(alpha, affine.scale, affine.bias), ()
-
-    def measure(self, params: DynamicTanhParams, x: jax.Array, call: Call) -> None:
-        """Measure nothing."""
-
-    def transform(
-        self, params: DynamicTanhParams, state: PyTree, measured: None, x: jax.Array, call: Call
-    ) -> jax.Array:
-        """Squash each value."""
-        del state, measured
-        alpha = broadcast_parameter(params.alpha, (), x.shape)
-        squashed = jnp.tanh(_formulas.affine(widen(x, call.mask), alpha, None))
-        scale, bias = broadcast_affine(params, (x.ndim - 1,), x.shape)
-        return _formulas.affine(squashed, scale, bias).astype(x.dtype)
+    def squash(self, params: DynamicTanhParams, x: jax.Array, alpha: jax.Array) -> jax.Array:
+        """Return tanh(alpha x)."""
+        return jnp.tanh(_formulas.affine(x, alpha, None))
 
 
 @_hints.with_hints()

@@ -16,6 +16,7 @@ from normjax.base import Hyper, Stats
 from normjax.recurrent import _segments
 from normjax.recurrent._base import Layer
 from normjax.recurrent._checks import check_made, draws_noise
+from normjax.recurrent._newton import Solver
 from normjax.statistics._types import Array, AxisName, PyTree
 
 
@@ -34,6 +35,7 @@ class CompositeCall:
         axis_name: device axis or axes that the batch is split over.
         hyper: numbers that may vary during training.
         perturbations: by part, what is added to its hidden states or `None`.
+        solver: what solves the recurrences.
         with_info: whether each part is looked into.
     """
 
@@ -47,6 +49,7 @@ class CompositeCall:
     axis_name: AxisName
     hyper: Hyper
     perturbations: Mapping[str, Any]
+    solver: Solver = "scan"
     with_info: bool = False
 
 
@@ -129,6 +132,7 @@ class Composite(Layer):
         axis_name: AxisName = None,
         hyper: Hyper = None,
         hidden_perturbation: Sequence[Any] | None = None,
+        solver: Solver = "scan",
     ) -> tuple[tuple[jax.Array, tuple[PyTree, ...]], PyTree]:
         """Run all layers; arguments as for one layer, `carry` and `hidden_perturbation` one each.
 
@@ -149,6 +153,7 @@ class Composite(Layer):
             axis_name=axis_name,
             hyper=hyper,
             perturbations=self._one_each("hidden_perturbation", hidden_perturbation),
+            solver=solver,
         )
         self._check(params, state, call)
         if jax.config.jax_debug_nans and jnp.ndim(x) == 3:  # type: ignore[attr-defined]
@@ -221,12 +226,13 @@ class Composite(Layer):
     ) -> PartRun:
         """Run one layer on its own entries of params, state and call."""
         layer = self.parts[name]
-        # A layer of a user's own may take neither.
-        steps = {"resets": call.resets, "mask": call.mask}
+        # A layer of a user's own may take none of these.
+        solver = None if call.solver == "scan" else call.solver
+        options = {"resets": call.resets, "mask": call.mask, "solver": solver}
         keywords: dict[str, Any] = {
             "stats": call.stats,
             "lengths": call.lengths,
-            **{name: flags for name, flags in steps.items() if flags is not None},
+            **{name: given for name, given in options.items() if given is not None},
             "carry": call.carries[name],
             "key": key,
             "noise": call.noise,

@@ -1,33 +1,129 @@
-"""Evaluates a recurrent layer for all steps at once, by Newton's method: `newton`.
+"""Solves a recurrence for all steps at once by Newton's method: `newton`.
 
-The states of all steps solve one system, s_t = f_t(s_{t-1}). A Newton sweep linearizes every step
-at the present guess and solves the linear recurrence by an associative scan, whose depth is the
-logarithm of the number of steps. In evaluation a norm is an affine map, so that the sequences of
-a batch do not depend on each other and a step's Jacobian is that of one sample.
+The states of all steps solve one system, s_t = f_t(s_{t-1}). A sweep linearizes every step at the
+present guess and solves the linear recurrence by an associative scan, whose depth is the logarithm
+of the number of steps. In evaluation a norm is an affine map or one of a sample, so that the
+sequences of a batch do not depend on each other, and a step's Jacobian is that of one sample.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Inexact, Integer
+from jax.experimental import checkify
 
-from normjax._internal import _checks
-from normjax.base import Call
+from normjax._internal import _checks, _hints
+from normjax.base import Norm
 from normjax.recurrent import _sequences
-from normjax.recurrent._carry import hidden_of
-from normjax.recurrent._fold import fold
-from normjax.recurrent._input_terms import input_term
-from normjax.recurrent._recurrent import Recurrent
-from normjax.recurrent._scan import LayerCall
-from normjax.statistics._types import Array, PyTree
+from normjax.statistics._types import PyTree
+
+Body = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 _dot = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Newton:
+    """A solver of recurrences as a value; made by `newton`."""
+
+    factory: ClassVar[str] = "newton"
+
+    tolerance: float | None = None
+    max_sweeps: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their ranges."""
+        if self.tolerance is not None:
+            _checks.positive("tolerance", self.tolerance)
+        _checks.positive_int("max_sweeps", self.max_sweeps)
+
+    __repr__ = Norm.__repr__
+
+    def scan(self, body: Body, start: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+        """Return what `lax.scan(body, start, xs)` returns, from a carry of `[batch, n]` arrays."""
+        leaves, tree = jax.tree.flatten(start)
+        widths = [leaf.shape[-1] for leaf in leaves]
+        ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+
+        def flat(carry: PyTree) -> jax.Array:
+            return jnp.concatenate(jax.tree.leaves(carry), -1)
+
+        def unflat(states: jax.Array) -> PyTree:
+            return jax.tree.unflatten(tree, jnp.split(states, ends, -1))
+
+        def following(before: jax.Array) -> jax.Array:
+            """From the states before all steps to those after, `[time, batch, size]`."""
+            return jax.vmap(lambda old, x: flat(body(unflat(old), x)[0]))(before, xs)
+
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        found = self.solve(following, flat(start), steps)
+        converged = found.change <= self._tolerance(found.states.dtype)
+
+        def outputs(states: jax.Array) -> tuple[PyTree, PyTree]:
+            """Go each step once more, from what is known before it."""
+            carries, ys = jax.vmap(body)(unflat(_before(flat(start), states)), xs)
+            return jax.tree.map(lambda leaf: leaf[-1], carries), ys
+
+        if not isinstance(converged, jax.core.Tracer):
+            if not bool(converged):
+                raise RuntimeError(
+                    _FAILED.format(n=found.sweeps, change=f"{float(found.change):.1e}")
+                )
+            return outputs(found.states)
+        checkify.debug_check(converged, _FAILED, n=found.sweeps, change=found.change)
+        return lax.cond(converged, outputs, lambda _: lax.scan(body, start, xs), found.states)
+
+    def solve(
+        self, following: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int
+    ) -> Sweep:
+        """Sweep until nothing changes, nothing is finite, or `max_sweeps` are done.
+
+        Args:
+            following: from the states before all steps to those after, `[time, batch, size]`.
+            start: the state before the first step, `[batch, size]`.
+            steps: number of steps.
+        """
+        tolerance = self._tolerance(start.dtype)
+        basis = jnp.eye(start.shape[-1], dtype=start.dtype)
+
+        def sweep(now: Sweep) -> Sweep:
+            before = _before(start, now.states)
+            values, linear = jax.linearize(following, before)
+            # One tangent for each number of the state; samples are independent. [..., out, in]
+            zeros = jnp.zeros_like(before)
+            columns = jax.vmap(lambda e: linear(zeros + e[None, None]))(basis)
+            jacobian = jnp.moveaxis(columns, 0, -1)
+            offset = values - _dot("tbij,tbj->tbi", jacobian, before)
+            # The first step starts from what is known.
+            jacobian = jacobian.at[0].set(0)
+            offset = offset.at[0].set(values[0])
+            _, states = lax.associative_scan(_compose, (jacobian, offset))
+            largest = 1 + jnp.max(jnp.abs(states))
+            change = jnp.max(jnp.abs(states - now.states)) / largest
+            return Sweep(states, change, now.sweeps + 1)
+
+        def goes_on(now: Sweep) -> jax.Array:
+            more = (now.change > tolerance) & jnp.isfinite(now.change)
+            return (now.sweeps == 0) | (more & (now.sweeps < self.max_sweeps))
+
+        guess = jnp.broadcast_to(start, (steps, *start.shape))
+        change = jnp.asarray(jnp.inf, start.dtype)
+        if axes := _sequences.varying(start):
+            change = _sequences.vary(change, axes)
+        return lax.while_loop(goes_on, sweep, Sweep(guess, change, jnp.zeros((), jnp.int32)))
+
+    def _tolerance(self, dtype: Any) -> float:
+        return 100 * float(jnp.finfo(dtype).eps) if self.tolerance is None else self.tolerance
+
+
+# The scan of a layer: one step after the other, or all at once.
+Solver = Literal["scan", "newton"] | Newton
 
 
 class Sweep(NamedTuple):
@@ -38,51 +134,44 @@ class Sweep(NamedTuple):
     sweeps: jax.Array
 
 
-def newton(
-    layer: Recurrent,
-    params: PyTree,
-    state: PyTree,
-    x: Inexact[Array, "*batch_time features"],
-    *,
-    lengths: Integer[Array, " batch"] | None = None,
-    carry: PyTree | None = None,
-    tolerance: float | None = None,
-    max_sweeps: int = 50,
-) -> tuple[tuple[jax.Array, PyTree], jax.Array]:
-    r"""Run a layer in evaluation, parallel in time, by Newton's method over the whole sequence.
+_FAILED = (
+    "newton did not converge: sweep {n} changed the states by {change}, relative to 1 plus the "
+    'largest. Write solver="scan", or solver=recurrent.newton(max_sweeps=…) for more sweeps'
+)
+
+
+@_hints.with_hints()
+def newton(*, tolerance: float | None = None, max_sweeps: int = 50) -> Newton:
+    r"""Run a recurrent layer in evaluation for all steps at once, by Newton's method.
 
     $$s_t^{k+1} = f_t(s_{t-1}^k) + J_t\,(s_{t-1}^{k+1} - s_{t-1}^k), \qquad
       J_t = f_t'(s_{t-1}^k)$$
 
-    The outputs are those of `layer.apply(..., stats="running")`, up to the tolerance. Each sweep
-    is exact on at least one step more; where the recurrence forgets its start, as a BN-LSTM with
-    gamma 0.1 does, a few sweeps serve all steps. Limits: a sweep costs `size**3` operations and
-    `size**2` numbers for each step and sequence, where size is that of the carry (twice `hidden`
-    for an LSTM), so that it pays for small layers, long sequences and a device with idle
-    processors. It is not for training mode, where batch norm couples the whole batch. A recurrence
+    It is the `solver` of `layer.apply(..., stats="running", solver="newton")`, whose outputs are
+    those of `solver="scan"` up to the tolerance. Each sweep is exact on at least one step more;
+    where the recurrence forgets its start, as a BN-LSTM with gamma 0.1 does, a few sweeps serve
+    all steps. Limits: a sweep costs `size**3` operations and `size**2` numbers for each step and
+    sequence, where size is that of the carry (twice `hidden` for an LSTM), so that it can pay for
+    small layers, long sequences and a device with idle processors only. It is not for training
+    mode, where batch norm couples the whole batch, and has no reverse-mode gradient. A recurrence
     that amplifies differences, with a positive Lyapunov exponent, takes nearly as many sweeps as
     steps, or overflows.
 
+    Where it does not converge it raises. Under `jit`, where nothing can be raised, the scan runs
+    instead, and `jax.experimental.checkify.checkify` returns the error.
+
     Args:
-        layer: an `lstm`, `gru` or `rnn`; its norms may have any statistics, or be of one sample.
-        params: its parameters.
-        state: its state.
-        x: `[batch, time, features]`, or time-major as the layer is.
-        lengths: `[batch]`, number of steps of each sequence.
-        carry: start of the carry, as for `apply`.
         tolerance: largest change of a sweep, relative to 1 plus the largest state, at which it
             stops; by default 100 units of rounding of the dtype of x. The error is then far
             smaller, as the last sweep squared it.
         max_sweeps: number of sweeps after which it gives up.
 
     Returns:
-        `((y, carry), sweeps)`: outputs and carry as of `apply`, and the number of sweeps.
+        A solver; `solver="newton"` is `solver=newton()`.
 
     Raises:
-        RuntimeError: it does not converge in `max_sweeps`. Under `jit`, where nothing can be
-            raised, outputs and carry are NaN then.
-        TypeError: another kind of layer.
-        ValueError: shapes that do not fit, or a layer with noise on its first state.
+        TypeError: `max_sweeps` is no integer.
+        ValueError: a number outside its range.
 
     Example:
         >>> import jax
@@ -90,128 +179,45 @@ def newton(
         >>> layer = recurrent.bn_lstm(4, max_steps=20)
         >>> params, state = layer.init(jax.random.key(0), features=3)
         >>> x = jax.random.normal(jax.random.key(1), (2, 20, 3))
-        >>> (y, _), sweeps = recurrent.newton(layer, params, state, x)
+        >>> solver = recurrent.newton(max_sweeps=10)
+        >>> (y, _), _ = layer.apply(params, state, x, stats="running", solver=solver)
         >>> (want, _), _ = layer.apply(params, state, x, stats="running")
-        >>> float(abs(y - want).max()) < 1e-5, int(sweeps) < 10
-        (True, True)
+        >>> float(abs(y - want).max()) < 1e-5
+        True
 
     Reference:
         Lim, Zhu, Selfridge, Kasim, "Parallelizing non-linear sequential models over the sequence
         length", 2024.
     """
-    if not isinstance(layer, Recurrent):
-        raise TypeError(
-            f"newton takes an lstm, gru or rnn and got {layer!r}: run the layers of a stack one by "
-            "one"
+    return Newton(**locals())
+
+
+def check(solver: Any, stats: str, x: Any) -> Newton | None:
+    """Return the solver of a call on x, `None` for the scan; refuse what it cannot run."""
+    if isinstance(solver, str) and solver == "scan":
+        return None
+    if isinstance(solver, str) and solver == "newton":
+        solver = Newton()
+    if not isinstance(solver, Newton):
+        raise ValueError(
+            f'solver={solver!r} must be "scan", "newton", or newton(tolerance=…, max_sweeps=…)'
         )
-    if layer.needs_key:
-        raise ValueError("newton draws no noise: write h0_noise=0 for the layer")
-    _checks.positive_int("max_sweeps", max_sweeps)
-    x = _checks.floating(x, "newton")
-    tolerance = 100 * float(jnp.finfo(x.dtype).eps) if tolerance is None else tolerance
-    _checks.positive("tolerance", tolerance)
-    call = _call(*fold(layer, params, state), x, lengths, carry)
-    found = _iterate(call, x.dtype, tolerance, max_sweeps)
-    converged = found.change <= tolerance
-    if not isinstance(converged, jax.core.Tracer) and not bool(converged):
-        raise RuntimeError(
-            f"newton did not converge: after {int(found.sweeps)} sweeps of {max_sweeps} a sweep "
-            f"still changes the states by {float(found.change):.1e} of their size. Write "
-            'layer.apply(..., stats="running"), or raise max_sweeps where the change falls'
+    if stats == "batch":
+        raise ValueError(
+            'solver="newton" takes stats="running": in training, batch norm couples the sequences '
+            'of a batch. Write solver="scan"'
         )
-    states = jnp.where(converged, found.states, jnp.nan)
-    # The carry holds past the end of a sequence, so that the last step has that of all.
-    y, end = hidden_of(call.unflatten(states)), call.unflatten(states[-1])
-    if call.mask is not None:
-        y = jnp.where(call.mask, y, 0)
-    return (y if layer.time_major else jnp.swapaxes(y, 0, 1), end), found.sweeps
+    dtype = jnp.result_type(x)
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"newton solves in float32 or float64, and x is {dtype}: write x.astype(jnp.float32)"
+        )
+    return solver
 
 
-class _Steps(NamedTuple):
-    """The layer as a function of all steps: previous states to next ones, `[time, batch, size]`."""
-
-    next: Callable[[jax.Array], jax.Array]
-    start: jax.Array
-    steps: int
-    unflatten: Callable[[jax.Array], PyTree]
-    mask: Array | None
-
-
-def _call(
-    layer: Recurrent, params: PyTree, state: PyTree, x: jax.Array, lengths: Any, carry: Any
-) -> _Steps:
-    """Check the arguments as `apply` does, and return the steps of a folded layer."""
-    given = (lengths, None, None)
-    params, x, carry, call = layer._checked(params, state, x, given, carry, LayerCall("running"))
-    norms, steps = layer.norms(), x.shape[0]
-    inputs = {
-        name: n.per_step_inputs(params[name], state[name], steps) for name, n in norms.items()
-    }
-    leaves, tree = jax.tree.flatten(carry)
-
-    def unflatten(states: jax.Array) -> PyTree:
-        return jax.tree.unflatten(tree, jnp.split(states, len(leaves), -1))
-
-    def step(old: jax.Array, x_t: jax.Array, inputs_t: PyTree, mask_t: Any) -> jax.Array:
-        """Go one step; `[batch, size]`."""
-
-        def norm(place: str, value: jax.Array) -> jax.Array:
-            if place not in norms:
-                return value
-            of_norm = Call("running", mask_t)
-            return norms[place].normalize_step(
-                params[place], state[place], inputs_t[place], value, of_norm
-            )[0]
-
-        blocks = [
-            norm(place, input_term(x_t, params["w_x"][:, a * layer.hidden : b * layer.hidden]))
-            for place, (a, b) in layer.input_places.items()
-        ]
-        before = unflatten(old)
-        term = jnp.concatenate(blocks, -1)
-        after, _ = layer.cell(params, norm, term, hidden_of(before), before)
-        after = layer.zoneout(None, before, after)
-        new = jnp.concatenate(jax.tree.leaves(after), -1)
-        return new if mask_t is None else jnp.where(mask_t, new, old)
-
-    axes = (0, 0, 0, None if call.mask is None else 0)
-
-    def all_steps(previous: jax.Array) -> jax.Array:
-        return jax.vmap(step, axes)(previous, x, inputs, call.mask)
-
-    return _Steps(all_steps, jnp.concatenate(leaves, -1), steps, unflatten, call.mask)
-
-
-def _iterate(call: _Steps, dtype: Any, tolerance: float, max_sweeps: int) -> Sweep:
-    """Sweep until nothing changes, nothing is finite, or `max_sweeps` are done."""
-    size = call.start.shape[-1]
-    basis = jnp.eye(size, dtype=call.start.dtype)
-
-    def sweep(now: Sweep) -> Sweep:
-        # The state before each step, [time, batch, size].
-        previous = jnp.concatenate([call.start[None], now.states[:-1]])
-        values, linear = jax.linearize(call.next, previous)
-        # One tangent for each number of the state; samples are independent. [..., out, in]
-        columns = jax.vmap(lambda e: linear(jnp.broadcast_to(e, previous.shape)))(basis)
-        jacobian = jnp.moveaxis(columns, 0, -1)
-        offset = values - _dot("tbij,tbj->tbi", jacobian, previous)
-        # The first step starts from the carry, which is known.
-        jacobian = jacobian.at[0].set(0)
-        offset = offset.at[0].set(values[0])
-        _, states = lax.associative_scan(_compose, (jacobian, offset))
-        largest = 1 + jnp.max(jnp.abs(states))
-        change = jnp.max(jnp.abs(states - now.states)) / largest
-        return Sweep(states, change.astype(dtype), now.sweeps + 1)
-
-    def goes_on(now: Sweep) -> jax.Array:
-        first = now.sweeps == 0
-        more = (now.change > tolerance) & jnp.isfinite(now.change)
-        return first | (more & (now.sweeps < max_sweeps))
-
-    guess = jnp.broadcast_to(call.start, (call.steps, *call.start.shape))
-    guess = _sequences.vary_like(guess, call.start)
-    start = Sweep(guess, jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
-    return lax.while_loop(goes_on, sweep, start)
+def _before(start: jax.Array, states: jax.Array) -> jax.Array:
+    """Return the state before each step from those after: `[time, batch, size]`."""
+    return jnp.concatenate([start[None], states[:-1]])
 
 
 def _compose(first: Any, second: Any) -> Any:

@@ -32,7 +32,7 @@ def bn_lstm(
     decay: float = 0.99,
     forget_bias: float = 1.0,
     allow_single: bool = False,
-    debias: bool = False,
+    debias: bool = True,
     clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
@@ -54,7 +54,8 @@ def bn_lstm(
         decay: weight of the old running value; the authors' 0.99 (MNIST) and 0.95 (PTB).
         forget_bias: start of the forget gate's bias, 1 in the authors' code.
         allow_single: as in `batch_norm`, for a batch of one sequence.
-        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        debias: as in `batch_norm`: the running averages are those of the data alone, from the
+            first update on. `False`: Flax's and torch's, and their layout of the state.
         clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `lstm`, such as `recurrent_init`, `learn_carry`, `h0_noise`.
 
@@ -86,7 +87,7 @@ def bn_lstm(
 
 @_hints.with_hints(lstm)
 def bn_lstm_ablations(
-    hidden: int, max_steps: int, *, scale_init: float = 0.1, **options: Any
+    hidden: int, max_steps: int, *, scale_init: float = 0.1, debias: bool = True, **options: Any
 ) -> dict[str, Recurrent]:
     """The BN-LSTM beside what its authors and others vary in it, one thing at a time.
 
@@ -94,6 +95,7 @@ def bn_lstm_ablations(
         hidden: number of units.
         max_steps: steps with statistics of their own.
         scale_init: start of the gammas, but for `"gamma_1"`.
+        debias: as in `bn_lstm`.
         options: other arguments of `lstm`.
 
     Returns:
@@ -115,17 +117,15 @@ def bn_lstm_ablations(
         of its script; Laurent et al., "Batch Normalized Recurrent Neural Networks", 2016.
     """
     options = {"forget_bias": 1.0} | options
-    norm, bare = (
-        batch_norm(scale_init=scale_init),
-        batch_norm(scale_init=scale_init, use_bias=False),
-    )
+    norm = batch_norm(scale_init=scale_init, debias=debias)
+    bare = batch_norm(scale_init=scale_init, debias=debias, use_bias=False)
     term, cell = per_step(bare, max_steps), per_step(norm, max_steps)
     common = shared(bare)
     return {
-        "bn_lstm": bn_lstm(hidden, max_steps, scale_init=scale_init, **options),
+        "bn_lstm": bn_lstm(hidden, max_steps, scale_init=scale_init, debias=debias, **options),
         "sum": lstm(hidden, norm_sum=term, norm_c=cell, **options),
         "shared": lstm(hidden, norm_x=common, norm_h=common, norm_c=shared(norm), **options),
-        "gamma_1": bn_lstm(hidden, max_steps, scale_init=1.0, **options),
+        "gamma_1": bn_lstm(hidden, max_steps, scale_init=1.0, debias=debias, **options),
         "carry_normalized": lstm(
             hidden, norm_x=term, norm_h=term, norm_c=cell, carry_normalized=True, **options
         ),
@@ -144,7 +144,7 @@ def bn_gru(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = False,
+    debias: bool = True,
     clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
@@ -160,7 +160,8 @@ def bn_gru(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
-        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        debias: as in `batch_norm`: the running averages are those of the data alone, from the
+            first update on. `False`: Flax's and torch's, and their layout of the state.
         clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `gru`.
 
@@ -192,7 +193,7 @@ def vertical_bn_lstm(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = False,
+    debias: bool = True,
     **options: Any,
 ) -> Recurrent:
     r"""LSTM of Laurent et al.: batch norm on the input term alone, never across time.
@@ -207,7 +208,8 @@ def vertical_bn_lstm(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
-        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        debias: as in `batch_norm`: the running averages are those of the data alone, from the
+            first update on. `False`: Flax's and torch's, and their layout of the state.
         options: other arguments of `lstm`.
 
     Returns:
@@ -219,7 +221,7 @@ def vertical_bn_lstm(
     Example:
         >>> from normjax import recurrent
         >>> recurrent.vertical_bn_lstm(4).norm_x
-        sequence_wise(norm=batch_norm(use_bias=False))
+        sequence_wise(norm=batch_norm(use_bias=False, debias=True))
 
     Reference:
         Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
@@ -236,7 +238,7 @@ def deep_speech_rnn(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = False,
+    debias: bool = True,
     **options: Any,
 ) -> Recurrent:
     r"""Recurrent layer of Deep Speech 2: sequence-wise batch norm on the input term, clipped relu.
@@ -250,7 +252,8 @@ def deep_speech_rnn(
         eps: added to the variance.
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
-        debias: as in `batch_norm`: evaluation that is right from the first updates on.
+        debias: as in `batch_norm`: the running averages are those of the data alone, from the
+            first update on. `False`: Flax's and torch's, and their layout of the state.
         options: other arguments of `rnn`.
 
     Returns:

@@ -18,12 +18,13 @@ from jaxtyping import Bool, Inexact, Integer
 
 from normjax._internal import _checks, _hints
 from normjax.base import Call, Hyper, Norm, Stats
-from normjax.recurrent import _initializers, _packed, _scan, _segments, _sequences, _shared
+from normjax.recurrent import _initializers, _newton, _packed, _scan, _segments, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise, zoneout
 from normjax.recurrent._checks import check_call, draws_noise
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import InputSchedule, input_terms
+from normjax.recurrent._newton import Solver
 from normjax.recurrent._scan import LayerCall, Run
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.state import _names
@@ -180,6 +181,7 @@ class Recurrent(Layer):
         axis_name: AxisName = None,
         hyper: Hyper = None,
         hidden_perturbation: Inexact[Array, "*batch_time hidden"] | None = None,
+        solver: Solver = "scan",
     ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         """Run the layer over a sequence.
 
@@ -191,7 +193,7 @@ class Recurrent(Layer):
             stats: `"batch"`: each batch's statistics, and the state moves; `"running"`: the
                 state's.
             lengths: `[batch]`, number of steps of each sequence, 0 to time. Steps past it
-                enter no statistic, hold the carry and put out 0. `None`: all steps count.
+                enter no statistic, keep the carry and output 0. `None`: all steps count.
             resets: `[batch, time]` in the layout of x, True where the carry starts again before
                 the step, from zeros or what was learned: a row is then several segments.
             mask: `[batch, time]`, True on the steps that count. The others are skipped as if
@@ -199,12 +201,14 @@ class Recurrent(Layer):
             carry: start of the carry, an `LSTMCarry(c=…, h=…)` of an LSTM and else an array
                 `[batch, hidden]`; `None`: zeros, or what was learned.
             key: PRNG key. `h0_noise` needs it in both modes, zoneout and dropout where they draw.
-            noise: whether zoneout and dropout draw; else they put out their expectation. `None`:
+            noise: whether zoneout and dropout draw; else they use their expectation. `None`:
                 in mode `"batch"`. `True` with `stats="running"` trains on frozen statistics.
             axis_name: device axis or axes that the batch is split over.
             hyper: numbers that may vary during training, given to every norm that takes them.
             hidden_perturbation: added to the hidden state of every step, in the layout of the
                 outputs. At 0 the gradient of a loss with respect to it is dLoss/dh_t.
+            solver: `"scan"`, one step after the other; with `stats="running"` also `"newton"` or
+                `newton(…)`, all steps at once.
 
         Returns:
             `((y, carry), state)`: outputs of every step `[batch, time, hidden]`, the carry
@@ -213,9 +217,13 @@ class Recurrent(Layer):
         Raises:
             TypeError: `x` is not floating, `lengths` not integer, `resets` or `mask` not boolean,
                 an LSTM's carry a plain tuple, `params` the variables of a Flax module.
-            ValueError: shapes that do not fit, a missing `key`, an unknown `stats`.
+            ValueError: shapes that do not fit, a missing `key`, an unknown `stats` or `solver`.
+            RuntimeError: `solver="newton"` does not converge, outside of `jit`.
         """
-        call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key, noise)
+        solves = _newton.check(solver, stats, x)
+        call = LayerCall(
+            stats, None, axis_name, hyper, hidden_perturbation, key, noise, solver=solves
+        )
         params, x, carry, call = self._checked(
             params, state, x, (lengths, mask, resets), carry, call
         )
@@ -377,6 +385,7 @@ class Recurrent(Layer):
             dropout=dropout,
             with_info=call.with_info,
             fresh=fresh,
+            solver=call.solver,
         )
         xs = _scan.StepInputs(
             x=x if any(term is None for term in inputs.terms.values()) else None,
@@ -401,8 +410,7 @@ class Recurrent(Layer):
         if by_segments:
             carry, outputs = _packed.over_segments(step, carry, xs, self.remat_steps, reset_key)
         else:
-            start = step.start(carry, call, inputs.measured)
-            carry, outputs = step.over(start, xs, steps, self.remat_steps)
+            carry, outputs = step.over(carry, xs, steps, self.remat_steps)
 
         # After the loop: statistics of all steps, [time, features], move the state.
         measured = {

@@ -1,4 +1,4 @@
-"""Recurrent layers with weights written otherwise: what `reparam` makes of a `Layer`."""
+"""Recurrent layers with reparametrized weights: what `reparam` makes of a `Layer`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ReparamRecurrent(ReparamLayer, Layer):
     def init(
         self, key: jax.Array, features: int, dtype: Any = jnp.float32
     ) -> tuple[PyTree, ReparamState]:
-        """Make `(params, state)`: the layer's, with the named weights written otherwise.
+        """Return the layer's `(params, state)`, with the selected weights reparametrized.
 
         Args:
             key: PRNG key.

@@ -55,7 +55,12 @@ def from_dict(template: PyTree, values: Any) -> PyTree:
         else:
             fields[name] = from_dict(value, values[name])
     if unknown := set(values) - set(expected):
-        raise ValueError(f"variables {sorted(unknown)} are unknown: expected {sorted(expected)}")
+        hint = ""
+        if unknown == {WEIGHT} and _running.is_stats(template):
+            hint = ": they are of a norm or layer with debias=True, so write debias=True"
+        raise ValueError(
+            f"variables {sorted(unknown)} are unknown: expected {sorted(expected)}{hint}"
+        )
     return fields if isinstance(template, dict) else _rebuild(template, fields)
 
 

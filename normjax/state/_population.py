@@ -216,7 +216,7 @@ def population_statistics(
         state: its state; statistics for which no batch has a value stay as they are.
         batches: inputs of `apply`, one batch at a time; for norms and layers these are arrays, or
             dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`. Zoneout and
-            dropout draw where a dictionary has a `"key"`, and else put out their expectation.
+            dropout draw where a dictionary has a `"key"`, and use their expectation elsewhere.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         upstream: how norms normalize during the pass, which decides the inputs of the norms after
             them: with `"batch"` by each batch's own statistics, as in training, with `"running"`

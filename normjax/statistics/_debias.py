@@ -1,4 +1,4 @@
-r"""Running averages without their start: how much of each is data, `weight`, stands beside it.
+r"""Running averages without their start: beside each, `weight` says how much of it is data.
 
 After n updates of decay d, 1 - d^n of an exponential average is data and d^n still the start. With
 the weight W of the data known, each batch enters with w / W' instead of w = 1 - d,

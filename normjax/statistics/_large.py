@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal._by_platform import by_platform
-from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
 from normjax.statistics import _formulas, _large_accelerator, _large_cpu
 from normjax.statistics._types import Array
 
@@ -46,9 +45,9 @@ def mean_and_var(
 def _mean_and_var_jvp(
     axes: tuple[int, ...], plain_mean: bool, dtype: Any, primals: Any, tangents: Any
 ) -> Any:
-    """Differentiate with the outputs at hand: backward, they are not measured again."""
+    """Differentiate from the outputs, so that the backward pass does not measure them again."""
     (x,), (dx,) = primals, tangents
-    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean, dtype), STATISTICS)
+    mean, var = _formulas.named(*mean_and_var(x, axes, plain_mean, dtype))
     return (mean, var), by_platform(*_measures_tangents(axes), x, mean, dx, linear=1)
 
 

@@ -29,7 +29,7 @@ class ReparamState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ReparamLayer:
-    """A layer with some of its weights written otherwise, as a value; made by `reparam`."""
+    """A layer with some of its weights reparametrized, as a value; made by `reparam`."""
 
     factory: ClassVar[str] = "reparam"
 
@@ -37,7 +37,7 @@ class ReparamLayer:
     rules: tuple[tuple[str, Reparam], ...]
 
     def init(self, *args: Any, **keywords: Any) -> tuple[PyTree, ReparamState]:
-        """Make `(params, state)`: the layer's, with the named weights written otherwise.
+        """Return the layer's `(params, state)`, with the selected weights reparametrized.
 
         Args:
             *args: what the layer's `init` takes.
@@ -60,7 +60,7 @@ class ReparamLayer:
     def apply(
         self, params: PyTree, state: ReparamState, *args: Any, stats: Stats, **keywords: Any
     ) -> tuple[Any, ReparamState]:
-        """Make every weight once and run the layer, scans inside included, with them.
+        """Compute every weight once and run the layer, scans inside included, with them.
 
         Args:
             params: what `init` returned.
@@ -83,7 +83,7 @@ class ReparamLayer:
 
     @property
     def stateful(self) -> bool:
-        """Whether the layer keeps something, or one of its weights does."""
+        """Whether the layer or one of its weights has a state."""
         of_weights = any(rule.stateful for _, rule in self.rules)
         return of_weights or bool(getattr(self.layer, "stateful", False))
 
@@ -100,7 +100,7 @@ def wrap_layer(layer: Any, rules: tuple[tuple[str, Reparam], ...]) -> ReparamLay
 
 
 def reparam(layer: Any, rules: Mapping[str, Reparam]) -> ReparamLayer:
-    """Write weights of a layer otherwise, and make each of them once per call.
+    """Reparametrize weights of a layer, and compute each of them once per call.
 
     The weights are made before the layer runs, so outside of any scan over time:
     `reparam(lstm(100), {"w_x": weight_norm(), "w_h": weight_norm()})` is a weight-normalized
@@ -149,7 +149,7 @@ def reparam(layer: Any, rules: Mapping[str, Reparam]) -> ReparamLayer:
 def reparametrize(
     params: PyTree, rules: Rules, *, key: jax.Array | None = None
 ) -> tuple[PyTree, dict[str, PyTree]]:
-    """Write the weights of any params pytree otherwise, those whose path fits a rule.
+    """Reparametrize the weights of any params pytree whose path fits a rule.
 
     Args:
         params: params of any framework: Linen's dictionaries, the pure dictionary of an NNX
@@ -209,7 +209,7 @@ def reparametrize(
 def materialize(
     params: PyTree, state: Mapping[str, PyTree], rules: Rules, *, stats: Stats
 ) -> tuple[PyTree, dict[str, PyTree]]:
-    """Make the weights: the inverse of `reparametrize`, for use inside a loss.
+    """Compute the weights: the inverse of `reparametrize`, for use inside a loss.
 
     `module.apply({"params": weights}, x)` then runs any Flax module as it is. What is stored is
     not written to, and its gradient is that of the method.

@@ -26,7 +26,7 @@ class Sequences(Task):
         head = 0.5 * jax.random.normal(jax.random.fold_in(key, 1), (4, CLASSES))
         return {"layer": params, "head": head}, state
 
-    def scores(self, params, norm, batch, *, stats, train=False, axis_name=None):
+    def scores(self, params, norm, batch, call):
         examples, weight, _ = batch
         lengths = examples["lengths"]
         if weight is not None:
@@ -36,9 +36,9 @@ class Sequences(Task):
             params["layer"],
             norm,
             examples["x"].astype(dtype),
-            stats=stats,
+            stats=call.stats,
             lengths=lengths,
-            axis_name=axis_name,
+            axis_name=call.axis_name,
         )
         return _score(carry.h @ params["head"], examples, weight), norm
 
@@ -62,7 +62,7 @@ class Images(Task):
         }
         return params, {"norm1": s1, "norm2": s2}
 
-    def scores(self, params, norm, batch, *, stats, train=False, axis_name=None):
+    def scores(self, params, norm, batch, call):
         examples, weight, _ = batch
         dtype = params["head"].dtype
         mask = examples["mask"][..., None]
@@ -78,9 +78,9 @@ class Images(Task):
                 params[f"norm{i}"],
                 norm[f"norm{i}"],
                 x,
-                stats=stats,
+                stats=call.stats,
                 mask=mask,
-                axis_name=axis_name,
+                axis_name=call.axis_name,
             )
             x = jax.nn.relu(x)
         pixels = jnp.maximum(mask.sum((1, 2)), 1).astype(dtype)

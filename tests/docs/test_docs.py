@@ -15,6 +15,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("index", "choose", "recipes", "porting", "recurrent")
+# Seconds of compilation each; what these sections say has tests of its own, too.
+SLOW = (
+    *("Packed sequences", "Segments: graphs and packed sequences", "Resets and skipped steps"),
+    *("CrossQ: batch norm in a critic without target network", "Masks", "Long sequences"),
+    *("Recurrent actor-critic over rollouts", "Parallel in time", "I have …, I write …"),
+    *("Fold for serving", "Statistics for evaluation"),
+)
 MODULES = ("normjax", "normjax.recurrent", "normjax.linen", "normjax.nnx", "normjax.analysis")
 
 
@@ -36,11 +43,16 @@ def sections():
 
 def test_there_are_many():
     assert len(sections()) >= 20
+    assert set(SLOW) < {title for _, title, _ in sections()}
 
 
 @pytest.mark.standard_numerics
 @pytest.mark.parametrize(
-    "blocks", [pytest.param(b, id=f"{page}: {title}") for page, title, b in sections()]
+    "blocks",
+    [
+        pytest.param(blocks, id=f"{page}: {title}", marks=pytest.mark.slow if title in SLOW else ())
+        for page, title, blocks in sections()
+    ],
 )
 def test_a_sections_code_runs(blocks):
     for peer in ("torch", "haiku", "equinox"):

@@ -11,6 +11,7 @@ FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 PAIRS = sorted(FOLDER.glob("*.py"))
 # Eight to seventy seconds of one core each, most of it compilation.
 SLOW = (
+    "01_five_sets",
     "02_batch_norm_from_the_equations",
     "03_why_gamma",
     "04_statistics_through_time",

@@ -122,7 +122,7 @@ def test_evaluation_sees_the_images_as_they_are(tmp_path):
 
     def loss(of, train, seed):
         given = Batch(batch, key=jax.random.key(seed))
-        return float(of.scores(params, norm, given, stats="batch", train=train)[0].loss)
+        return float(of(params, norm, given, stats="batch", train=train)[0].loss)
 
     assert loss(task, False, 0) == loss(bare, False, 0)
     assert len({loss(task, True, 0), loss(task, True, 1), loss(bare, True, 0)}) == 3

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import prepare
 from experiments.usage import UsageError
+from tests._support.few import few
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
@@ -47,14 +48,14 @@ def test_training_imports_no_matplotlib():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("command", "words", "unknown"),
-    [
-        ("train", ["--config=configs/recurrent_bn/digits.py:lstm", "--results"], "results"),
-        ("train", ["--config=configs/recurrent_bn/digits.py:lstm", "--out=x"], "out"),
-        ("claim", ["1", "--seeds=3"], "seeds"),
-    ],
-)
+OTHERS_FLAGS = {
+    "report's": ("train", ["--config=configs/recurrent_bn/digits.py:lstm", "--results"], "results"),
+    "device's": ("train", ["--config=configs/recurrent_bn/digits.py:lstm", "--out=x"], "out"),
+    "sweep's": ("claim", ["1", "--seeds=3"], "seeds"),
+}
+
+
+@pytest.mark.parametrize(("command", "words", "unknown"), few(OTHERS_FLAGS, "report's"))
 def test_a_flag_of_another_command_is_refused(command, words, unknown, tmp_path):
     program = [sys.executable, "-m", f"experiments.{command}", *words]
     done = subprocess.run(

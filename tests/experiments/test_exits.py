@@ -18,6 +18,7 @@ from experiments.config.validate import check
 from experiments.runtime import exits, parallel, step, workdir
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.usage import UsageError
+from tests._support.few import few
 from tests._support.processes import begin, command, result, rows, until
 
 # ------------------------------------------------------------------------------------- checkpoints
@@ -50,7 +51,7 @@ def damage(folder, step, kind):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-@pytest.mark.parametrize("kind", ["flipped", "truncated", "gone"])
+@pytest.mark.parametrize("kind", few(["flipped", "truncated", "gone"], "flipped"))
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(kind, whole, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
     train.train(tiny(steps=20), folder)
@@ -182,7 +183,7 @@ def test_what_goes_wrong_around_a_run_has_a_message_and_a_status(tmp_path):
     full = command(tmp_path / "full", **quick)  # no file may exceed 4 kB: a checkpoint does
     cases = {
         "full": (
-            ["bash", "-c", 'ulimit -f 4; exec "$@"', "-", *full],
+            ["bash", "-c", 'ulimit -f 4; exec env -u JAX_COMPILATION_CACHE_DIR "$@"', "-", *full],
             3,
             "a file may not grow further",
         ),

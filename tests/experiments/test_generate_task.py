@@ -12,6 +12,7 @@ from experiments import tasks
 from experiments.config import validate
 from experiments.config.models import NormConfig
 from experiments.data import splits
+from experiments.models import Call
 from experiments.tasks import Batch, generate
 from experiments.usage import UsageError
 
@@ -41,7 +42,7 @@ def test_padding_enters_no_sum_no_statistic_and_no_gradient(goal, norm):
 
     def loss(params, examples, weight):
         batch = Batch(examples, weight)
-        scores, new = task.scores(params, state, batch, stats="batch", train=True)
+        scores, new = task(params, state, batch, stats="batch", train=True)
         return scores.loss, (scores, new)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
@@ -59,7 +60,7 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
 
     def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, state, Batch(examples), **how)
+        return task(params, state, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     sums, states = jax.jit(jax.vmap(lambda b: scores(b, "devices"), axis_name="devices"))(parts)
@@ -70,15 +71,14 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
 def test_a_copy_goes_through_its_code_and_its_loss_is_the_squared_error():
     task, split = make_task("copy", {"name": "none"}), make_split()
     params, state = task.init(jax.random.key(0))
-    arguments = {"stats": "running", "mask": None, "axis_name": None}
     x = split.pixels / 255
-    y, _ = task.images(params, state, x, **arguments)
+    y, _ = task.images(params, state, x, Call("running"))
     assert y.shape == x.shape and params["code"]["kernel"].shape == (2 * 2 * 4, 5)
     scores, _ = task(params, state, Batch(split), stats="running")
     want = np.square(np.asarray(y, np.float64) - np.asarray(x, np.float64)).mean() * len(x)
     np.testing.assert_allclose(scores.loss, want, rtol=1e-5)
     shut = jax.tree.map(jnp.zeros_like, params["code"])
-    same, _ = task.images({**params, "code": shut}, state, x, **arguments)
+    same, _ = task.images({**params, "code": shut}, state, x, Call("running"))
     close(same, jnp.broadcast_to(same[:1], same.shape))  # nothing goes around it
 
 

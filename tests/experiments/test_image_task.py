@@ -102,7 +102,7 @@ def test_statistics_and_sums_over_a_device_axis_are_those_of_the_whole_batch():
 
     def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, norm, Batch(examples), **how)
+        return task(params, norm, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
@@ -122,7 +122,7 @@ def test_members_trained_side_by_side_are_those_trained_alone():
     rates = jnp.array([0.1, 0.3])
 
     def update(now, index, rate):
-        return step.update(now, split, index, rate, task=task, optim=optim)
+        return step.update(now, split, index, None, rate, task=task, optim=optim)
 
     together = jax.jit(jax.vmap(update))(jax.tree.map(lambda *x: jnp.stack(x), *runs), index, rates)
     alone = jax.jit(update)(runs[1], index[1], rates[1])
@@ -155,7 +155,7 @@ def test_dropout_is_drawn_in_training_alone(order):
     @functools.partial(jax.jit, static_argnums=0)
     def loss(train, seed):
         batch = Batch(split, key=jax.random.key(seed))
-        return task.scores(params, norm, batch, stats="batch", train=train)[0].loss
+        return task(params, norm, batch, stats="batch", train=train)[0].loss
 
     assert loss(False, 0) == loss(False, 1)
     assert loss(True, 0) != loss(True, 1)
@@ -179,9 +179,9 @@ def test_frozen_statistics_stay_as_they_are():
     layers = image.layers(model, (8, 8, 1))
     task = image.ImageClassifier(layers, 10, 255.0, "relu", model["order"], frozen=True)
     params, norm = task.init(jax.random.key(0))
-    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=True)
+    _, new = task(params, norm, Batch(make_split()), stats="batch", train=True)
     close(new, norm, rtol=0, atol=0)
-    _, new = task.scores(params, norm, Batch(make_split()), stats="batch", train=False)
+    _, new = task(params, norm, Batch(make_split()), stats="batch", train=False)
     assert not np.allclose(new["0"]["norm"].mean, norm["0"]["norm"].mean)
 
 
@@ -224,7 +224,7 @@ def test_gradients_through_pools_are_finite_however_xla_rounds(seed):
     params, norm = task.init(jax.random.key(seed))
 
     def loss(params):
-        return task.scores(params, norm, Batch(split), stats="batch", train=True)[0].loss
+        return task(params, norm, Batch(split), stats="batch", train=True)[0].loss
 
     for path, grad in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params)):
         assert jnp.isfinite(grad).all(), path

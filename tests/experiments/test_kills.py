@@ -12,12 +12,12 @@ import pytest
 from experiments.runtime import exits
 from tests._support.processes import begin, command, compare, killed, result, rows, until
 
-KILLED = {"steps": 600, "log_every": 5, "eval_every": 25, "checkpoint_every": 5}
+KILLED = {"steps": 300, "log_every": 5, "eval_every": 25, "checkpoint_every": 5}
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path):
-    """SIGKILL at 20 random moments, during saves too; rows and parameters equal to the bit."""
+def test_ten_kills_leave_no_trace(tmp_path):
+    """SIGKILL at 10 random moments, during saves too; rows and parameters equal to the bit."""
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     straight = begin(command(whole, **KILLED))
     draw, saving = random.Random(0), 0
@@ -25,7 +25,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     def reached():
         return max((row["step"] for row in rows(folder)), default=0)
 
-    for kill in range(20):  # spread over the run, each at a moment of its own
+    for kill in range(10):  # spread over the run, each at a moment of its own
         mark = 5 + 28 * kill
         killed(
             begin(command(folder, **KILLED)),

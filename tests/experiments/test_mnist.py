@@ -11,8 +11,9 @@ from experiments import train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [mnist, pmnist], ids=["mnist", "pmnist"])
-@pytest.mark.parametrize("variant", ["lstm", "bn_lstm"])
+@pytest.mark.parametrize(
+    ("task", "variant"), [(mnist, "lstm"), (pmnist, "bn_lstm")], ids=["mnist", "pmnist"]
+)
 def test_a_short_run_on_real_mnist(task, variant, data_dir, tmp_path):
     config = task.get_config(variant)
     with config.unlocked():

@@ -23,6 +23,7 @@ from experiments.runtime import step
 from experiments.tasks import Batch
 from experiments.usage import UsageError
 from normjax import recurrent
+from tests._support.few import few
 
 BN = {"name": "batch_norm", "decay": 0.9}
 LN, DYT = ({"name": name} for name in ("layer_norm", "dynamic_tanh"))
@@ -86,11 +87,6 @@ CASES = {
 }
 
 
-def some(cases, *fast):
-    """Cases of which some are fast tests."""
-    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
-
-
 def count(params):
     return sum(x.size for x in jax.tree.leaves(params))
 
@@ -105,7 +101,7 @@ def test_resnet_20_has_the_published_number_of_parameters():
     assert round(count(jax.eval_shape(deeper.init, jax.random.key(0))[0]) / 1e6, 2) == 0.85
 
 
-@pytest.mark.parametrize("case", some(CASES, "resnet", "classifier", "lru"))
+@pytest.mark.parametrize("case", few([*CASES], "classifier", "lru"))
 def test_padding_enters_no_sum_and_no_statistic(case):
     """Rows of weight 0, and steps after the end of a sequence, may hold anything."""
     kind, arch, model = CASES[case]
@@ -144,7 +140,7 @@ def test_statistics_over_a_device_axis_are_those_of_the_whole_batch(case):
 
     def scores(examples, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        return task.scores(params, norm, Batch(examples), **how)
+        return task(params, norm, Batch(examples), **how)
 
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), split)
     over = jax.vmap(lambda b: scores(b, "devices"), axis_name="devices")
@@ -153,7 +149,7 @@ def test_statistics_over_a_device_axis_are_those_of_the_whole_batch(case):
     close((total, last), jax.jit(scores)(split))
 
 
-@pytest.mark.parametrize("case", some(["resnet", "lru"], "lru"))
+@pytest.mark.parametrize("case", few(["resnet", "lru"], "lru"))
 def test_population_statistics_are_those_of_all_batches(case):
     """Of the first norm, whose inputs no other norm decides, computed in float64."""
     kind, arch, model = CASES[case]
@@ -264,7 +260,7 @@ def test_blocks_that_start_as_their_shortcut_learn(position, norm):
     np.testing.assert_array_equal(y, x)
 
     def loss(params):
-        return task.scores(params, state, Batch(split), stats="batch", train=True)[0].loss
+        return task(params, state, Batch(split), stats="batch", train=True)[0].loss
 
     first = jax.jit(jax.grad(loss))(params)["0"]["second"]
     scaled = position == "post" and norm is BN
@@ -272,7 +268,7 @@ def test_blocks_that_start_as_their_shortcut_learn(position, norm):
 
 
 @pytest.mark.parametrize(
-    "case", some(["convnext", "resnet", "transformer", "lru"], "convnext", "lru")
+    "case", few(["convnext", "resnet", "transformer", "lru"], "convnext", "lru")
 )
 def test_half_precision_keeps_parameters_and_statistics_in_float32(case):
     kind, arch, model = CASES[case]
@@ -281,7 +277,7 @@ def test_half_precision_keeps_parameters_and_statistics_in_float32(case):
     params, norm = task.init(jax.random.key(0))
 
     def loss(params, task):
-        scores, new = task.scores(params, norm, Batch(split), stats="batch", train=True)
+        scores, new = task(params, norm, Batch(split), stats="batch", train=True)
         return scores.loss, (scores, new)
 
     text = str(jax.make_jaxpr(lambda p: loss(p, half))(params))
@@ -326,7 +322,7 @@ def test_gru_variants_are_the_presets():
 
     start = {"kernel_init": "orthogonal_joint", "learn_carry": True}
     start["input_schedule"] = "before_loop"  # for several devices, which the tests have
-    assert layer("bn_gru") == recurrent.bn_gru(100, 64, **start)
+    assert layer("bn_gru") == recurrent.bn_gru(100, 64, debias=False, **start)
     assert layer("ln_gru") == recurrent.ln_gru(100, **start)
     assert layer("gru") == recurrent.gru(100, **start)
 

@@ -51,7 +51,7 @@ def test_running_statistics_never_take_a_batch_that_is_not_finite():
     config = {"seed": 0, "log_every": 3, "optim": OPTIM}
     now = step.start(task, step.optimizer(OPTIM), config)["now"]
     new = jax.jit(step.update, static_argnames=("task", "optim"))(
-        now, split, jnp.arange(12), rate, task=task, optim=optim
+        now, split, jnp.arange(12), None, rate, task=task, optim=optim
     )
     jax.tree.map(np.testing.assert_array_equal, new["norm"], now["norm"])
     assert not np.isfinite(new["params"]["head"]).all()

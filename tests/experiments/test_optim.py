@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,7 @@ def test_smoothed_labels_are_the_formula_and_for_training_alone():
     plain = tasks.build(validate.check(with_keys()), tasks_dataset(split))
 
     def loss(task, train):
-        return task.scores(params, norm, Batch(split), stats="batch", train=train)[0].loss
+        return task(params, norm, Batch(split), stats="batch", train=train)[0].loss
 
     assert loss(task, False) == loss(plain, False)
     assert loss(task, True) > loss(plain, True)
@@ -131,8 +133,9 @@ def test_the_average_of_parameters_is_the_formula_and_is_what_is_scored():
     now = step.start(task, step.optimizer(config["optim"]), config)["now"]
     start = jax.tree.map(np.float64, now["params"])
     want, index = start, jnp.arange(12)
+    take = jax.jit(functools.partial(step.update, task=task, optim=constants))
     for t in range(5):
-        now = step.train_step(now, split, index, rate, task=task, optim=constants)
+        now = take(now, split, index, None, rate)
         d = min(0.5, (1 + t) / (10 + t))
         want = jax.tree.map(lambda e, w, d=d: d * e + (1 - d) * np.float64(w), want, now["params"])
     jax.tree.map(
@@ -145,7 +148,7 @@ def test_the_average_of_parameters_is_the_formula_and_is_what_is_scored():
 
 def gradients(task, params, norm, batch, parts):
     micro = accumulate.Microbatches(parts, accumulate.norm_decay(task)) if parts > 1 else None
-    run = jax.jit(lambda p, n, b: parallel.gradients(task.scores, p, n, b, parallel.SINGLE, micro))
+    run = jax.jit(lambda p, n, b: parallel.gradients(task, p, n, b, parallel.SINGLE, micro))
     return run(params, norm, batch)
 
 

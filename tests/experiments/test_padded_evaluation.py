@@ -53,7 +53,7 @@ def test_the_last_of_the_batches_has_one_example():
 @pytest.mark.parametrize("devices", [None, 2])
 def test_scores_are_the_means_over_all_examples(case, stats, devices, monkeypatch):
     task, params, norm, split = case
-    score = jax.jit(lambda batch: task.scores(params, norm, batch, stats=stats)[0])
+    score = jax.jit(lambda batch: task(params, norm, batch, stats=stats)[0])
     each = [score(batch) for batch in whole_batches(split)]
     shares = [1, 1, 0.5]
     want = {

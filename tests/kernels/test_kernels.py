@@ -19,6 +19,7 @@ import normjax as nj
 from normjax import recurrent
 from normjax.kernels import _batch_norm, _block_moments, _bn_lstm, _layer_norm, _pallas
 from tests._support import check
+from tests._support.few import few
 from tests.conftest import unchecked
 
 RNG = np.random.default_rng(0)
@@ -42,13 +43,7 @@ NORMS = {
 }
 CASES = pytest.mark.parametrize(("make", "shape"), NORMS.values(), ids=NORMS)
 FEW = ("layer", "batch")  # of what takes seconds each, `make test` runs these
-MOST = pytest.mark.parametrize(
-    ("make", "shape"),
-    [
-        pytest.param(*given, id=name, marks=[] if name in FEW else [pytest.mark.slow])
-        for name, given in NORMS.items()
-    ],
-)
+MOST = pytest.mark.parametrize(("make", "shape"), few(NORMS, *FEW))
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +167,7 @@ FAR = {
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e4, 1.0), (100.0, 0.01)])
-@pytest.mark.parametrize(("make", "shape", "axes", "far", "far_back"), FAR.values(), ids=FAR)
+@pytest.mark.parametrize(("make", "shape", "axes", "far", "far_back"), few(FAR, "layer", "batch"))
 def test_a_mean_far_from_zero_costs_no_more_digits_than_it_must(
     make, shape, axes, far, far_back, mean, std
 ):
@@ -202,7 +197,7 @@ def test_the_second_pass_finds_what_the_first_rounded_away(axis):
     np.testing.assert_allclose(d, exact - exact.mean(axis, keepdims=True), atol=2e-6)
 
 
-@CASES
+@MOST
 def test_half_precision_has_statistics_in_float32(make, shape):
     params, state, x, _ = started(make(), shape, jnp.bfloat16)
     y, _ = make(impl="kernel").apply(params, state, x, stats="batch")

@@ -9,6 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import linen, recurrent
+from tests._support.few import few
 
 pytestmark = pytest.mark.standard_numerics
 
@@ -32,7 +33,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("kind", MODULES)
-@pytest.mark.parametrize("lift", LIFTS)
+@pytest.mark.parametrize("lift", few([*LIFTS], "both"))
 def test_a_mode_given_at_the_call_reaches_the_module(kind, lift):
     cls, method, name = MODULES[kind]
     fields = () if method is None else (method,)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import jax
@@ -34,8 +35,8 @@ def train(task, mode, devices, dtype, steps):
     # 13 rows: no number of devices but 1 divides them, and of 8 devices one has padding alone.
     iterator = batches.batches(models.ROWS, 13, 0)
     if mode == "plain":
-        kind = {"task": task, "optim": constants}
-        take = lambda now, index: step.train_step(now, split, index, rate, **kind)  # noqa: E731
+        one = jax.jit(functools.partial(step.update, task=task, optim=constants))
+        take = lambda now, index: one(now, split, index, None, rate)  # noqa: E731
     else:
         layout = parallel.DeviceLayout(mode, devices, stats)
         run, split = layout.replicate(run), layout.replicate(split)

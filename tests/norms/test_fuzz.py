@@ -6,6 +6,7 @@ squares, or an error of this library that says what is wrong.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import traceback
 
@@ -63,6 +64,7 @@ def calls(draw, sample):
     return x, dtype, mask, draw(st.sampled_from(("batch", "running")))
 
 
+@functools.partial(jax.jit, static_argnames=("sample", "stats"))  # else forty programs a shape
 def run(sample, x, mask, stats):
     params, state = sample.norm.init(x.shape, jnp.float32, key=jax.random.key(0))
     if x.dtype == jnp.float64:
