@@ -68,9 +68,6 @@ CASES = (
     Case("local_response_norm", SPACE, "local_response_norm"),
     Case("evo_norm_b0", SPACE, "evo_norm_b0"),
     Case("evo_norm_s0", SPACE, "evo_norm_s0", {"groups": 32}),
-    Case("switchable_norm", SPACE, "switchable_norm"),
-    Case("iterative_norm", SPACE, "iterative_norm", {"group_size": 16}),
-    Case("zca_whitening", SPACE, "zca_whitening", {"group_size": 16}),
 )
 
 
