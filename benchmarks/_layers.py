@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import _measure
 from normjax import recurrent
 
 Layer = tuple[Callable[..., Any], Any, Any]
@@ -130,3 +131,35 @@ def sizes(quick: bool) -> tuple[tuple[int, int, int, int], ...]:
 def named(size: tuple[int, int, int, int]) -> str:
     """The name of a size, such as `T784 B100 D1 H100`."""
     return " ".join(f"{letter}{n}" for letter, n in zip("TBDH", size, strict=True))
+
+
+BARS = (
+    _measure.Bar("T", "flax lstm", "normjax lstm", 1.0),
+    _measure.Bar("T", "flax lstm", "normjax bn_lstm", 0.8),
+    _measure.Bar("T", "flax bn in nn.scan", "normjax bn_lstm", 1 / 0.75),
+    _measure.Bar("T", "normjax lstm", "normjax ln_lstm", 1 / 1.2),
+)
+
+
+def makers(module: str, size: tuple[int, int, int, int]) -> list[_measure.Maker]:
+    """Every library's way to build a case of `benchmarks.recurrent` or `benchmarks.train_step`."""
+    arguments = dict(zip(("steps", "batch", "features", "hidden"), size, strict=True))
+    found = [(lib, module, "contender", {"library": lib, **arguments}) for lib in LAYERS]
+    train = module == "benchmarks.train_step"
+    return [*found, ("torch", "benchmarks._torch", "lstm", {"train": train, **arguments})]
+
+
+def measure(module: str, what: str, asked: Any) -> list[dict[str, Any]]:
+    """Every case that is asked for."""
+    records = []
+    for size in sizes(asked.quick):
+        name = f"{named(size)} {what}"
+        if _measure.wanted(name, asked.only):
+            found = makers(module, size)
+            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.contenders)
+    return records
+
+
+def launch(module: str, what: str) -> None:
+    """Run a module that measures these layers."""
+    _measure.launch(module, functools.partial(measure, module, what), BARS)

@@ -25,7 +25,7 @@ def cases(quick: bool) -> dict[str, list[_measure.Maker]]:
         name = f"{case.method} {'×'.join(map(str, shape))}"
         found[name] = norms.makers(case, shape, backward=True)
     for size in _layers.sizes(quick):
-        found[_layers.named(size)] = recurrent.makers(*size)
+        found[_layers.named(size)] = _layers.makers(recurrent.MODULE, size)
     return found
 
 

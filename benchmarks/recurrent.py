@@ -8,19 +8,10 @@ is what a user without this library writes for a BN-LSTM.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from benchmarks import _layers, _measure
 from benchmarks.norms import draw
-
-BARS = (
-    _measure.Bar("T", "flax lstm", "normjax lstm", 1.0),
-    _measure.Bar("T", "flax lstm", "normjax bn_lstm", 0.8),
-    _measure.Bar("T", "flax bn in nn.scan", "normjax bn_lstm", 1 / 0.75),
-    _measure.Bar("T", "normjax lstm", "normjax ln_lstm", 1 / 1.2),
-)
 
 
 def contender(
@@ -33,24 +24,7 @@ def contender(
     return _measure.of_jax(library, _measure.forward_backward(apply), (params, state, x, dy))
 
 
-def makers(steps: int, batch: int, features: int, hidden: int) -> list[_measure.Maker]:
-    """Every library's way to build a case."""
-    size = {"steps": steps, "batch": batch, "features": features, "hidden": hidden}
-    module = "benchmarks.recurrent"
-    found = [(lib, module, "contender", {"library": lib, **size}) for lib in _layers.LAYERS]
-    return [*found, ("torch", "benchmarks._torch", "lstm", {"train": False, **size})]
-
-
-def measure(asked: Any) -> list[dict[str, Any]]:
-    """Every case that is asked for."""
-    records = []
-    for size in _layers.sizes(asked.quick):
-        name = f"{_layers.named(size)} forward+backward"
-        if _measure.wanted(name, asked.only):
-            found = makers(*size)
-            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.contenders)
-    return records
-
+MODULE = "benchmarks.recurrent"
 
 if __name__ == "__main__":
-    _measure.launch("benchmarks.recurrent", measure, BARS)
+    _layers.launch(MODULE, "forward+backward")

@@ -20,12 +20,6 @@ from benchmarks import _layers, _measure
 from benchmarks.norms import draw
 
 CLASSES = 10
-BARS = (
-    _measure.Bar("T", "flax lstm", "normjax lstm", 1.0),
-    _measure.Bar("T", "flax lstm", "normjax bn_lstm", 0.8),
-    _measure.Bar("T", "flax bn in nn.scan", "normjax bn_lstm", 1 / 0.75),
-    _measure.Bar("T", "normjax lstm", "normjax ln_lstm", 1 / 1.2),
-)
 
 
 BATCH = (3, 4)  # the arguments of a step that have an entry for each sequence
@@ -66,24 +60,7 @@ def contender(
     return _measure.of_jax(library, step, args, carried=3)
 
 
-def makers(steps: int, batch: int, features: int, hidden: int) -> list[_measure.Maker]:
-    """Every library's way to build a case."""
-    size = {"steps": steps, "batch": batch, "features": features, "hidden": hidden}
-    module = "benchmarks.train_step"
-    found = [(lib, module, "contender", {"library": lib, **size}) for lib in _layers.LAYERS]
-    return [*found, ("torch", "benchmarks._torch", "lstm", {"train": True, **size})]
-
-
-def measure(asked: Any) -> list[dict[str, Any]]:
-    """Every case that is asked for."""
-    records = []
-    for size in _layers.sizes(asked.quick):
-        name = f"{_layers.named(size)} training step"
-        if _measure.wanted(name, asked.only):
-            found = makers(*size)
-            records += _measure.gather(name, found, asked.libraries, asked.rounds, asked.contenders)
-    return records
-
+MODULE = "benchmarks.train_step"
 
 if __name__ == "__main__":
-    _measure.launch("benchmarks.train_step", measure, BARS)
+    _layers.launch(MODULE, "training step")

@@ -3,8 +3,7 @@
 Paper:     He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
            section 4.2, whose network and recipe these are, but for the schedule and the data.
 Numbers:   none published for this recipe.
-Cost:      4,680 updates, 12 passes; about 0.9 s each on two CPU cores that had other work too, an
-           hour and a quarter with the evaluations.
+Cost:      4,680 updates, 12 passes.
 Command:   python -m experiments.train --config=configs/image_classification/fashion_mnist.py:bn \
                --workdir=runs/fashion_mnist/bn
 

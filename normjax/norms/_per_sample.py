@@ -54,7 +54,7 @@ class PerSampleNorm(Norm):
     def measure(self, params: Any, x: jax.Array, call: Call) -> Any:
         """Measure each sample; a device axis of the batch makes no difference."""
         del params
-        return _core.moments(x, self.averaged(x.ndim), call.mask)
+        return _core.moments(x, self.averaged(x.ndim), call.mask, dtype=call.dtype)
 
     def transform(
         self, params: Any, state: PyTree, measured: Any, x: jax.Array, call: Call

@@ -410,8 +410,7 @@ class Recurrent(Layer):
         if by_segments:
             carry, outputs = _packed.over_segments(step, carry, xs, self.remat_steps, reset_key)
         else:
-            start = step.start(carry, call, inputs.measured)
-            carry, outputs = step.over(start, xs, steps, self.remat_steps)
+            carry, outputs = step.over(carry, xs, steps, self.remat_steps)
 
         # After the loop: statistics of all steps, [time, features], move the state.
         measured = {

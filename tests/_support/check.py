@@ -46,6 +46,29 @@ REPRESENTED_BY = {
     "identity": "dynamic_tanh",
 }
 
+# What would test a program twice is left out of `batteries`. Norms without statistics have one
+# program for both modes (`modes`); masks, float64 and stored statistics are no kernel's
+# (tests/kernels), so that there `impl="kernel"` is the norm without it.
+RUNNING = {"transforms_running", "gradients_running"}
+NO_KERNEL = {"gradients_batch", "gradients_masked", "masks", "all_masked", "sharded"} | RUNNING
+# What depends on a norm's formulas alone, and samples that have those of their factory's first one,
+# over other axes or with other numbers.
+FORMULA = {"gradients_running", "half_gradients"}
+SAME_FORMULA = {
+    *("batch_norm_conv", "batch_norm_per_activation", "batch_norm_channels_first"),
+    *("batch_norm_unbiased", "batch_renorm_off", "ghost_batch_norm_uneven"),
+    *("layer_norm_image", "group_norm_two_batch_axes"),
+}
+
+
+def batteries(sample):
+    """The names of the batteries that say something about a norm which no other sample says."""
+    doubled = set() if sample.norm.stateful else RUNNING
+    doubled = doubled | FORMULA if sample.name in SAME_FORMULA else doubled
+    if getattr(sample.norm, "impl", "xla") == "kernel":
+        doubled = NO_KERNEL
+    return [name for name in ALL if name not in doubled]
+
 
 def with_repeats(samples):
     """Each sample, and whether one of its factory came before: `make test` runs less of those."""
@@ -66,18 +89,22 @@ def _started(sample, dtype, seed, x64):
     @jax.jit  # one program for what are forty small ones otherwise
     def start():
         params, state = sample.norm.init(sample.shape, dtype, key=jax.random.key(seed))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed + 7), max(len(leaves), 1))
-        leaves = [
-            v + jnp.asarray(0.2, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
-            for v, k in zip(leaves, keys, strict=False)
-        ]
-        params = jax.tree.unflatten(tree, leaves)
+        params = scattered(params, 0.2, seed + 7)
         warm = sample.input(seed + 1, dtype) * jnp.asarray(1.5, dtype) + jnp.asarray(0.3, dtype)
         _, state = sample.norm.apply(params, state, warm, stats="batch")
         return params, state, sample.input(seed, dtype)
 
     return start()
+
+
+def scattered(tree, by, seed):
+    """Random numbers of a size added to every leaf, so that equal start values differ."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+    return structure.unflatten(
+        v + jnp.asarray(by, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
+        for v, k in zip(leaves, keys, strict=False)
+    )
 
 
 def weights(sample, dtype=jnp.float32):
@@ -117,93 +144,105 @@ def finite(tree):
 
 def value(sample):
     """A norm is a value: equality, hash, pickle, a repr that says how to make it."""
-    norm = sample.norm
-    copy = pickle.loads(pickle.dumps(norm))
-    assert copy == norm and hash(copy) == hash(norm)
-    assert repr(copy) == repr(norm)
-    made = eval(repr(norm), {k: getattr(nj, k) for k in nj.__all__})
-    assert made == norm
+    is_value(sample.norm)
+
+
+def is_value(made):
+    """Equal to its pickled copy, with one hash, and to what its repr says."""
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy == made and hash(copy) == hash(made) and repr(copy) == repr(made)
+    assert eval(repr(made), {k: getattr(nj, k) for k in nj.__all__}) == made
 
 
 def one_trace(sample):
     """Equal norms and equal shapes share one trace."""
     params, state, x = started(sample)
+    traces_once(sample.norm, (params, state, x), (params, state, x + 1))
+
+
+def traces_once(made, *calls):
+    """Calls of a value and of its copy, with arrays of the same shapes, share one trace."""
     traces = []
 
-    @functools.partial(jax.jit, static_argnames="norm")
-    def step(norm, params, state, x):
-        traces.append(norm)
-        return norm.apply(params, state, x, stats="batch")
+    @functools.partial(jax.jit, static_argnames="made")
+    def step(made, *args):
+        traces.append(made)
+        return made.apply(*args, stats="batch")
 
-    _, state = step(sample.norm, params, state, x)
-    step(pickle.loads(pickle.dumps(sample.norm)), params, state, x + 1)
+    for args in calls:
+        step(pickle.loads(pickle.dumps(made)), *args)
     assert len(traces) == 1
 
 
 def transforms(sample, stats):
-    """jit, vmap, scan, remat and eval_shape give what a plain call gives."""
+    """Run `transforms_of` over inputs, with the params as they are."""
     params, state, x = started(sample)
-    apply = lambda p, s, v: sample.norm.apply(p, s, v, stats=stats)  # noqa: E731
-    want = apply(params, state, x)
-    same(jax.jit(apply)(params, state, x), want)
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, params, state, x), want)
-    # The state keeps its structure, shapes and dtypes: it can be carried through a scan.
-    chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
 
-    xs = jnp.stack([x, x * 0.5 + 1, -x])
-    each = [apply(params, state, v)[0] for v in xs]
-    mapped, _ = jax.jit(jax.vmap(apply, in_axes=(None, None, 0)))(params, state, xs)
-    same(mapped, jnp.stack(each))
+    def apply(x, state):
+        return sample.norm.apply(params, state, x, stats=stats)
 
-    def body(s, v):
-        y, s = apply(params, s, v)
-        return s, y
-
-    last, ys = jax.lax.scan(body, state, xs)
-    s, outs = state, []
-    for v in xs:
-        s, y = body(s, v)
-        outs.append(y)
-    same((last, ys), (s, jnp.stack(outs)))
-
+    transforms_of(apply, jnp.stack([x, x * 0.5 + 1, -x]), state)
     loss = loss_of(sample, stats)
     grads = [jax.grad(f, argnums=(0, 1)) for f in (jax.checkpoint(loss), loss)]
     same(*jax.jit(lambda *args: [grad(*args) for grad in grads])(params, x, state))
 
 
+def transforms_of(apply, many, state):
+    """jit, vmap, scan and eval_shape of `apply(value, state)` give what plain calls give."""
+    each = [jax.tree.map(lambda a, i=i: a[i], many) for i in range(len(jax.tree.leaves(many)[0]))]
+    want = apply(each[0], state)
+    same(jax.jit(apply)(each[0], state), want)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, each[0], state), want)
+    # The state keeps its structure, shapes and dtypes: it can be carried through a scan.
+    chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
+    mapped, _ = jax.jit(jax.vmap(apply, in_axes=(0, None)))(many, state)
+    same(mapped, jnp.stack([apply(value, state)[0] for value in each]))
+
+    def body(state, value):
+        y, state = apply(value, state)
+        return state, y
+
+    scanned = jax.lax.scan(body, state, many)
+    outs = []
+    for value in each:
+        state, y = body(state, value)
+        outs.append(y)
+    same(scanned, (state, jnp.stack(outs)))
+
+
 def gradients(sample, stats, masked=False):
-    """Finite differences, forward mode and Hessian-vector products, in float64."""
+    """Run `gradients_of` over params and input; the state is a constant, as in training."""
     with jax.enable_x64(True):
         params, state, x = started(sample, jnp.float64)
-        mask = sample.mask() if masked else None
-        loss = loss_of(sample, stats, mask, jnp.float64)
-        f = lambda args: loss(*args, state)  # noqa: E731
-        args = (params, x)
-        keys = iter(jax.random.split(jax.random.key(5), 64))
-        v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
-        dot = lambda a, b: sum(  # noqa: E731
-            jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        )
-        step, whole = 1e-5, not (sample.detached and stats == "batch")
-        grad = jax.grad(f)
+        loss = loss_of(sample, stats, sample.mask() if masked else None, jnp.float64)
+        whole = not (sample.detached and stats == "batch")
+        gradients_of(lambda args: loss(*args, state), (params, x), whole, atol=1e-7)
 
-        @jax.jit  # one program: a step at a time compiles hundreds of small ones
-        def everything(args):
-            ahead = jax.tree.map(lambda a, d: a + step * d, args, v)
-            behind = jax.tree.map(lambda a, d: a - step * d, args, v)
-            forward = jax.jvp(f, (args,), (v,))[1], jax.jvp(grad, (args,), (v,))[1]
-            two = (ahead, behind)
-            return [f(m) for m in two], [grad(m) for m in two], grad(args), forward
 
-        (ahead, behind), (up, down), slope, (forward, hvp) = everything(args)
-        finite(slope)
-        if whole:
-            same(dot(slope, v), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
-        same(forward, dot(slope, v), rtol=1e-9, atol=1e-10)
-        finite(hvp)
-        if whole:
-            fd = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
-            same(hvp, fd, rtol=1e-5, atol=1e-5)
+def gradients_of(loss, args, whole, atol=0.0):
+    """Finite differences if `whole`, forward mode and Hessian-vector products, in float64."""
+    keys = iter(jax.random.split(jax.random.key(5), 64))
+    v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
+    dot = lambda a, b: sum(  # noqa: E731
+        jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    step, grad = 1e-5, jax.grad(loss)
+
+    @jax.jit  # one program: a step at a time compiles hundreds of small ones
+    def everything(args):
+        ahead = jax.tree.map(lambda a, d: a + step * d, args, v)
+        behind = jax.tree.map(lambda a, d: a - step * d, args, v)
+        forward = jax.jvp(loss, (args,), (v,))[1], jax.jvp(grad, (args,), (v,))[1]
+        two = (ahead, behind)
+        return [loss(m) for m in two], [grad(m) for m in two], grad(args), forward
+
+    (ahead, behind), (up, down), slope, (forward, hvp) = everything(args)
+    finite((slope, hvp))
+    same(forward, dot(slope, v), rtol=1e-9, atol=1e-10)
+    if whole:
+        same(dot(slope, v), (ahead - behind) / (2 * step), rtol=1e-6, atol=atol)
+        differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
+        same(hvp, differences, rtol=1e-5, atol=1e-5)
 
 
 def half(sample, dtype):
@@ -229,20 +268,20 @@ def half_gradients(sample):
     with jax.enable_x64(True):
         params, state, x = started(sample)
         noise = weights(sample)
+
+        @jax.jit
+        def slopes(params, x, state, dy):
+            apply = lambda p, x: sample.norm.apply(p, state, x, stats="batch")[0]  # noqa: E731
+            y, pull = jax.vjp(apply, params, x)
+            return pull(dy.astype(y.dtype))
+
         for dtype, level in ((jnp.bfloat16, 10), (jnp.bfloat16, 100), (jnp.float16, 100)):
             dy = (noise + level).astype(dtype)
-
-            def slopes(params, x, state, dy):
-                y, pull = jax.vjp(
-                    lambda p, x: sample.norm.apply(p, state, x, stats="batch")[0], params, x
-                )
-                return pull(dy.astype(y.dtype))
-
             wide = jax.tree.map(
                 lambda v: v.astype(jnp.float64), (params, x.astype(dtype), state, dy)
             )
-            got = jax.jit(slopes)(params, x.astype(dtype), state, dy)
-            want = jax.jit(slopes)(*wide)
+            got = slopes(params, x.astype(dtype), state, dy)
+            want = slopes(*wide)
             assert got[1].dtype == dtype
             # A rounding is half an eps; dy of 100 costs a float32 sum 1e-5 of what is left of it.
             exact = np.asarray(want[1])
@@ -438,11 +477,29 @@ def sharded(sample):
     close((y.reshape(x.shape), jax.tree.map(lambda s: s[0], new)))
 
 
+def modes(sample):
+    """A norm that keeps no statistics is one program in both modes, forward and backward."""
+    start = lambda key: (sample.norm.init(sample.shape, key=key), sample.input())  # noqa: E731
+    (params, state), x = jax.eval_shape(start, jax.random.key(0))  # nothing is run
+
+    def lowered(stats):
+        def loss(params, x, state):
+            return jnp.sum(jnp.sin(sample.norm.apply(params, state, x, stats=stats)[0]))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x, state).as_text()
+
+    assert (lowered("running") == lowered("batch")) == (not sample.norm.stateful)
+
+
 def distinct_buffers(sample):
     """A step may donate what `init` returned, so no two of its arrays share a buffer."""
-    params, state = sample.norm.init(sample.shape, key=jax.random.key(0))
+    own_buffers(*sample.norm.init(sample.shape, key=jax.random.key(0)), sample.norm.stateful)
+
+
+def own_buffers(params, state, stateful):
+    """No two arrays share a buffer, nor do those that accumulate."""
     trees = [(params, state)]
-    if sample.norm.stateful:
+    if stateful:
         trees += [nj.accumulate_statistics(state, how) for how in ("pooled", "mean")]
     for tree in trees:
         leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
@@ -470,5 +527,6 @@ ALL = {
     "accumulation": accumulation,
     "sharded": sharded,
     "no_half_stall": no_half_stall,
+    "modes": modes,
     "distinct_buffers": distinct_buffers,
 }

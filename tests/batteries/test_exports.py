@@ -16,19 +16,23 @@ import normjax as nj
 from normjax import linen, nnx, recurrent, testing
 from normjax.statistics import _large
 from tests._support import check
+from tests._support.few import few
 
 pytest.importorskip("flatbuffers", reason="Exported.serialize needs flatbuffers")
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-FEW = ("batch_norm", "layer_norm", "group_norm", "dynamic_tanh", "bn_lstm")  # of `make test`
-SAMPLES = [
-    pytest.param(
-        s,
-        id=s.name,
-        marks=[] if s.name in FEW else [pytest.mark.slow],
-    )
-    for s in testing.SAMPLES
-]
+FEW = ("batch_norm", "layer_norm", "group_norm", "dynamic_tanh")  # of `make test`
+
+
+def is_kernel(sample):
+    return getattr(sample.norm, "impl", "xla") == "kernel"
+
+
+SAMPLES = {  # one of each factory, and the kernels
+    s.name: s
+    for s, again in check.with_repeats(testing.SAMPLES)
+    if not again or is_kernel(s) or s.cuts_batch
+}
 LAYERS = {
     "lstm": recurrent.lstm(4),
     "gru": recurrent.gru(4),
@@ -86,8 +90,19 @@ def agree(read, function, params, rest, *batches):
     check.same(got(params, x), want(params, x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["batch", pytest.param("running", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("sample", SAMPLES)
+def with_modes(cases):
+    """Each case in both modes; in one where it keeps no statistics, and both are one program."""
+    return {
+        f"{name}-{mode}": (given, mode)
+        for name, given in cases.items()
+        for mode in ("batch", "running")
+        if mode == "batch" or getattr(given, "norm", given).stateful
+    }
+
+
+@pytest.mark.parametrize(
+    ("sample", "mode"), few(with_modes(SAMPLES), *(f"{name}-batch" for name in FEW))
+)
 def test_a_norm_with_a_free_batch(sample, mode):
     params, state, _ = check.started(sample)
     apply = jax.jit(lambda p, s, x: sample.norm.apply(p, s, x, stats=mode))
@@ -100,24 +115,22 @@ def test_a_norm_with_a_free_batch(sample, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize(
+    "sample",
+    [s for s in SAMPLES.values() if s.name in FEW or s.cuts_batch or is_kernel(s)],
+    ids=lambda s: s.name,
+)
 def test_a_norm_with_a_known_batch(sample):
+    """Above all what a free one does without: parts of the batch, and kernels."""
     params, state, x = check.started(sample)
     apply = jax.jit(lambda p, s, x: sample.norm.apply(p, s, x, stats="batch"))
     # A kernel for a GPU is lowered with newer JAX only where one is.
-    kernel = getattr(sample.norm, "impl", "xla") == "kernel"
+    kernel = is_kernel(sample)
     platforms = ("cpu", "tpu") if kernel else PLATFORMS
     agree(again(apply, params, state, x, platforms=platforms), apply, params, (state,), x)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        pytest.param(layer, id=name, marks=[] if name in FEW else [pytest.mark.slow])
-        for name, layer in LAYERS.items()
-    ],
-)
-@pytest.mark.parametrize("mode", ["batch", pytest.param("running", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("layer", "mode"), few(with_modes(LAYERS), "bn_lstm-batch"))
 def test_a_layer_with_a_free_batch(layer, mode):
     params, state = layer.init(jax.random.key(0), 3)
     apply = jax.jit(lambda p, s, x: layer.apply(p, s, x, stats=mode))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import pickle
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,16 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from tests._support.check import finite, same, with_repeats
+from tests._support.check import (
+    finite,
+    gradients_of,
+    is_value,
+    same,
+    scattered,
+    traces_once,
+    transforms_of,
+    with_repeats,
+)
 
 
 def started(sample, dtype=jnp.float32, seed=0):
@@ -27,13 +34,7 @@ def _started(sample, dtype, seed, x64):
     @jax.jit  # one program for what are dozens of small ones otherwise
     def start():
         params, state = sample.reparam.init(sample.weight(seed, dtype))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed + 7), len(leaves))
-        leaves = [
-            leaf + 0.2 * jax.random.normal(k, leaf.shape, leaf.dtype)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
-        params = jax.tree.unflatten(tree, leaves)
+        params = scattered(params, 0.2, seed + 7)
         return params, sample.reparam.apply(params, state, stats="batch")[1]
 
     return start()
@@ -53,13 +54,8 @@ def loss_of(sample, state, stats, dtype=jnp.float32):
 
 
 def value(sample):
-    copy = pickle.loads(pickle.dumps(sample.reparam))
-    assert copy == sample.reparam and hash(copy) == hash(sample.reparam)
-    assert eval(repr(copy), {k: getattr(nj, k) for k in nj.__all__}) == sample.reparam
-    layer = nj.reparam(nj.cosine_dense(3), {"kernel": sample.reparam})
-    again = pickle.loads(pickle.dumps(layer))
-    assert again == layer and hash(again) == hash(layer)
-    assert eval(repr(layer), {k: getattr(nj, k) for k in nj.__all__}) == layer
+    is_value(sample.reparam)
+    is_value(nj.reparam(nj.cosine_dense(3), {"kernel": sample.reparam}))
 
 
 def unchanged(sample):
@@ -92,67 +88,23 @@ def half(sample):
 
 def transforms(sample):
     params, state = started(sample)
+    many = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a, a + 1]), params)
+    same(jax.jit(jax.vmap(sample.reparam.init))(many.v)[0].v, many.v)
     for stats in ("batch", "running"):
-        apply = functools.partial(sample.reparam.apply, stats=stats)
-        want = apply(params, state)
-        chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
-        if stats == "running":
-            same(want[1], state, rtol=0, atol=0)
-        same(jax.jit(apply)(params, state), want)
-        chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, params, state), want)
-        many = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a, a + 1]), params)
-        mapped, _ = jax.jit(jax.vmap(apply, in_axes=(0, None)))(many, state)
-        each = [apply(jax.tree.map(lambda a, i=i: a[i], many), state)[0] for i in range(3)]
-        same(mapped, jnp.stack(each))
-        same(jax.jit(jax.vmap(sample.reparam.init))(many.v)[0].v, many.v)
-
-        def body(s, p, apply=apply):
-            w, s = apply(p, s)
-            return s, w
-
-        last, ws = jax.lax.scan(body, state, many)
-        s, outs = state, []
-        for i in range(3):
-            s, w = body(s, jax.tree.map(lambda a, i=i: a[i], many))
-            outs.append(w)
-        same((last, ws), (s, jnp.stack(outs)))
+        transforms_of(functools.partial(sample.reparam.apply, stats=stats), many, state)
         loss = loss_of(sample, state, stats)
         grads = [jax.grad(f) for f in (jax.checkpoint(loss), loss)]
         same(*jax.jit(lambda params, grads=grads: [grad(params) for grad in grads])(params))
+    same(sample.reparam.apply(params, state, stats="running")[1], state, rtol=0, atol=0)
 
 
 def gradients(sample):
-    """Finite differences, forward mode and Hessian-vector products, in float64."""
     with jax.enable_x64(True):
         params, state = started(sample, jnp.float64)
         # Singular vectors carry no gradient, rightly so once they have settled.
         state = settled(sample, params, state)
         loss = loss_of(sample, state, "running", jnp.float64)
-        grad = jax.grad(loss)
-        keys = iter(jax.random.split(jax.random.key(5), 8))
-        t = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), params)
-        dot = lambda a, b: sum(  # noqa: E731
-            jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        )
-        h = 1e-5
-
-        @jax.jit  # one program: a step at a time compiles hundreds of small ones
-        def everything(params):
-            ahead = jax.tree.map(lambda a, d: a + h * d, params, t)
-            behind = jax.tree.map(lambda a, d: a - h * d, params, t)
-            forward = jax.jvp(loss, (params,), (t,))[1], jax.jvp(grad, (params,), (t,))[1]
-            two = (ahead, behind)
-            return [loss(p) for p in two], [grad(p) for p in two], grad(params), forward
-
-        (ahead, behind), (up, down), slope, (forward, hvp) = everything(params)
-        finite(slope)
-        same(forward, dot(slope, t), rtol=1e-9, atol=1e-10)
-        finite(hvp)
-        if sample.detached:
-            return
-        same(dot(slope, t), (ahead - behind) / (2 * h), rtol=1e-6)
-        fd = jax.tree.map(lambda a, b: (a - b) / (2 * h), up, down)
-        same(hvp, fd, rtol=1e-5, atol=1e-5)
+        gradients_of(loss, params, not sample.detached)
 
 
 def free_scale(sample):
@@ -196,17 +148,7 @@ def hard_weights(sample):
 
 
 def one_trace(sample):
-    params, state = started(sample)
-    traces = []
-
-    @functools.partial(jax.jit, static_argnames="method")
-    def step(method, params, state):
-        traces.append(method)
-        return method.apply(params, state, stats="batch")
-
-    _, state = step(sample.reparam, params, state)
-    step(pickle.loads(pickle.dumps(sample.reparam)), params, state)
-    assert len(traces) == 1
+    traces_once(sample.reparam, started(sample), started(sample))
 
 
 def stored(sample):

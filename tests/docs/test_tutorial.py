@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
-import shlex
-import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -44,24 +39,8 @@ def test_every_block_is_a_file_or_commands():
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs(tmp_path):
+def test_the_tutorial_runs(shell, tmp_path):
     """Two seeds and four replicates in place of five; the model's own module is NNX."""
-    for folder in ("configs", "experiments", "normjax"):
-        skip = shutil.ignore_patterns("__pycache__", "claim_*")  # no other claim is to be read
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skip)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    for who in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{who}_NAME": "n", f"GIT_{who}_EMAIL": "e@x"}
-
-    def shell(command):
-        words = shlex.split(command)
-        words[0] = sys.executable if words[0] == "python" else words[0]
-        ran = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert ran.returncode == 0, command + ran.stdout + ran.stderr
-        return ran.stdout
-
-    for command in ("git init -q", "git add .", "git commit -qm before"):
-        shell(command)
     for name, text in files().items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

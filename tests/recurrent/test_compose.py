@@ -11,6 +11,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from tests._support import reference
+from tests._support.check import scattered
 from tests._support.few import few
 from tests.conftest import unchecked
 
@@ -26,23 +27,11 @@ def _bn():
     return recurrent.per_step(nj.batch_norm(scale_init=0.3), T)
 
 
-def _random(params, seed=3):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [
-            v + 0.3 * jax.random.normal(k, v.shape, v.dtype)
-            for v, k in zip(leaves, keys, strict=True)
-        ],
-    )
-
-
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 def test_gru_equals_the_loop(x64, lengths):
     layer = recurrent.gru(H, norm_x=_bn(), norm_h=_bn(), norm_xn=_bn(), norm_hn=_bn())
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
-    params = _random(params)
+    params = scattered(params, 0.3, 3)
     (y, h), _ = layer.apply(params, state, _x(), stats="batch", lengths=lengths)
     norms = {
         k: reference.StepNorm(*(np.asarray(v) for v in params[f"norm_{k}"]))
@@ -65,7 +54,7 @@ def test_gru_equals_the_loop(x64, lengths):
 )
 def test_without_norms_they_are_flax_cells(layer, cell):
     params, state = layer.init(jax.random.key(0), F)
-    params = _random(params)
+    params = scattered(params, 0.3, 3)
     (y, _), _ = layer.apply(params, state, _x(jnp.float32), stats="running")
     theirs = recurrent.to_flax(layer, params)
     want = nn.RNN(cell).apply({"params": {"cell": theirs}}, _x(jnp.float32))
@@ -162,7 +151,7 @@ def test_a_stack_is_its_layers_one_after_another(x64, lift):
     one = recurrent.lstm(F, norm_x=lift(nj.batch_norm(decay=0.0)))
     net = recurrent.stack([one, one], norm_between=between, residual=True)
     params, state = net.init(jax.random.key(0), F, jnp.float64)
-    params = _random(params)
+    params = scattered(params, 0.3, 3)
     (y, carry), new = net.apply(params, state, _x(), stats="batch", lengths=LENGTHS)
     live = np.arange(T)[None, :, None] < LENGTHS[:, None, None]
     (first, c0), s0 = one.apply(

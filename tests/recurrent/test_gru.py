@@ -9,6 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
+from tests._support.check import scattered
 
 B, T, F, H = 4, 5, 3, 6
 EPS = 1e-5
@@ -17,13 +18,7 @@ EPS = 1e-5
 def made(layer, *, spread=0.5):
     """Params away from their start, in float64, as NumPy arrays too; state and x."""
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [
-        v + spread * jax.random.normal(k, v.shape, v.dtype)
-        for v, k in zip(leaves, keys, strict=True)
-    ]
-    params = jax.tree.unflatten(tree, leaves)
+    params = scattered(params, spread, 1)
     x = jax.random.normal(jax.random.key(2), (B, T, F), jnp.float64)
     return params, jax.tree.map(np.asarray, params), state, x
 

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import recurrent
 from normjax._internal import _single
-from normjax.state import _names
 from tests._support import reference
 from tests._support.few import few
 from tests.conftest import unchecked
@@ -71,16 +70,9 @@ def _time_major(layer):
     return dataclasses.replace(layer, **ways)
 
 
-every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-
-
-def _fast(*names):
-    """These layers; seconds of compilation each, so the others are run by `make test-slow`."""
-    return pytest.mark.parametrize("layer", few(LAYERS, *names))
-
-
-few_layers = _fast("bn_lstm", "bn_gru", "ln_lstm")
-one_layer = _fast("bn_lstm")
+# Seconds of compilation each, so the other layers are run by `make test-slow`.
+few_layers = pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm", "bn_gru", "ln_lstm"))
+one_layer = pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm"))
 
 
 @pytest.mark.standard_numerics
@@ -139,14 +131,19 @@ def test_gradient_is_that_of_finite_differences(layer):
         v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
         move = lambda s: jax.tree.map(lambda a, d: a + s * d, args, v)  # noqa: E731
         # Five points: norms over the few rows that padding leaves are too curved for three.
-        step = 2e-5
-        near = loss(*move(step)) - loss(*move(-step))
-        slope = (8 * near - loss(*move(2 * step)) + loss(*move(-2 * step))) / (12 * step)
-        grads = jax.grad(loss, argnums=(0, 1))(*args)
+        step, value = 2e-5, jax.jit(loss)
+        near = value(*move(step)) - value(*move(-step))
+        slope = (8 * near - value(*move(2 * step)) + value(*move(-2 * step))) / (12 * step)
+
+        @jax.jit
+        def ways(*args):
+            grads = [jax.grad(f, argnums=(0, 1))(*args) for f in (loss, jax.checkpoint(loss))]
+            return *grads, jax.jvp(loss, args, v)[1]
+
+        grads, again, forward = ways(*args)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(v), strict=True)
         np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=1e-6)
-        np.testing.assert_allclose(jax.jvp(loss, args, v)[1], slope, rtol=1e-6)
-        again = jax.grad(jax.checkpoint(loss), argnums=(0, 1))(*args)
+        np.testing.assert_allclose(forward, slope, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(grads), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -171,16 +168,16 @@ def test_time_major_jit_and_pickle_change_nothing(layer):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@one_layer
-@pytest.mark.parametrize(
-    "how",
-    [
-        "jit",
-        "shard_map",
-        pytest.param("pmap", marks=pytest.mark.slow),
-        pytest.param("vmap", marks=pytest.mark.slow),
-    ],
-)
+# Each layer by `jit` and `shard_map`; an axis of `pmap` and `vmap` is to a layer as the latter's.
+SPREAD = {f"{name}-{how}": (LAYERS[name], how) for name in LAYERS for how in ("jit", "shard_map")}
+SPREAD |= {
+    f"{name}-{how}": (LAYERS[name], how)
+    for name in ("bn_lstm", "stack")
+    for how in ("pmap", "vmap")
+}
+
+
+@pytest.mark.parametrize(("layer", "how"), few(SPREAD, "bn_lstm-jit", "bn_lstm-shard_map"))
 def test_sharded_equals_unsharded(layer, how):
     """Statistics over all devices, exact though the devices hold unequal numbers of steps."""
     with jax.enable_x64(True):
@@ -194,7 +191,8 @@ def test_sharded_equals_unsharded(layer, how):
             )
             return jnp.sum(w * y), new
 
-        want, want_grads = jax.value_and_grad(loss, has_aux=True)(params, x, lengths, w)
+        plain = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        want, want_grads = plain(params, x, lengths, w)
         mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
         if how == "jit":
             put = lambda v: jax.device_put(v, NamedSharding(mesh, P("d")))  # noqa: E731
@@ -244,8 +242,12 @@ def test_bfloat16_compute_keeps_float32_statistics(layer):
         np.testing.assert_allclose(a, b, atol=0.02)
 
 
-@one_layer
-@pytest.mark.parametrize("shape", [(1, 1, F), (1, T, F), (B, 1, F)])
+ONES = {name: (layer, (1, 1, F)) for name, layer in LAYERS.items()}
+for name in ("bn_lstm", "bidirectional"):
+    ONES |= {f"{name}, {s}": (LAYERS[name], s) for s in ((1, T, F), (B, 1, F))}
+
+
+@pytest.mark.parametrize(("layer", "shape"), few(ONES, "bn_lstm"))
 def test_one_of_everything(layer, shape):
     """A batch of 1, one step: finite values and gradients in both modes."""
     params, state = layer.init(jax.random.key(0), F)
@@ -256,7 +258,7 @@ def test_one_of_everything(layer, shape):
             return jnp.sum(y**2) + sum(jnp.sum(c) for c in jax.tree.leaves(carry))
 
         with _single.allowed():
-            value, grads = jax.value_and_grad(loss)(params)
+            value, grads = jax.jit(jax.value_and_grad(loss))(params)
         assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -475,17 +477,3 @@ def test_a_missing_weight_is_named(layer, name):
     del params[name]
     with pytest.raises(ValueError, match=rf"{layer.factory} needs \[.*'{name}'.*\] in params"):
         layer.apply(params, state, jnp.ones((2, 5, 3)), stats="batch")
-
-
-def test_norms_restored_as_dictionaries_are_read_by_their_names():
-    layer = recurrent.bn_lstm(4, max_steps=5)
-    params, state = layer.init(jax.random.key(0), 3)
-    x = jax.random.normal(jax.random.key(1), (6, 5, 3))
-    loose = _names.to_dict(params), _names.to_dict(state)
-    assert isinstance(loose[0]["norm_h"], dict) and isinstance(loose[1]["norm_h"], dict)
-    for stats in ("batch", "running"):
-        (want, _), moved = layer.apply(params, state, x, stats=stats)
-        (got, _), after = layer.apply(*loose, x, stats=stats)
-        np.testing.assert_array_equal(got, want)
-        assert jax.tree.structure(after) == jax.tree.structure(moved)
-        jax.tree.map(np.testing.assert_array_equal, after, moved)

@@ -9,6 +9,7 @@ import pytest
 
 from normjax import recurrent
 from tests._support import reference
+from tests._support.check import scattered
 from tests._support.few import few
 
 B, T, F, H = 8, 7, 3, 5
@@ -17,13 +18,8 @@ LENGTHS = np.array([7, 1, 1, 2, 3, 6, 7, 5])
 
 def _started(layer):
     params, state = layer.init(jax.random.key(0), F, jnp.float64)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    leaves = [
-        v + 0.3 * jax.random.normal(k, v.shape, v.dtype) for v, k in zip(leaves, keys, strict=True)
-    ]
     x = jax.random.normal(jax.random.key(1), (B, T, F), jnp.float64)
-    return jax.tree.unflatten(tree, leaves), state, x
+    return scattered(params, 0.3, 3), state, x
 
 
 class Rows:
@@ -125,14 +121,14 @@ def _slope(function, args, step=2e-5):
     return (8 * near - far) / (12 * step), v
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        pytest.param(None, id="full", marks=pytest.mark.slow),
-        pytest.param(LENGTHS, id="lengths"),
-    ],
-)
-@pytest.mark.parametrize("name", few([*CASES], "bn_lstm", "bn_gru", "ln_lstm", "deep_speech_rnn"))
+# One of each cell, of each kind of norm and of each lift.
+KINDS = ("bn_lstm", "bn_gru", "vertical_sequence_wise", "deep_speech_rnn", "ln_gru", "rms_lstm")
+BY_LENGTH = {f"{name}-lengths": (name, LENGTHS) for name in CASES}
+BY_LENGTH |= {f"{name}-full": (name, None) for name in KINDS}
+FAST = [f"{name}-lengths" for name in ("bn_lstm", "bn_gru", "ln_lstm", "deep_speech_rnn")]
+
+
+@pytest.mark.parametrize(("name", "lengths"), few(BY_LENGTH, *FAST))
 def test_preset_equals_the_loop_and_its_gradient(x64, name, lengths):
     """Values and last carry; and the gradient against differences of the loop, not of ours."""
     layer = CASES[name][0]
@@ -154,7 +150,7 @@ def test_preset_equals_the_loop_and_its_gradient(x64, name, lengths):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 def test_presets_stacked_and_in_both_directions(x64, name):
     """Two layers of both directions equal the loops, one after the other, and their gradient."""
     layer = CASES[name][0]

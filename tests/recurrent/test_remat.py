@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import recurrent
 from tests._support import check
+from tests._support.few import few
 
 RNG = np.random.default_rng(0)
 STEPS = 13
@@ -34,16 +35,12 @@ def through(layer, params, state, x, lengths):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
 
-@pytest.mark.parametrize(
-    "chunk", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 13, 40))]
-)
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make, marks=[] if name == "bn_lstm" else pytest.mark.slow, id=name)
-        for name, make in LAYERS.items()
-    ],
-)
+# Each layer in chunks of 5, of 13 steps, and one layer in chunks of every kind.
+CHUNKS = {f"{name}-5": (make, 5) for name, make in LAYERS.items()}
+CHUNKS |= {f"bn_lstm-{chunk}": (LAYERS["bn_lstm"], chunk) for chunk in (1, 13, 40)}
+
+
+@pytest.mark.parametrize(("make", "chunk"), few(CHUNKS, "bn_lstm-5"))
 def test_nothing_else_changes(make, chunk, x64):
     params, state = make().init(jax.random.key(0), 3, jnp.float64)
     x = jnp.asarray(RNG.normal(size=(6, STEPS, 3)))

@@ -11,6 +11,7 @@ from flax.core import freeze
 import normjax as nj
 from normjax import recurrent, testing
 from normjax.state import _names
+from tests._support.check import own_buffers
 
 RNG = np.random.default_rng(0)
 
@@ -39,13 +40,7 @@ LAYERS = {
 def test_a_layer_has_buffers_of_its_own(name):
     """A step may donate what `init` returned, so no two of its arrays share a buffer."""
     layer = LAYERS[name]
-    params, state = layer.init(jax.random.key(0), 3)
-    trees = [(params, state)]
-    if layer.stateful:
-        trees += [nj.accumulate_statistics(state, how) for how in ("pooled", "mean")]
-    for tree in trees:
-        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
-        assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+    own_buffers(*layer.init(jax.random.key(0), 3), layer.stateful)
 
 
 @pytest.mark.parametrize("how", [_names.to_dict, lambda tree: freeze(_names.to_dict(tree))])
@@ -55,9 +50,12 @@ def test_layers_read_params_by_their_names(how):
         layer = LAYERS[name]
         params, state = layer.init(jax.random.key(0), 3)
         restored = how(state) if layer.stateful else state
-        got = layer.apply(how(params), restored, x, stats="running")[0][0]
-        want = layer.apply(params, state, x, stats="running")[0][0]
-        np.testing.assert_array_equal(got, want)
+        for stats in ("batch", "running"):
+            (got, _), after = layer.apply(how(params), restored, x, stats=stats)
+            (want, _), moved = layer.apply(params, state, x, stats=stats)
+            np.testing.assert_array_equal(got, want)
+            assert jax.tree.structure(after) == jax.tree.structure(moved)
+            jax.tree.map(np.testing.assert_array_equal, after, moved)
     params, _ = LAYERS["lstm"].init(jax.random.key(0), 3)
     with pytest.raises(ValueError, match="variable 'c' is missing"):
         LAYERS["lstm"].apply(params | {"carry": {"h": jnp.zeros(4)}}, {}, x, stats="running")

@@ -15,6 +15,7 @@ from normjax import recurrent
 from normjax.base import Call
 from normjax.recurrent import _input_terms
 from tests._support import reference
+from tests._support.check import scattered
 from tests._support.few import few
 from tests.conftest import unchecked
 
@@ -23,16 +24,11 @@ LENGTHS = np.array([12, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 3, 2, 5])
 
 
 def _case(layer, dtype, seed=0, steps=T):
-    key = jax.random.key(seed)
-    params, state = layer.init(key, F, dtype)
+    params, state = layer.init(jax.random.key(seed), F, dtype)
     # Away from the start values, so that no beta or gamma could be forgotten unnoticed.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    leaves = [
-        v + 0.1 * jax.random.normal(k, v.shape, v.dtype) for v, k in zip(leaves, keys, strict=True)
-    ]
+    params = scattered(params, 0.1, seed)
     x = jax.random.normal(jax.random.key(seed + 1), (B, steps, F), dtype)
-    return jax.tree.unflatten(tree, leaves), state, x
+    return params, state, x
 
 
 def _norms(params, given=None):
