@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, loop, models, norms, together
+from benchmarks import _layers, _measure, early, loop, models, newton, norms, together
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -189,6 +189,22 @@ def test_runs_side_by_side_are_held_against_one_alone():
     for members in (1, 2):
         clock, processor = together.stepper(together.settings("mlp"), members)()
         assert clock > 0 and processor > 0
+
+
+@pytest.mark.slow
+def test_newton_is_held_against_the_scan():
+    records = newton.case("case", "bn_lstm", 6, 2, 2)
+    assert 1 <= records[1]["sweeps"] <= 6 and records[1]["difference"] < 1e-5
+    assert newton.table(records).splitlines()[-1].startswith("| case | ")
+
+
+def test_the_table_of_early_statistics_has_mean_and_range():
+    found = [
+        {"order": "rows", "updates": 2, "accuracy": dict.fromkeys(("population", *early.ARMS), a)}
+        for a in (50.0, 60.0)
+    ]
+    line = early.table(found).splitlines()[-1]
+    assert line == "| rows, 2 updates |" + " 55.0 (50.0 to 60.0) |" * 5
 
 
 @pytest.mark.slow
