@@ -17,6 +17,7 @@ import numpy as np
 from normjax._internal._by_platform import by_platform
 from normjax._internal._manual_axes import varying
 from normjax.statistics import _formulas
+from normjax.statistics._types import Array
 
 # Rows are split evenly over up to so many devices. Each group's statistics are sent.
 MAX_GROUPS = 64
@@ -40,7 +41,7 @@ def mean_and_var(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @mean_and_var.defjvp
 def _mean_and_var_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    primals: tuple[jax.Array], tangents: tuple[Array]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Differentiate as `_formulas.mean_and_var`; both sums are one exchange."""
     mean, var = _formulas.named(*mean_and_var(*primals))
