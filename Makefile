@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint types format peers notebooks docs clean
+.PHONY: help demo test test-slow lint types format peers accelerators notebooks docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +40,19 @@ peers: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PY) -m pip install --quiet --disable-pip-version-check --group peers
 
+# The compilers of a TPU (0.7 GB) and of an H100 (0.8 GB), each in an environment of its own on top
+# of $(VENV): python -m benchmarks.compilers [tpu|h100] compiles for machines that are not there.
+# One of them: make .accelerators/tpu/.installed (or gpu).
+accelerators: .accelerators/tpu/.installed .accelerators/gpu/.installed
+
+.accelerators/tpu/.installed: $(STAMP) benchmarks/compilers/install.py
+	$(PY) -m benchmarks.compilers.install tpu
+	@touch $@
+
+.accelerators/gpu/.installed: $(STAMP) benchmarks/compilers/install.py
+	$(PY) -m benchmarks.compilers.install h100
+	@touch $@
+
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m codespell_lib
 
@@ -60,4 +73,4 @@ docs: $(STAMP)
 	@echo "open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache docs/_build runs
+	rm -rf $(VENV) .accelerators .pytest_cache .ruff_cache .mypy_cache docs/_build runs

@@ -2,12 +2,13 @@
 
     python -m benchmarks.newton [--only=T8192] [--rounds=15] [--quick] [--json=FILE]
 
-A case is named by steps T, batch B and units H. `sweeps` is how many Newton took, `difference` the
-largest of its outputs from those of the scan.
+A case is named by steps T, batch B and units H. Both solvers run in one process: these arrays are
+small. `sweeps` is how many Newton took, `difference` the largest of its outputs from the scan's.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from normjax import recurrent
 from normjax.recurrent import _newton
 
 BATCH, FEATURES = 1, 8
-UNITS = {"bn_lstm": (4, 16), "gru": (8, 32)}
+UNITS = {"bn_lstm": (4, 16), "gru": (8,)}
 LENGTHS = (128, 512, 2048, 8192)
 
 
@@ -34,8 +35,7 @@ def prepared(cell: str, steps: int, hidden: int) -> tuple[Callable[..., Any], tu
     layer = layer_of(cell, steps, hidden)
     params, state = layer.init(jax.random.key(0), FEATURES)
     many = jnp.asarray(draw((64, steps, FEATURES), 1))
-    hyper = {"decay": 0.0} if layer.stateful else None
-    _, state = layer.apply(params, state, many, stats="batch", hyper=hyper)
+    _, state = layer.apply(params, state, many, stats="batch")  # the first replaces the start
 
     def run(solver: Any, params: Any, state: Any, x: jax.Array) -> jax.Array:
         return layer.apply(params, state, x, stats="running", solver=solver)[0][0]
@@ -43,25 +43,24 @@ def prepared(cell: str, steps: int, hidden: int) -> tuple[Callable[..., Any], tu
     return run, (params, state, jnp.asarray(draw((BATCH, steps, FEATURES), 0)))
 
 
-def contender(solver: str, cell: str, steps: int, hidden: int) -> _measure.Contender:
-    """One solver, compiled."""
+def case(name: str, cell: str, steps: int, hidden: int, rounds: int) -> list[dict[str, Any]]:
+    """Time both solvers in turn, count Newton's sweeps, and compare the outputs."""
     run, args = prepared(cell, steps, hidden)
-    return _measure.of_jax(solver, lambda *args: run(solver, *args), args)
-
-
-def sweeps(cell: str, steps: int, hidden: int) -> dict[str, Any]:
-    """How many sweeps Newton takes, and how far from the scan it ends."""
+    timed = [
+        _measure.of_jax(f"normjax {solver}", functools.partial(run, solver), args)
+        for solver in ("scan", "newton")
+    ]
     taken = []
 
     class Counting(_newton.Newton):
-        def solve(self, *args: Any) -> _newton.Sweep:
-            found = super().solve(*args)
+        def solve(self, *system: Any) -> _newton.Sweep:
+            found = super().solve(*system)
             taken.append(int(found.sweeps))
             return found
 
-    run, args = prepared(cell, steps, hidden)
     difference = jnp.max(jnp.abs(run(Counting(), *args) - run("scan", *args)))
-    return {"sweeps": taken[0], "difference": float(difference)}
+    scan, newton = _measure.summary(name, timed, rounds)
+    return [scan, newton | {"sweeps": taken[0], "difference": float(difference)}]
 
 
 def measure(asked: Any) -> list[dict[str, Any]]:
@@ -70,22 +69,9 @@ def measure(asked: Any) -> list[dict[str, Any]]:
     for cell, units in UNITS.items():
         for hidden in units[:1] if asked.quick else units:
             for steps in (16,) if asked.quick else LENGTHS:
-                case = f"{cell} T{steps} B{BATCH} H{hidden}"
-                if not _measure.wanted(case, asked.only):
-                    continue
-                size = {"cell": cell, "steps": steps, "hidden": hidden}
-                makers = [
-                    (
-                        f"normjax {solver}",
-                        "benchmarks.newton",
-                        "contender",
-                        {"solver": solver, **size},
-                    )
-                    for solver in ("scan", "newton")
-                ]
-                found = _measure.gather(case, makers, asked.libraries, asked.rounds)
-                about = sweeps(**size)
-                records += [r | (about if r["library"] == "normjax newton" else {}) for r in found]
+                name = f"{cell} T{steps} B{BATCH} H{hidden}"
+                if _measure.wanted(name, asked.only):
+                    records += case(name, cell, steps, hidden, asked.rounds)
     return records
 
 

@@ -1,6 +1,7 @@
 """List commands, tasks, models, configs, and the data sets on this machine.
 
 python -m experiments [--data_dir=DIR]
+python -m experiments --readme  # write configs/README.md from the headers of the configs
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 from absl import app, flags, logging
@@ -22,12 +24,29 @@ from experiments.usage import usage
 ROOT = pathlib.Path(__file__).parents[1]
 NO_COMMANDS = ("__init__", "__main__", "usage")
 
+README = """# Configs
+
+One folder a study, one file an experiment. `python -m experiments --readme` writes this page from
+the headers of the files. Files named `claim_…` are groups of claims:
+`python -m experiments.claim NUMBER` shows one with its verdicts. A file with variants trains by
+
+```sh
+python -m experiments.train --config=configs/STUDY/FILE.py:VARIANT --workdir=DIR
+```
+"""
+
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder.", allow_override=True)
+_README = flags.DEFINE_bool("readme", False, "Write configs/README.md.", allow_override=True)
+
+
+def header(path: pathlib.Path) -> str:
+    """Return a module's docstring."""
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
 def first_line(path: pathlib.Path) -> str:
     """Return the first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    return header(path).partition("\n")[0]
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -65,6 +84,24 @@ def configs() -> Iterator[tuple[str, str]]:
             yield path.relative_to(ROOT).as_posix(), first_line(path)
 
 
+def readme() -> str:
+    """Lay out configs/README.md: a section for each study, an entry for each file."""
+    parts = [README.rstrip()]
+    for study in sorted((ROOT / "configs").glob("*/__init__.py")):
+        parts += [f"## {study.parent.name}", header(study)]
+        files = sorted(study.parent.glob("[!_]*.py"))
+        parts.append("\n".join(line for path in files for line in _entry(path)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(path: pathlib.Path) -> Iterator[str]:
+    """Yield the lines of a config: what it trains, and what its header says in labelled parts."""
+    yield f"- [{path.name}]({path.parent.name}/{path.name}): {first_line(path)}"
+    labelled = r"^(Claim|Numbers|Cost|Variants): +(.+?)(?=^\w+: |\n\n|\Z)"
+    for label, words in re.findall(labelled, header(path), re.M | re.S):
+        yield f"  - {label}: {' '.join(words.split())}"
+
+
 def catalogue(data_dir: str = "") -> str:
     """Lay the lists out, a title and lines of name and content each."""
     sections = {
@@ -86,6 +123,9 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     with usage():
         command_line.no_arguments(argv)
+        if _README.value:
+            (ROOT / "configs" / "README.md").write_text(readme())
+            return
         print(catalogue(_DATA_DIR.value))
 
 

@@ -15,11 +15,9 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from experiments import tasks, usage
-from experiments.config import command_line, defaults, validate
-from experiments.data import datasets
-from experiments.runtime import step
-from experiments.runtime.checkpoints import Checkpoints
+from experiments import usage
+from experiments.config import command_line, defaults, models
+from experiments.runtime import members, step
 from experiments.runtime.workdir import read_json
 from experiments.usage import UsageError
 
@@ -44,46 +42,23 @@ def evaluate(
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no run (no config.json); name a --workdir of train.")
-    config = validate.check(defaults.completed(read_json(path, "config")["config"]))
-    config = {**config, "data_dir": data_dir or config["data_dir"]}
-    dataset = datasets.load_config_data(config).on_device()
-    task = tasks.build(config, dataset)
-    checkpoints = Checkpoints(workdir, write=False)
-    try:
-        if checkpoints.latest() is None:
-            raise UsageError(f"{workdir} has no checkpoint yet.")
-        like = step.start(task, step.optimizer(config["optim"]), config)
-        best = checkpoints.restore(like)[0]["best"]
-    finally:
-        checkpoints.close()
-    norm = best["norm"]
-    how = how or config["population"]["how"]
-    if stats == "population":
-        norm = step.population(
-            best["params"],
-            norm,
-            dataset.train,
-            task=task,
-            how=how,
-            batch_size=config["population"]["batch_size"],
-        )
+    config = defaults.completed(read_json(path, "config")["config"])
+    config["data_dir"] = data_dir or config["data_dir"]
+    run = members.load_finished(config, path.parent)
     scores = step.evaluate(
-        best["params"],
-        norm,
-        getattr(dataset, split),
-        task=task,
+        run.params,
+        run.statistics(stats, how),
+        getattr(run.dataset, split),
+        task=run.task,
         stats="batch" if stats == "batch" else "running",
-        batch_size=config["eval_batch_size"],
+        batch_size=run.config["eval_batch_size"],
     )
-    estimator = {"how": how} if stats == "population" else {}
-    return {
-        "name": config["name"],
-        "split": split,
-        "stats": stats,
-        **estimator,
-        "step": int(best["step"]),
-        **scores,
-    }
+    found = {"name": config["name"], "split": split, "stats": stats, "step": run.step}
+    if stats == "population":
+        found["how"] = how or run.config["population"]["how"]
+    if stats == "running" and (note := models.early(config["model"], run.step)):
+        found["note"] = note
+    return {**found, **scores}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from experiments.config import command_line
-from experiments.runtime import exits, members
+from experiments.runtime import exits, measures, members
 from experiments.runtime.workdir import write_json
 from experiments.usage import UsageError
 
@@ -81,20 +81,23 @@ def sweep(
     return [results[i] for i in sorted(results)]
 
 
-def table(results: Sequence[Mapping[str, Any]], select: str) -> str:
-    """Mean and standard deviation over seeds, one line per cell."""
+def table(results: Sequence[Mapping[str, Any]], config: Any) -> str:
+    """Mean and standard deviation over seeds in the task's words, one line per cell."""
     lines = []
     for _, group in itertools.groupby(results, key=lambda r: json.dumps(r["cell"])):
         runs = list(group)
         words = " ".join(f"{k}={v}" for k, v in runs[0]["cell"].items()) or "as configured"
+        unit = runs[0]["cell"].get("data.unit", config.data.unit)
+        measure = measures.main({"task": config.task, "data": {"unit": unit}})
         numbers = []
-        for name in (f"valid.batch.{select}", f"test.population.{select}"):
-            values = np.array([run["metrics"][name] for run in runs])
-            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-            numbers.append(f"{name} {values.mean():.4f}{spread}")
+        for scores in ("valid batch", "test population"):
+            key = f"{scores.replace(' ', '.')}.{measure.key}"
+            values = np.array([measure.of(run["metrics"][key]) for run in runs])
+            spread = f" ± {measure.write(values.std(ddof=1))}" if len(values) > 1 else ""
+            numbers.append(f"{scores} {measure.write(values.mean())}{spread}")
         diverged = int(sum(run["metrics"]["diverged"] for run in runs))
         end = f", {diverged} diverged" if diverged else ""
-        lines.append(f"{words}: {', '.join(numbers)}{end}")
+        lines.append(f"{words}: {measure.name} {', '.join(numbers)}{end}")
     seeds = len({r["seed"] for r in results})
     if seeds > 1:
         lines.append(
@@ -122,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
             together=_TOGETHER.value,
             workers=_WORKERS.value,
         )
-        print(table(results, config.select))
+        print(table(results, config))
 
 
 if __name__ == "__main__":

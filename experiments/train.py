@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from experiments.config import command_line
+from experiments.config import command_line, models
 from experiments.runtime import distributed, exits, measures
 from experiments.runtime.run import train
 from experiments.usage import UsageError
@@ -34,7 +34,8 @@ def summary(final: Mapping[str, Any]) -> str:
     lines = [
         f"{final['name']}: best step {final['best_step']} of {final['steps']}, {final['seconds']} s"
     ]
-    return "\n".join([*lines, *measures.lines(final)])
+    note = models.early(final["config"]["model"], final["best_step"])
+    return "\n".join([*lines, *measures.lines(final), *[f"note: {note}"] * bool(note)])
 
 
 def main(argv: Sequence[str]) -> None:

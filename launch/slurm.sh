@@ -8,6 +8,10 @@
 # JAX's CUDA wheels in it (pip install -e '.[cuda13]' --group experiments). The workdir is on a file system
 # that every node can reach. Processes find each other by Slurm's own variables.
 #
+# To have XLA record the loops of recurrent layers as CUDA graphs, not tried on a GPU yet:
+#
+#   export XLA_FLAGS="--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1"
+#
 #SBATCH --job-name=normjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

@@ -2,17 +2,16 @@
 
 Paper:     He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
            section 4.2, whose network and recipe these are, but for the schedule and the data.
-Numbers:   none published for this recipe.
-Cost:      4,680 updates, 12 passes; about 0.9 s each on two CPU cores that had other work too, an
-           hour and a quarter with the evaluations.
+Numbers:   none published for this recipe; bn: 93.0 % (results/fashion_mnist_resnet20, one seed).
+Cost:      4,680 updates, 12 passes; 71 minutes on one CPU core.
 Command:   python -m experiments.train --config=configs/image_classification/fashion_mnist.py:bn \
                --workdir=runs/fashion_mnist/bn
 
 Variants: bn, gn, ln, brn (batch renorm), none; pre_bn (pre-activation); convnext_ln, convnext_bn.
 SGD with Nesterov momentum 0.9, batches of 128, L2 of 5e-4 on weights alone, images flipped at
 random, and a rate that rises to 0.1 in 500 steps and falls to 0 as a cosine. The ConvNeXt-like
-networks have AdamW. Another depth: --config.model.depth=56. Shorter, with a shorter
-cosine: --config.steps=2000.
+networks have AdamW. Another depth: --config.model.depth=56. Fewer updates, with a cosine
+as short: --config.steps=2000.
 """
 
 import ml_collections

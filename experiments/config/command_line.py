@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import operator
 import pathlib
 import runpy
-import traceback
 from collections.abc import Sequence
 
 import ml_collections
@@ -14,7 +13,7 @@ from absl import flags
 
 from experiments.config import switch
 from experiments.config.defaults import flatten
-from experiments.usage import UsageError, nearest, usage
+from experiments.usage import UsageError, nearest, told, usage
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -57,7 +56,7 @@ def load(argument: str) -> ml_collections.ConfigDict:
     try:
         names = runpy.run_path(path)
     except Exception as error:  # whatever the file raises
-        raise UsageError(f"{path} is no config file: {_told(error, path)}.") from error
+        raise UsageError(f"{path} is no config file: {told(error, path)}.") from error
     get_config = names.get("get_config")
     if not callable(get_config):
         raise UsageError(
@@ -79,23 +78,15 @@ def load(argument: str) -> ml_collections.ConfigDict:
     except ValueError as error:  # written for its reader
         raise UsageError(str(error)) from error
     except KeyError as error:
-        raise UsageError(f"{path} has no variant {variant!r} ({_told(error, path)}).") from error
+        raise UsageError(f"{path} has no variant {variant!r} ({told(error, path)}).") from error
     except Exception as error:
-        raise UsageError(f"{path} makes no config: {_told(error, path)}.") from error
+        raise UsageError(f"{path} makes no config: {told(error, path)}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(
             f"{path} makes no config: get_config returns {type(config).__name__}; start from "
             "experiments.config.defaults.default() and return it."
         )
     return config
-
-
-def _told(error: Exception, path: str) -> str:
-    """Say in a line what a config file raised, and in which of its lines."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else 0
-    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    return f"{type(error).__name__}: {text[:200]}" + (f", line {line}" if line else "")
 
 
 def _unreadable(line: str) -> str:
@@ -140,8 +131,9 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
         for key in word.lstrip("-").partition("=")[0].split(".")[1:]:
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
                 here = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-                # A close name of this group, the same name in another, or a less close one here.
-                hint = nearest(key, here, 0.8) or _elsewhere(key, at, config) or nearest(key, here)
+                # A close name of this group, the same in another of the section, or one less close.
+                hint = nearest(key, here, 0.8) or _elsewhere(key, at, config)
+                hint = hint or nearest(key, here, 0.6)
                 names = ", ".join(sorted(here)) or f"none, {at} is a plain value"
                 return f"--{at}.{key} is no key of this config.{hint} Keys of {at}: {names}."
             at, node = f"{at}.{key}", node[key]
@@ -149,21 +141,14 @@ def _misspelt(argv: Sequence[str], config: ml_collections.ConfigDict) -> str:
 
 
 def _elsewhere(key: str, at: str, config: ml_collections.ConfigDict) -> str:
-    """Suggest the same key in another group, first in one whose path shares most with `at`.
+    """Suggest the same key in another group of the section, the one whose path is most like `at`.
 
-    It is a group of the same section, or the config itself: config.data.name is no name of a norm.
+    The config itself is every section: config.learning_rate is meant for config.optim.
     """
     here = at.split(".")
-    paths = [f"config.{k}" for k in flatten(config.to_dict())]
-    paths = [path for path in paths if path.rpartition(".")[2] == key]
-    if len(here) > 1:
-        paths = [p for p in paths if p.count(".") == 1 or p.split(".")[1] == here[1]]
-    if not paths:
+    paths = [f"config.{path}".split(".") for path in flatten(config.to_dict())]
+    same = [path for path in paths if path[-1] == key and path[:2][: len(here)] == here[:2]]
+    if not same:
         return ""
-
-    def shared(path: str) -> int:
-        pairs = zip(path.split("."), here, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    closest = max(paths, key=shared)
-    return f" Did you mean {closest!r}?"
+    closest = max(same, key=lambda path: sum(map(operator.eq, path, here)))
+    return f" Did you mean {'.'.join(closest)!r}?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -144,6 +144,43 @@ class NormConfig:
         to_norm = {k: v for k, v in arguments.items() if k not in of_lift}
         _check_arguments(self.where, lift, to_lift, skip=[first])
         return _call(self.where, lift, _call(self.where, factory, **to_norm), **to_lift)
+
+
+def running_norms(value: Any) -> Iterator[Any]:
+    """Yield the norms with running averages in a dataclass, at any depth."""
+    if isinstance(value, normjax.Norm):
+        if value.stateful and hasattr(value, "decay"):
+            yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from running_norms(getattr(value, field.name))
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from running_norms(item)
+
+
+def early(model: Mapping[str, Any], updates: int) -> str:
+    """Say that running averages cannot be right after so few updates; "" if they can.
+
+    After 1 / (1 - decay) updates, 37 % of them is still the mean 0 and variance 1 of the start.
+    """
+    known = factories(normjax, "Norm")
+    decays = {
+        place: norm.decay
+        for place, given in sorted(model.items())
+        if isinstance(given, Mapping) and given.get("name") in known
+        for norm in running_norms(NormConfig.parse(given).build())
+        if not getattr(norm, "debias", False) and updates * (1 - norm.decay) < 1
+    }
+    if not decays:
+        return ""
+    decay = max(decays.values())
+    return (
+        f"running statistics of config.model.{', '.join(decays)} had {updates} updates with decay "
+        f"{decay:g}, and {100 * decay**updates:.0f} % of them is still the mean 0 and variance 1 "
+        "of the start: take population statistics (config.population says how), or give the norm "
+        "a lower decay or debias=True."
+    )
 
 
 BETWEEN = "norm_between"

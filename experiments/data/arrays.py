@@ -24,13 +24,10 @@ them are the numbers of classes and words, if not all of them occur.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
-import os
-import traceback
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +35,7 @@ from etils import epath
 
 from experiments.data.sequences import Segments, Sequences
 from experiments.data.splits import Dataset, Split
-from experiments.usage import UsageError, nearest
+from experiments.usage import UsageError, imported, nearest, told
 
 SPLITS = ("train", "valid", "test")
 CHUNK = 4096  # examples that are looked at at once: arrays may be on the disk
@@ -228,7 +225,8 @@ def checked(given: Any, where: str, valid: str = "") -> tuple[str, Dataset]:
         low, high = _range(found["train"]["y"])
         if low == high:
             raise UsageError(
-                f"all training labels of {where} are {low}: one class is none to tell."
+                f"all training labels of {where} are {low}: with one class there is nothing to "
+                "tell apart."
             )
     white = 255.0 if found["train"]["x"].dtype == np.uint8 else 1.0
     train, valid, test = (_pack(kind, found[split]) for split in SPLITS)
@@ -302,39 +300,10 @@ def _from_folder(folder: str, stamps: Any, valid: str) -> tuple[str, Dataset]:
     return checked(given, folder, valid)
 
 
-def function(source: str) -> Callable[..., Any]:
-    """Import the function that "package.module:function" names."""
-    module, colon, name = source.partition(":")
-    where = f"config.data.source={source!r}"
-    if not colon or not name.isidentifier() or not module.replace(".", "_").isidentifier():
-        raise UsageError(f"{where} must be PACKAGE.MODULE:FUNCTION, such as mydata.letters:load.")
-    try:
-        imported = importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(
-            f"{where} cannot be imported ({error}); modules are looked for in {os.getcwd()} and "
-            "in PYTHONPATH."
-        ) from error
-    except Exception as error:  # whatever the module raises
-        raise UsageError(f"{where} cannot be imported: {told(error)}.") from error
-    found = getattr(imported, name, None)
-    if not callable(found):
-        names = [n for n, v in vars(imported).items() if inspect.isfunction(v)]
-        raise UsageError(f"{module} has no function {name!r}.{nearest(name, names)}")
-    return found
-
-
-def told(error: Exception) -> str:
-    """Say in a line what the user's code raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f", {frames[-1].filename} line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{at}"
-
-
 @functools.lru_cache(maxsize=2)
 def _from_function(source: str, kept: str) -> tuple[str, Dataset]:
     options = json.loads(kept)
-    make = function(source)
+    make = imported("config.data.source", source, "function", callable)
     try:
         takes = bool(inspect.signature(make).parameters)
     except (TypeError, ValueError):

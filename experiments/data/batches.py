@@ -20,7 +20,7 @@ AHEAD = 8  # batches that are made before they are asked for
 
 
 class Order:
-    """The batches of indices of all epochs, by number; an endless source for Grain.
+    """The batches of indices of all epochs, by number from `first` on; a source for Grain.
 
     Every epoch has a new order; a batch may span two epochs, so no example is left out.
     With shuffle "once" every epoch has the same batches in a new order; examples that fill no batch
@@ -29,7 +29,7 @@ class Order:
 
     def __init__(self, size: int, batch_size: int, seed: int, shuffle: str = "epoch"):
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.fixed = None
+        self.first, self.fixed = 0, None
         if shuffle == "once":
             whole = size // batch_size
             self.fixed = permuted(size, seed, range(whole * batch_size)).reshape(whole, batch_size)
@@ -38,6 +38,7 @@ class Order:
         return 2**31 - 1  # an endless order has no length
 
     def __getitem__(self, number: int) -> np.ndarray:
+        number += self.first
         if self.fixed is not None:
             epoch, place = divmod(number, len(self.fixed))
             return self.fixed[permuted(len(self.fixed), self.seed + epoch, [place])[0]]
@@ -94,19 +95,6 @@ def evaluation_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarr
 
 
 # --------------------------------------------------------------------------------------- streams
-
-
-class _Rows:
-    """Batches of indices from one number on, for Grain: it asks for them by place."""
-
-    def __init__(self, numbered: Any, start: int):
-        self.numbered, self.start = numbered, start
-
-    def __len__(self) -> int:
-        return 2**31 - 1  # an endless order has no length
-
-    def __getitem__(self, place: int) -> np.ndarray:
-        return np.asarray(self.numbered[self.start + place])
 
 
 class _Read:
@@ -171,8 +159,8 @@ class Stream:
 
     def __next__(self) -> Any:
         if self.running is None:
-            rows = _Rows(self.order, self.next_index)
-            self.running = read_ahead(self.split, rows, self.split.workers)
+            self.order.first = self.next_index
+            self.running = read_ahead(self.split, self.order, self.split.workers)
         self.next_index += 1
         return next(self.running)
 

@@ -134,7 +134,7 @@ def _require_classes(name: str, train: Any) -> None:
     if (train.labels == train.labels[0]).all():
         raise UsageError(
             f"all {len(train.labels):,} training images of {name} have the label "
-            f"{int(train.labels[0])}: one class is none to tell; write another "
+            f"{int(train.labels[0])}: with one class there is nothing to tell apart; write another "
             "--config.data.train."
         )
 

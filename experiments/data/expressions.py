@@ -99,7 +99,7 @@ def parts(name: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> di
     else:
         whole = count(found["train"])
         held = round(number * whole) if 0 < number < 1 else int(number)
-        if not 0 < held < whole or (number >= 1 and held != number):
+        if whole and (not 0 < held < whole or (number >= 1 and held != number)):
             raise UsageError(
                 f"config.data.valid={asked['valid'] or '0.1'!r} of {whole:,} training examples of "
                 f"{name} leaves one of both empty; write a number from 1 to {max(1, whole - 1)}, a "

@@ -32,7 +32,7 @@ from experiments.config import validate
 from experiments.data import batches, splits
 from experiments.ledger import records, registry
 from experiments.ledger.claims import Group, Scale
-from experiments.runtime import members, step
+from experiments.runtime import members
 from experiments.runtime.workdir import hardware, versions
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
@@ -146,16 +146,7 @@ def right_answers(finished: members.Finished, kind: str) -> np.ndarray:
     answer is the derivative by its weight.
     """
     task, config, test = finished.task, finished.config, finished.dataset.test
-    norm, how = finished.norm, config["population"]
-    if kind == "population":
-        norm = step.population(
-            finished.params,
-            norm,
-            finished.dataset.train,
-            task=task,
-            how=how["how"],
-            batch_size=how["batch_size"],
-        )
+    norm = finished.statistics(kind)
     index, weight = batches.evaluation_batches(splits.size(test), config["eval_batch_size"])
     stats = "batch" if kind == "batch" else "running"
     rows = [

@@ -8,14 +8,14 @@ batch would.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import normjax
+from experiments.config.models import running_norms
 from experiments.tasks.base import Batch, Task
 from experiments.usage import UsageError
 
@@ -35,28 +35,13 @@ def norm_decay(task: Task) -> float | None:
     Raises:
         UsageError: two norms have unlike ones.
     """
-    decays = sorted({norm.decay for norm in _norms(task)})
+    decays = sorted({norm.decay for norm in running_norms(task)})
     if len(decays) > 1:
         raise UsageError(
             f"config.optim.accumulate updates all running averages with one decay, and the model's "
             f"norms have {', '.join(map(str, decays))}; write the same decay for each."
         )
     return decays[0] if decays else None
-
-
-def _norms(value: Any) -> Iterator[Any]:
-    """Yield the norms with running averages in a dataclass, at any depth."""
-    if isinstance(value, normjax.Norm):
-        if value.stateful and hasattr(value, "decay"):
-            yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _norms(getattr(value, field.name))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _norms(item)
-    elif isinstance(value, Mapping):
-        yield from _norms(list(value.values()))
 
 
 def gradient_of_sum(

@@ -127,6 +127,7 @@ class Checkpoints:
                 enable_async_checkpointing=self.write,
                 create=False,
                 read_only=not self.write,
+                cleanup_tmp_directories=self.write,  # what a killed run was writing
             ),
         )
         absl_logging.set_verbosity(verbosity)

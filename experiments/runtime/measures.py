@@ -61,7 +61,7 @@ def _digits(value: float) -> str:
 ACCURACY = Measure("accuracy", "accuracy", _same, _percent)
 TOP5 = Measure("top-5 accuracy", TOP_FIVE, _same, _percent)
 BITS = Measure("bits per character", "loss", _bits, lambda value: f"{value:.4f}")
-PERPLEXITY = Measure("perplexity", "loss", _exp, lambda value: f"{value:.2f}")
+PERPLEXITY = Measure("perplexity", "loss", _exp, lambda v: f"{v:.2f}" if v < 1e9 else f"{v:.3g}")
 LOSS = Measure("loss", "loss", _same, _digits)
 
 

@@ -29,13 +29,24 @@ DIVERGED = "diverged.json"  # in the workdir of a run that has
 
 
 class Finished(NamedTuple):
-    """The best parameters of a finished run, with its task, data and config."""
+    """The best parameters of a finished or stopped run, with its task, data and config."""
 
     task: tasks.Task
     params: Any
     norm: Any
     dataset: splits.Dataset
     config: dict[str, Any]
+    step: int = 0
+
+    def statistics(self, kind: str, how: str = "") -> Any:
+        """Return the state of the norms: estimated now for "population", else that of training."""
+        if kind != "population":
+            return self.norm
+        keys = self.config["population"]
+        options: dict[str, Any] = {"how": how or keys["how"], "batch_size": keys["batch_size"]}
+        return step.population(
+            self.params, self.norm, self.dataset.train, task=self.task, **options
+        )
 
 
 def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -200,17 +211,19 @@ def _log_errors(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def load_finished(config: Any, workdir: epath.Path) -> Finished:
-    """Restore the best parameters of a finished run, and its data."""
+    """Restore the best parameters of a finished or stopped run, and its data."""
     plain = validate.check(config)
     dataset = datasets.load_config_data(plain).on_device()
     task = tasks.build(plain, dataset)
     checkpoints = Checkpoints(workdir, write=False)
     try:
+        if checkpoints.latest() is None:
+            raise UsageError(f"{workdir} has no checkpoint yet.")
         like = step.start(task, step.optimizer(plain["optim"]), plain)
         best = checkpoints.restore(like)[0]["best"]
     finally:
         checkpoints.close()
-    return Finished(task, best["params"], best["norm"], dataset, plain)
+    return Finished(task, best["params"], best["norm"], dataset, plain, int(best["step"]))
 
 
 def clear(workdir: epath.PathLike) -> None:

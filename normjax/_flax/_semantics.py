@@ -184,7 +184,9 @@ def batch_norm(
     if isinstance(state, Accumulator) or not running:
         groups = None if axis_name is None else axis_index_groups
         wide = x.astype(dtypes.measured)
-        measured = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
+        measured = _core.moments(
+            wide, axes, mask, axis_name, groups, plain_mean=True, dtype=x.dtype
+        )
         if not (running or allow_single):
             _single.check("BatchNorm", x.shape, measured, mask, axis_name, groups)
         if isinstance(state, Accumulator):
@@ -220,7 +222,7 @@ def sample_norm(
     groups = None if axis_name is None else axis_index_groups
     wide = x.astype(dtypes.measured)
     if centred:
-        m = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True)
+        m = _core.moments(wide, axes, mask, axis_name, groups, plain_mean=True, dtype=x.dtype)
     else:
         m = _core.mean_square(wide, axes, mask, axis_name, groups)
     return normalize(wide, m, axes, features, scale, bias, eps, dtypes, mask)

@@ -59,7 +59,7 @@ class ChannelStatsNorm(Norm):
         """Measure each channel over batch and space and over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(None, x.ndim)
-        return _core.moments(x, axes, call.mask, call.axis_name)
+        return _core.moments(x, axes, call.mask, call.axis_name, dtype=call.dtype)
 
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call

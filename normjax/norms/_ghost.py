@@ -48,7 +48,7 @@ class GhostBatchNorm(BatchNorm):
         """Measure each virtual batch; only the running statistics are pooled over `axis_name`."""
         del params
         xs, masks, axes, _ = self._split(x, call.mask)
-        groups = _core.moments(xs, axes, masks)
+        groups = _core.moments(xs, axes, masks, dtype=call.dtype)
         whole = _core.pool(_merge.merge_axis(groups), call.axis_name, self.axis_index_groups)
         return GhostMoments(groups, whole)
 

@@ -60,7 +60,7 @@ class GroupNorm(PerSampleNorm):
         mask = split(call.mask, groups)
         if _segments.divides(call.segments, self.averaged(x.ndim)):
             return _segments.moments(split(x, groups), self.averaged(x.ndim), mask, call.segments)
-        return _core.moments(split(x, groups), self.averaged(x.ndim), mask)
+        return _core.moments(split(x, groups), self.averaged(x.ndim), mask, dtype=call.dtype)
 
     def transform(
         self, params: Any, state: PyTree, measured: Moments, x: jax.Array, call: Call

@@ -54,7 +54,7 @@ class PerSampleNorm(Norm):
     def measure(self, params: Any, x: jax.Array, call: Call) -> Any:
         """Measure each sample; a device axis of the batch makes no difference."""
         del params
-        return _core.moments(x, self.averaged(x.ndim), call.mask)
+        return _core.moments(x, self.averaged(x.ndim), call.mask, dtype=call.dtype)
 
     def transform(
         self, params: Any, state: PyTree, measured: Any, x: jax.Array, call: Call
@@ -100,8 +100,10 @@ class FeatureNorm(PerSampleNorm):
         axes, segments = self.averaged(x.ndim), call.segments
         if segments is not None and _segments.divides(segments, axes):
             return _segments.moments(x, axes, call.mask, segments, centred=self.centred)
-        measure = _core.moments if self.centred else _core.mean_square
-        return measure(x, axes, call.mask, self.feature_axis_name)
+        pooled = (call.mask, self.feature_axis_name)
+        if not self.centred:
+            return _core.mean_square(x, axes, *pooled)
+        return _core.moments(x, axes, *pooled, dtype=call.dtype)
 
     def transform(
         self, params: Affine, state: PyTree, measured: Moments, x: jax.Array, call: Call

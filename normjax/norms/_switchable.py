@@ -66,7 +66,7 @@ class SwitchableNorm(ChannelStatsNorm):
     ) -> jax.Array:
         """Blend the statistics of three norms, then normalize once."""
         space = self.space(x.ndim)
-        own = _core.moments(x, space, call.mask)  # [batch, channels]
+        own = _core.moments(x, space, call.mask, dtype=call.dtype)  # [batch, channels]
         # Merging a sample's instance statistics gives its layer statistics: one pass for both.
         layer = _merge.merge_axis(own, -1)
         batch = _running.select(state, measured, call.stats)

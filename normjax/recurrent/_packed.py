@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _single
 from normjax.recurrent._carry import with_noise
-from normjax.recurrent._scan import Step, StepCarry, StepInputs, StepOutputs
+from normjax.recurrent._scan import Step, StepInputs, StepOutputs
 from normjax.recurrent._segments import Packing
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
@@ -73,9 +73,7 @@ def over_segments(
         # Late in the longest segment of a single row its value is alone, as in the row itself.
         alone = batch * lanes == 1 < packing.stages[0].lanes
         with _single.allowed() if alone else contextlib.nullcontext():
-            cell, outputs = body.over(
-                StepCarry(cell, {}), stage_xs, stage.stop - stage.start, chunk
-            )
+            cell, outputs = body.over(cell, stage_xs, stage.stop - stage.start, chunk)
         ends.append(cell)
         ys.append(outputs.y)
         gates.append(outputs.gates)

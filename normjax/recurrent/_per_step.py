@@ -66,7 +66,6 @@ class PerStep(SeqNorm):
     """Statistics of each time step, as a value; made by `per_step`."""
 
     factory: ClassVar[str] = "per_step"
-    state_axes: ClassVar[int] = 1
 
     max_steps: int = dataclasses.field(kw_only=True)
     share_params: bool = True

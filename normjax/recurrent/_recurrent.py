@@ -220,8 +220,10 @@ class Recurrent(Layer):
             ValueError: shapes that do not fit, a missing `key`, an unknown `stats` or `solver`.
             RuntimeError: `solver="newton"` does not converge, outside of `jit`.
         """
-        call = LayerCall(stats, None, axis_name, hyper, hidden_perturbation, key, noise)
-        call = dataclasses.replace(call, solver=_newton.check(solver, stats, x))
+        solves = _newton.check(solver, stats, x)
+        call = LayerCall(
+            stats, None, axis_name, hyper, hidden_perturbation, key, noise, solver=solves
+        )
         params, x, carry, call = self._checked(
             params, state, x, (lengths, mask, resets), carry, call
         )
@@ -408,8 +410,7 @@ class Recurrent(Layer):
         if by_segments:
             carry, outputs = _packed.over_segments(step, carry, xs, self.remat_steps, reset_key)
         else:
-            start = step.start(carry, call, inputs.measured)
-            carry, outputs = step.over(start, xs, steps, self.remat_steps)
+            carry, outputs = step.over(carry, xs, steps, self.remat_steps)
 
         # After the loop: statistics of all steps, [time, features], move the state.
         measured = {

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from normjax._internal._checkpoint_names import ACTIVATIONS, POOLED, STATISTICS
@@ -16,6 +15,13 @@ from normjax.base import Call
 from normjax.recurrent._base import Gates
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise
 from normjax.recurrent._input_terms import input_term
+from normjax.recurrent._joined import (
+    Stack,
+    join_moments,
+    join_vectors,
+    split_moments,
+    stack_alike,
+)
 from normjax.recurrent._newton import Newton
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import Array, PyTree
@@ -121,26 +127,13 @@ class StepOutputs(NamedTuple):
 
     Attributes:
         y: `[batch, hidden]`.
-        measured: by place, what was measured in the loop; without counts that are `StepCarry`'s.
+        measured: by place, what was measured in the loop; in the loop as the arrays of a `Stack`.
         gates: by name, `[batch, hidden]`, where they are asked for.
     """
 
     y: jax.Array
     measured: dict[str, PyTree]
     gates: Gates
-
-
-class StepCarry(NamedTuple):
-    """What one step hands to the next.
-
-    Attributes:
-        cell: the cell's carry.
-        counts: by place, the counts of the last step's statistics, where those of every step are
-            the same. The loop then need not write them once a step.
-    """
-
-    cell: PyTree
-    counts: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,21 +164,9 @@ class Step:
     fresh: PyTree = None
     solver: Newton | None = None
 
-    def start(self, cell: PyTree, call: Call, measured: Mapping[str, PyTree]) -> StepCarry:
-        """Return the carry before the first step; `measured` are the places that are done."""
-        counts: dict[str, jax.Array] = {}
-        # Without a mask most norms count the same values in each step.
-        if call.stats == "batch" and call.mask is None and call.axis_name is None:
-            for place, norm in self.norms.items():
-                zeros = None if place in measured else norm.zero_counts(self.state[place])
-                if zeros is not None:
-                    counts[place] = zeros
-        return StepCarry(cell, counts)
-
-    def __call__(self, carry: StepCarry, inputs: StepInputs) -> tuple[StepCarry, StepOutputs]:
-        """Go one step."""
+    def __call__(self, before: PyTree, inputs: StepInputs) -> tuple[PyTree, StepOutputs]:
+        """Go one step from the cell's carry."""
         measured: dict[str, PyTree] = {}
-        before = carry.cell
         if inputs.reset is not None:
             fresh = self.fresh
             if inputs.reset_key is not None:
@@ -226,34 +207,37 @@ class Step:
             cell = jax.tree.map(lambda new, old: jnp.where(inputs.mask, new, old), cell, before)
             y = jnp.where(inputs.mask, y, 0)
 
-        # Counts that every step shares go through the carry: those that are constants of this
-        # trace (see `value_counts`). A norm that counts what it finds in x, positive values say,
-        # has another count in each step.
-        counts = dict(carry.counts)
-        for place, before in carry.counts.items():
-            m = measured[place]
-            shared = "count" in getattr(m, "_fields", ()) and isinstance(m.count, np.ndarray)
-            if not shared or (m.count.shape, m.count.dtype) != (before.shape, before.dtype):
-                continue  # several statistics, or those of other sets than the state's
-            counts[place], measured[place] = jnp.asarray(m.count), m._replace(count=None)
-        return StepCarry(cell, counts), StepOutputs(y, measured, gates if self.with_info else {})
+        return cell, StepOutputs(y, measured, gates if self.with_info else {})
 
     def over(
-        self, start: StepCarry, inputs: StepInputs, steps: int, chunk: int | None
+        self, start: PyTree, inputs: StepInputs, steps: int, chunk: int | None
     ) -> tuple[PyTree, StepOutputs]:
         """Go all steps; return the cell's carry and the outputs of every step."""
         if self.solver is not None:
-            end, outputs = self.solver.scan(self.__call__, start, inputs)
-            return end.cell, outputs
-        body = jax.checkpoint(self.__call__, prevent_cse=False, policy=saved_in_step)
+            return self.solver.scan(self.__call__, start, inputs)
+        read = {name: v for name, v in self.params.items() if name not in ("w_x", "carry")}
+        weights, split = join_vectors((read, self.weights))
+        inputs = inputs._replace(measured=join_moments(inputs.measured, axis=1))
+        # Known once the loop's body is traced. A count of all values is a constant of this trace
+        # (see `value_counts`), and the loop need not write it once a step.
+        stacks: dict[str, Stack] = {}
+
+        def go(cell: PyTree, inputs: StepInputs) -> tuple[PyTree, StepOutputs]:
+            params, columns = split(weights)
+            step = dataclasses.replace(self, params=self.params | params, weights=columns)
+            cell, outputs = step(cell, inputs._replace(measured=split_moments(inputs.measured)))
+            arrays = {}
+            for place, measured in outputs.measured.items():
+                arrays[place], stacks[place] = stack_alike(measured)
+            return cell, outputs._replace(measured=arrays)
+
+        body = jax.checkpoint(go, prevent_cse=False, policy=saved_in_step)
         end, outputs = chunked_scan(body, start, inputs, steps, chunk)
-        measured = dict(outputs.measured)
-        for place, count in end.counts.items():
-            m = measured[place]
-            if m is not None and m.count is None:
-                # [*sets] to [time, *sets]
-                measured[place] = m._replace(count=jnp.broadcast_to(count, (steps, *count.shape)))
-        return end.cell, outputs._replace(measured=measured)
+        measured = {
+            place: stacks[place].leaves_of(arrays, steps)
+            for place, arrays in outputs.measured.items()
+        }
+        return end, outputs._replace(measured=measured)
 
 
 def chunked_scan(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from normjax._internal import _single
 from normjax.base import Call, Hyper, Norm, Stats, checked_call
 from normjax.state import _names
-from normjax.statistics import _running
 from normjax.statistics._shapes import widen_half
 from normjax.statistics._types import Accumulator, Array, AxisName, PyTree
 
@@ -31,12 +30,10 @@ class SeqNorm(abc.ABC):
         factory: name of the lift.
         stepwise: whether a single step can be normalized without the rest of the sequence, or,
             where there is the whole of it, measured with it and normalized alone.
-        state_axes: axes that a leaf of the state has before those of one step's statistics.
     """
 
     factory: ClassVar[str] = "lift"
     stepwise: ClassVar[bool] = True
-    state_axes: ClassVar[int] = 0
 
     norm: Norm
 
@@ -175,14 +172,6 @@ class SeqNorm(abc.ABC):
         """Return parameters and state of one step, from its slice of `per_step_inputs`."""
         del step_inputs
         return params, state
-
-    def zero_counts(self, state: PyTree) -> jax.Array | None:
-        """Return 0 in the shape of one step's counts; `None` where the state does not say it."""
-        running = state.running if isinstance(state, Accumulator) else state
-        if "mean" not in getattr(running, "_fields", ()):
-            return None
-        shape = _running.count_shape(running)[self.state_axes :]
-        return jnp.zeros(shape, jnp.finfo(running.mean.dtype).dtype)
 
     __repr__ = Norm.__repr__
 

@@ -36,6 +36,10 @@ _CELLS = {
     "rnn": (("i",), ("h",)),
 }
 
+# Parts of Flax's attention, in the order of the rows of torch's `in_proj_weight`.
+_ATTENTION = ("query", "key", "value")
+_PROJECTED = {"in_proj_weight": "kernel", "in_proj_bias": "bias"}
+
 
 def from_torch_state_dict(
     state_dict: Mapping[str, Any], variables: Mapping[str, Any], rules: Rules
@@ -44,7 +48,8 @@ def from_torch_state_dict(
 
     Kernels are transposed to Flax's layout, gains become `scale`, statistics `mean` and `var`, the
     blocks of `torch.nn.LSTM`, `GRU` and `RNN` become `w_x`, `w_h` and one bias (or Flax's cells).
-    A dense kernel of several axes, such as an attention's `[features, heads, size]`, is reshaped.
+    A dense kernel of several axes, such as an attention's `[features, heads, size]`, is reshaped,
+    and `in_proj_weight` of `torch.nn.MultiheadAttention` becomes `query`, `key` and `value`.
 
     Statistics are copied as they are: evaluation gives torch's outputs. To go on training as torch
     does, use `batch_norm(correction=1)`; `running_from_torch` converts one layer's.
@@ -223,6 +228,12 @@ def _read(node: Mapping[str, Any], tensors: Mapping[str, Any], module: str) -> T
             out["kernel"] = kernel.reshape(np.shape(node["kernel"])) if same else kernel
         elif key == "weight" and "embedding" in node:
             out["embedding"] = v
+        elif key in _PROJECTED and set(_ATTENTION) <= set(node):
+            leaf = _PROJECTED[key]
+            for part, rows in zip(_ATTENTION, np.split(v, 3), strict=True):
+                shape = np.shape(_paths.get(node, f"{part}/{leaf}"))
+                fits = rows.size == np.prod(shape, dtype=int)
+                out[f"{part}/{leaf}"] = rows.T.reshape(shape) if fits else rows.T
         elif key in _NORM:
             name = _NORM[key] if "kernel" not in node else key
             old = np.shape(node.get(name, v))
@@ -237,6 +248,12 @@ def _write(node: Mapping[str, Any], key: str, old: np.ndarray) -> np.ndarray | N
     cell = _cell(node)
     if cell is not None or "w_x" in node:
         return _write_block(node, key, cell)
+    if key in _PROJECTED:
+        if not set(_ATTENTION) <= set(node):
+            return None
+        parts = (np.asarray(node[part][_PROJECTED[key]]) for part in _ATTENTION)
+        # [inputs, heads, size] to [heads * size, inputs], biases to one axis
+        return np.concatenate([v.reshape(*old.shape[1:], -1).T for v in parts])
     if key == "weight" and "kernel" in node:
         kernel = np.asarray(node["kernel"])
         if old.ndim == 2:

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
-from normjax.statistics import _formulas, _large
+from normjax.statistics import _formulas, _large, _one_exchange
 from normjax.statistics._shapes import (
     abs2,
     append_axes,
@@ -56,7 +56,7 @@ def moments(
 ) -> Moments:
     """Return mean, variance and count over `axes`; arguments as for `normjax.moments`.
 
-    `dtype` is a half-precision one from which x was widened, in which a kernel may read it.
+    `dtype` is a half-precision one from which x was widened, in which it may be read.
     """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     x = x.astype(stat_dtype(x.dtype))
@@ -68,7 +68,9 @@ def moments(
         n = jnp.maximum(count, 1)
         mean, var = _formulas.mean_and_var(x, mask, n, axes, plain_mean)
     elif isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(x):
-        mean, var = _large.mean_and_var(x, axes, plain_mean)
+        mean, var = _large.mean_and_var(x, axes, plain_mean, dtype)
+    elif not plain_mean and _one_exchange.serves(x, axes):
+        mean, var = _one_exchange.mean_and_var(x)
     else:
         mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
     if axis_name is None:

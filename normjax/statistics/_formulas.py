@@ -90,8 +90,18 @@ def mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tang
     """Differentiate: dmean = E[dx], dvar = 2 E[Re(conj(x - mean) dx)]."""
     x, mask, n = primals
     # The rule uses the outputs mean and var and no intermediate, so a scan stores little per step.
-    mean, var = checkpoint_name(mean_and_var(x, mask, n, axes, plain_mean), STATISTICS)
+    mean, var = named(*mean_and_var(x, mask, n, axes, plain_mean))
     return (mean, var), mean_and_var_tangent(x, mean, tangents[0], mask, n, axes)
+
+
+def named(mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Name mean and variance as statistics that a backward pass keeps, in one array."""
+    if mean.dtype != var.dtype:  # complex
+        return checkpoint_name((mean, var), STATISTICS)
+    both = lax.concatenate([lax.expand_dims(v, (0,)) for v in (mean, var)], 0)
+    both = checkpoint_name(both, STATISTICS)
+    mean, var = (lax.index_in_dim(both, i, keepdims=False) for i in range(2))
+    return mean, var
 
 
 def mean_and_var_tangent(

@@ -1,6 +1,6 @@
 """Measures and standardizes large arrays, by the formulas that suit the platform of the program.
 
-On a CPU these are `_large_cpu`'s, elsewhere `_formulas`'. Their values are the same.
+On a CPU these are `_large_cpu`'s, elsewhere `_large_accelerator`'s. Their values are the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal._by_platform import by_platform
-from normjax._internal._checkpoint_names import STATISTICS, checkpoint_name
-from normjax.statistics import _formulas, _large_cpu
+from normjax.statistics import _formulas, _large_accelerator, _large_cpu
 from normjax.statistics._types import Array
 
 # Half a megabyte of float32. Below it the formulas for a CPU cost more than the passes they save.
@@ -29,23 +28,27 @@ def serves(x: jax.Array, mask: Array | None = None) -> bool:
     return large and mask is None and not jnp.iscomplexobj(x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def mean_and_var(
-    x: jax.Array, axes: tuple[int, ...], plain_mean: bool
+    x: jax.Array, axes: tuple[int, ...], plain_mean: bool, dtype: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return mean and variance over `axes`, as `_formulas.mean_and_var`."""
-    plain, on_cpu = _measures(axes, plain_mean)
-    mean, var = by_platform(plain, (("cpu", on_cpu),), x)
+    """Return mean and variance over `axes`, as `_formulas.mean_and_var`.
+
+    Only a CPU's mean is that of `jnp.mean` to the bit for `plain_mean`. `dtype` is a half-precision
+    one from which x was widened.
+    """
+    mean, var = by_platform(*_measures(axes, plain_mean, dtype), x)
     return mean, var
 
 
 @mean_and_var.defjvp
-def _mean_and_var_jvp(axes: tuple[int, ...], plain_mean: bool, primals: Any, tangents: Any) -> Any:
+def _mean_and_var_jvp(
+    axes: tuple[int, ...], plain_mean: bool, dtype: Any, primals: Any, tangents: Any
+) -> Any:
     """Differentiate from the outputs, so that the backward pass does not measure them again."""
     (x,), (dx,) = primals, tangents
-    mean, var = checkpoint_name(mean_and_var(x, axes, plain_mean), STATISTICS)
-    plain, on_cpu = _measures_tangents(axes)
-    return (mean, var), by_platform(plain, (("cpu", on_cpu),), x, mean, dx, linear=1)
+    mean, var = _formulas.named(*mean_and_var(x, axes, plain_mean, dtype))
+    return (mean, var), by_platform(*_measures_tangents(axes), x, mean, dx, linear=1)
 
 
 def standardize(
@@ -56,36 +59,46 @@ def standardize(
     bias: jax.Array | None,
 ) -> jax.Array:
     """Return `(x - mean) * inverse * scale + bias`, as `_formulas.standardize`."""
-    plain, on_cpu = _standardizers(scale is not None, bias is not None)
     args = (v for v in (x, mean, inverse, scale, bias) if v is not None)
-    return by_platform(plain, (("cpu", on_cpu),), *args)[0]
+    return by_platform(*_standardizers(scale is not None, bias is not None), *args)[0]
 
 
-# Each returns the function of all platforms and that of a CPU; cached, so that jit's cache hits.
+# Each returns the function for all platforms, and those of some; cached, so that jit's cache hits.
 
 
 @functools.cache
-def _measures(axes: tuple[int, ...], plain_mean: bool) -> Any:
-    return (
-        lambda x: _formulas.mean_and_var(x, None, None, axes, plain_mean),
+def _measures(axes: tuple[int, ...], plain_mean: bool, dtype: Any) -> Any:
+    measure = _large_accelerator.mean_and_var
+    return _functions(
+        lambda x: measure(x, axes, dtype),
+        lambda x: measure(x, axes, dtype, in_steps=True),
         lambda x: _large_cpu.mean_and_var(x, axes, plain_mean),
     )
 
 
 @functools.cache
 def _measures_tangents(axes: tuple[int, ...]) -> Any:
-    return (
-        lambda x, mean, dx: _formulas.mean_and_var_tangent(x, mean, dx, None, None, axes),
-        lambda x, mean, dx: _large_cpu.mean_and_var_tangent(x, mean, dx, axes),
+    def plain(x: jax.Array, mean: jax.Array, dx: jax.Array) -> tuple[jax.Array, ...]:
+        return _formulas.mean_and_var_tangent(x, mean, dx, None, None, axes)
+
+    return _functions(
+        plain, plain, lambda x, mean, dx: _large_cpu.mean_and_var_tangent(x, mean, dx, axes)
     )
 
 
 @functools.cache
 def _standardizers(scaled: bool, biased: bool) -> Any:
-    def affine(values: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        return values[0] if scaled else None, values[-1] if biased else None
+    def of(formulas: Any, *options: Any) -> Any:
+        def run(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
+            scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
+            return (formulas.standardize(x, mean, inverse, scale, bias, *options),)
 
-    return (
-        lambda x, mean, inverse, *v: (_formulas.standardize(x, mean, inverse, *affine(v), None),),
-        lambda x, mean, inverse, *v: (_large_cpu.standardize(x, mean, inverse, *affine(v)),),
-    )
+        return run
+
+    elsewhere = _large_accelerator
+    return _functions(of(elsewhere, False), of(elsewhere, True), of(_large_cpu))
+
+
+def _functions(default: Any, on_gpu: Any, on_cpu: Any) -> Any:
+    """Return the first arguments of `by_platform`."""
+    return default, (("cpu", on_cpu), ("cuda", on_gpu), ("rocm", on_gpu))

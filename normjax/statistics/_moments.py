@@ -2,7 +2,8 @@
 
 Statistics carry their weight, so they can be merged: over microbatches, over devices, over a
 data set, over time. They are never computed as E[x^2] - E[x]^2 of uncentred data
-(`_large_cpu.ONE_PASS_LIMIT` says what counts as centred), and never in half precision.
+(`_large_cpu.ONE_PASS_LIMIT` and `_large_accelerator.mean_and_var` say what counts as centred), and
+never in half precision.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def moments(
         axis_name: device axis or axes to pool over as well.
         axis_index_groups: groups of device indices that are pooled separately.
         plain_mean: skip the correction of the mean where it is within two roundings of the mean
-            and far below the spread, so that it equals `jnp.mean` to the bit, as Flax's does.
+            and far below the spread, so that it equals `jnp.mean` to the bit, as Flax's does. A
+            large array on an accelerator is measured in one pass, and may differ by a rounding.
 
     Returns:
         `Moments` of the shape of the axes that remain, in at least float32. A set without

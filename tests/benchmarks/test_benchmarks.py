@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, loop, norms, together
+from benchmarks import _layers, _measure, early, loop, models, newton, norms, together
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -123,6 +123,37 @@ def test_what_is_carried_is_carried_and_given_arrays_stay():
     assert x.tolist() == [0, 0, 0] and made.temporary is not None and made.compile > 0
 
 
+def test_models_are_held_to_an_aim_by_the_share_of_their_norms():
+    def records(case, ours, flax, none):
+        walls = dict(zip(models.LIBRARIES, (ours, flax, none), strict=True))
+        return [
+            {"case": case, "library": k, "wall_ms": v, "median_ms": sorted(v)[1]}
+            for k, v in walls.items()
+        ]
+
+    # In the second round something else took half of the machine.
+    small = records("small", [10.0, 20.0, 10.0], [10.5, 21.0, 10.5], [10.0, 20.0, 10.0])
+    large = records("large", [10.0, 20.0, 10.0], [10.5, 21.0, 10.5], [8.0, 16.0, 8.0])
+    lines = models.compared(small + large).splitlines()
+    assert lines[2] == "| small | 10.5 | 10.0 | 10.0 | 5% | 1.0 | **1.05** |"
+    assert lines[3] == "| large | 10.5 | 10.0 | 8.0 | 24% | 1.1 | 1.05 |"
+
+
+@pytest.mark.standard_numerics
+@pytest.mark.slow
+@pytest.mark.parametrize("case", models.CASES)
+def test_models_differ_in_their_norms_alone(case):
+    states, losses = {}, {}
+    for library in models.LIBRARIES:
+        step, carried, batch = models.training(models.CASES[case], library, quick=True)
+        states[library] = carried
+        losses[library] = jax.jit(step)(*carried, *batch)[-1]
+    ours, flax = states[models.OURS], states[models.FLAX]
+    jax.tree.map(np.testing.assert_array_equal, ours, flax)
+    np.testing.assert_allclose(losses[models.OURS], losses[models.FLAX], rtol=1e-5)
+    assert abs(losses[models.NONE] - losses[models.FLAX]) > 1e-4
+
+
 @pytest.mark.slow
 def test_norms_run_and_write(tmp_path):
     flags = ("--only=rms forward 8", "--libraries=flax.linen")
@@ -158,6 +189,22 @@ def test_runs_side_by_side_are_held_against_one_alone():
     for members in (1, 2):
         clock, processor = together.stepper(together.settings("mlp"), members)()
         assert clock > 0 and processor > 0
+
+
+@pytest.mark.slow
+def test_newton_is_held_against_the_scan():
+    records = newton.case("case", "bn_lstm", 6, 2, 2)
+    assert 1 <= records[1]["sweeps"] <= 6 and records[1]["difference"] < 1e-5
+    assert newton.table(records).splitlines()[-1].startswith("| case | ")
+
+
+def test_the_table_of_early_statistics_has_mean_and_range():
+    found = [
+        {"order": "rows", "updates": 2, "accuracy": dict.fromkeys(("population", *early.ARMS), a)}
+        for a in (50.0, 60.0)
+    ]
+    line = early.table(found).splitlines()[-1]
+    assert line == "| rows, 2 updates |" + " 55.0 (50.0 to 60.0) |" * 5
 
 
 @pytest.mark.slow

@@ -138,6 +138,8 @@ def test_a_set_of_one_split_is_told_how_to_divide_it():
     with pytest.raises(UsageError, match=r"no split 'test', but train; .*train='train\[:80%\]'"):
         expressions.parts("a", {"train": 10}, {})
     expressions.parts("a", {"train": 10}, {"train": "train[:80%]", "test": "train[80%:]"})
+    with pytest.raises(UsageError, match="the train split of a is empty"):
+        expressions.parts("a", {"train": 0, "test": 9}, {})
 
 
 def features_of(**changes):
@@ -202,7 +204,7 @@ ODD = {
     ),
     "all of one class": (
         {"train": [(p, 1) for p, _ in LABELLED], "test": LABELLED},
-        "all 27 training images of patches have the label 1: one class",
+        "all 27 training images of patches have the label 1: with one class",
     ),
     "no image": (
         {"train": [(b"no image", 1), *LABELLED], "test": LABELLED},

@@ -235,13 +235,13 @@ def test_a_function_may_take_the_options(module):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{}", "must be PACKAGE.MODULE:FUNCTION"),
+        ("{}", "write 'package.module:function'"),
         ("{}:loadd", "has no function 'loadd'. Did you mean 'load'?"),
         ("{}:value", "has no function 'value'"),
         ("{}:failing", "failed: KeyError: 'the file', "),
         ("{}:wrong", "has no split 'test'"),
-        ("no_such_module:load", "cannot be imported (No module named 'no_such_module')"),
-        ("a/b:load", "must be PACKAGE.MODULE:FUNCTION"),
+        ("no_such_module:load", "there is no module 'no_such_module' in"),
+        ("a/b:load", "names no function of a module"),
     ],
 )
 def test_a_source_that_is_none_is_told(module, source, message):

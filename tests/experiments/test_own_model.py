@@ -106,7 +106,7 @@ def test_padding_devices_and_population_are_those_of_our_models(text, written):
 
     def loss(params, examples, weight=None, axis_name=None):
         how = {"stats": "batch", "train": True, "axis_name": axis_name}
-        scores, new = task.scores(params, norm, Batch(examples, weight, jax.random.key(1)), **how)
+        scores, new = task(params, norm, Batch(examples, weight, jax.random.key(1)), **how)
         return scores.loss, (scores, new)
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
@@ -140,7 +140,7 @@ def test_dropout_draws_in_training_alone(text, written):
     def losses(keys):
         def one(key, train):
             batch = Batch(split, key=key)
-            return task.scores(params, norm, batch, stats="batch", train=train)[0].loss
+            return task(params, norm, batch, stats="batch", train=train)[0].loss
 
         return [[one(key, train) for key in keys] for train in (True, False)]
 
@@ -174,7 +174,7 @@ BAD = {
     ),
     "no rngs": (NNX.replace("*, rngs, ", "").replace("rngs=rngs", "rngs=nnx.Rngs(0)"), "no 'rngs'"),
     "no module": ("class Net: pass", "is no Flax module"),
-    "another class": ("class Nets: pass", "has no Net. Did you mean 'Nets'?"),
+    "another class": ("class Nets: pass", "has no class 'Net'. Did you mean 'Nets'?"),
     "a syntax error": ("class Net(", "cannot be imported: SyntaxError"),
     "flat": (
         SEQUENCE.replace(
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told(kind, written):
         ({"norm": None}, "needs 'norm'; write config.model.norm.name=batch_norm"),
         ({"norm": {"name": "bach_norm"}}, "Did you mean 'batch_norm'?"),
         ({"module": "nowhere.models:Net"}, "no module 'nowhere.models'"),
-        ({"module": "nowhere"}, "write 'package.module:Model'"),
+        ({"module": "nowhere"}, "write 'package.module:class'"),
     ],
 )
 def test_check_says_what_to_write_instead(model, message, written):

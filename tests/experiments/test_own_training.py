@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -13,11 +12,11 @@ import pytest
 
 from experiments import evaluate
 from experiments.config import defaults, validate
-from experiments.runtime import accumulate, parallel, step
+from experiments.runtime import accumulate, curves, parallel, step
 from experiments.runtime.run import train
 from experiments.tasks import Batch
 from experiments.usage import UsageError
-from tests._support.processes import rows
+from tests._support import processes
 
 from .test_models import SMALL, close, make_task
 from .test_own_model import LINEN, NNX, written  # noqa: F401
@@ -63,7 +62,7 @@ def test_a_stopped_run_continues_to_the_bit(kind, written, tmp_path):  # noqa: F
     whole = train(make_config(model=model, **RECIPE), tmp_path / "whole")
     train(make_config(model=model, **RECIPE, steps=16), tmp_path / "parts")
     parts = train(make_config(model=model, **RECIPE), tmp_path / "parts")
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    assert processes.rows(tmp_path / "whole") == processes.rows(tmp_path / "parts")
     for split in ("valid", "test"):
         assert whole[split] == parts[split]
     scores = evaluate.evaluate(tmp_path / "parts", split="test", stats="population")
@@ -74,7 +73,7 @@ def test_a_stopped_run_continues_to_the_bit(kind, written, tmp_path):  # noqa: F
 
 
 @pytest.mark.slow
-def test_a_file_outside_the_repository_is_trained_from_the_command_line(tmp_path):
+def test_a_file_outside_the_repository_is_trained_killed_resumed_and_reported(tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "mine.py").write_text(textwrap.dedent(NNX.replace("nnx.Conv(2,", "nnx.Conv(1,")))
@@ -86,7 +85,7 @@ def test_a_file_outside_the_repository_is_trained_from_the_command_line(tmp_path
             config = default()
             config.task, config.data.layout = "image", "images"
             config.batch_size = 20
-            config.update(steps=20, log_every=5, eval_every=10)
+            config.update(steps=1500, log_every=10, eval_every=500, checkpoint_every=50)
             config.model = {"module": "mine:Net", "norm": {"name": "batch_norm"}, "width": 6}
             return config
         """)
@@ -95,14 +94,18 @@ def test_a_file_outside_the_repository_is_trained_from_the_command_line(tmp_path
     root = str(parallel.__file__).partition("/experiments/")[0]
     command = f"import sys, runpy; sys.path.insert(1, {root!r}); sys.path.insert(0, '')"
     command += "; runpy.run_module('experiments.train', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", command, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    program = [sys.executable, "-c", command, *words]
+
+    def reached():
+        saved = folder / "run" / "checkpoints"
+        return any(path.name.isdigit() for path in saved.glob("*"))
+
+    processes.killed(processes.begin(program, cwd=folder), reached, 0.0)
+    assert not (folder / "run" / "final.json").exists()
+    child = processes.begin(program, cwd=folder)
+    out, errors = child.communicate(timeout=300)
+    assert child.returncode == 0 and "parameters, from step " in out, errors
+    assert "run" in curves.report([folder / "run"])
     final = json.loads((folder / "run" / "final.json").read_text())
     assert final["config"]["model"]["norm"]["name"] == "layer_norm"
     assert json.loads((folder / "run" / "config.json").read_text())["versions"]["model"]
@@ -143,7 +146,7 @@ def test_the_batch_of_a_step_must_divide_into_microbatches(written):  # noqa: F8
     micro = accumulate.Microbatches(4, accumulate.norm_decay(task))
     assert micro.decay == 0.9
     args = (
-        task.scores,
+        task,
         params,
         norm,
         Batch(split, None, jax.random.key(0)),

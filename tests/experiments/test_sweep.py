@@ -58,12 +58,37 @@ def test_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch):
     metrics = whole[0]["metrics"]
     errors = 1 - metrics["valid.batch.accuracy"]
     np.testing.assert_allclose(np.exp(metrics["valid.batch.log_error"]), errors)
-    lines = sweep.table(results, "loss").splitlines()
-    assert len(lines) == 2 and lines[0].startswith("optim.learning_rate=0.01: valid.batch.loss")
+    lines = sweep.table(results, config).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("optim.learning_rate=0.01: accuracy valid batch ")
     both = [{**r, "cell": {}} for r in results]
-    values = [r["metrics"]["valid.batch.loss"] for r in both]
-    line = sweep.table(both, "loss")
-    assert f"valid.batch.loss {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" in line
+    values = [100 * r["metrics"]["valid.batch.accuracy"] for r in both]
+    line = sweep.table(both, config)
+    assert f"valid batch {np.mean(values):.2f} % ± {np.std(values, ddof=1):.2f} %" in line
+
+
+def test_the_table_is_in_the_words_of_the_task(tiny):
+    """Each seed's own perplexity is averaged, and that of a mean loss would be another."""
+    config = tiny()
+    config.task = "language"
+    losses = {"chars": np.log(2) * np.array([1, 2]), "words": np.log([2, 4])}
+    results = [
+        {
+            "cell": {"data.unit": unit},
+            "seed": seed,
+            "metrics": {
+                "valid.batch.loss": loss,
+                "test.population.loss": 2 * loss,
+                "diverged": 0.0,
+            },
+        }
+        for unit in losses
+        for seed, loss in enumerate(losses[unit])
+    ]
+    chars, words, _ = sweep.table(results, config).splitlines()
+    assert chars.startswith("data.unit=chars: bits per character valid batch 1.5000 ± 0.7071, ")
+    assert words.startswith("data.unit=words: perplexity valid batch 3.00 ± 1.41, ")
+    assert words.endswith("test population 10.00 ± 8.49")
 
 
 def test_a_diverged_run_scores_as_one_that_knows_nothing(tiny, tmp_path, monkeypatch):

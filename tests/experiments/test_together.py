@@ -312,7 +312,8 @@ def test_a_sweep_trains_its_members_together(whole, tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text()) == results
     assert [r["seed"] for r in results] == [0, 1]
     assert rows(tmp_path / "optim.learning_rate=0.01,seed=0") == rows(whole[0] / "0")
-    assert sweep.table(results, "loss").startswith("optim.learning_rate=0.01: valid.batch.loss")
+    told = sweep.table(results, small())
+    assert told.startswith("optim.learning_rate=0.01: accuracy valid batch ")
     with pytest.raises(UsageError, match="--together=0 and --workers=1 must be at least 1"):
         sweep.sweep(small(), where, seeds=2, cells=cells, together=0)
 

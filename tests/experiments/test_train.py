@@ -158,6 +158,9 @@ def test_evaluate_gives_the_numbers_of_the_run(trained):
         scored = evaluate.evaluate(workdir, split="test", stats=kind)
         assert scored["accuracy"] == final["test"][kind]["accuracy"]
         assert scored["loss"] == final["test"][kind]["loss"]
+        assert ("note" in scored) == (kind == "running")
+    assert f" had {final['best_step']} updates with decay 0.99, and " in scored["note"]
+    assert train.summary(final).endswith(scored["note"])
     assert "how" not in evaluate.evaluate(workdir, split="valid", stats="batch")
     with pytest.raises(UsageError, match="known: test, valid, train"):
         evaluate.evaluate(workdir, split="tests", stats="batch")

@@ -40,7 +40,8 @@ def test_variables_have_flax_names_and_shapes():
     assert shapes["params"]["Normalize_1"] == {"scale": (4,)}
     assert shapes["batch_stats"]["Normalize_0"] == {"mean": (4,), "var": (4,)}
     assert "Normalize_1" not in shapes["batch_stats"]
-    assert shapes["batch_stats"]["Recurrent_0"]["norm_c"] == {"mean": (5, 7), "var": (5, 7)}
+    by_step = dict.fromkeys(("mean", "var", "weight"), (5, 7))
+    assert shapes["batch_stats"]["Recurrent_0"]["norm_c"] == by_step
     assert shapes["params"]["Recurrent_0"]["norm_x"] == {"scale": (28,)}
     flax = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), X)
     ours = linen.Normalize(nj.batch_norm(), stats="batch").init(jax.random.key(0), X)
@@ -143,22 +144,24 @@ def test_what_is_no_layer_is_refused(layer):
         linen.Recurrent(layer)
 
 
-def test_a_decay_that_grows_forgets_the_start():
+def test_presets_forget_the_start():
     """As the docstring of `Recurrent` says: else the start's variance 1 is most of what is kept."""
-    module = linen.Recurrent(recurrent.bn_lstm(4, max_steps=5))
+    module, other = (
+        linen.Recurrent(recurrent.bn_lstm(4, max_steps=5, debias=debias))
+        for debias in (True, False)
+    )
     x = 0.01 * X
     variables = module.init(jax.random.key(0), x, stats="running")
     exact = linen.population_update(
         lambda v, x: module.apply(v, x, stats="batch", mutable=["batch_stats"]), variables, [x]
     )
-    plain, grown = dict(variables), dict(variables)
-    for n in range(10):
-        decay = jnp.minimum(0.99, n / (n + 1))
+    own, plain = dict(variables), other.init(jax.random.key(0), x, stats="running")
+    for _ in range(10):
         how = {"stats": "batch", "mutable": ["batch_stats"]}
-        plain |= module.apply(plain, x, **how)[1]
-        grown |= module.apply(grown, x, hyper={"decay": decay}, **how)[1]
-    var = [tree["norm_x"]["var"] for tree in (exact, grown["batch_stats"], plain["batch_stats"])]
+        plain |= other.apply(plain, x, **how)[1]
+        own |= module.apply(own, x, **how)[1]
+    var = [tree["norm_x"]["var"] for tree in (exact, own["batch_stats"], plain["batch_stats"])]
     np.testing.assert_allclose(var[1], var[0], rtol=1e-4)
     np.testing.assert_allclose(var[2], 0.99**10, atol=1e-2)
-    for line in ("near chance", "`linen.population_update`", "jnp.minimum(0.99, n / (n + 1))"):
+    for line in ("near chance", "`linen.population_update`", "`debias=True`"):
         assert line in linen.Recurrent.__doc__

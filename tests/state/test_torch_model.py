@@ -127,6 +127,23 @@ def test_the_cells_of_flax(kind, cell):
     np.testing.assert_allclose(theirs(torch.tensor(x))[0].detach().numpy(), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention(bias):
+    """The rows of `in_proj_weight` are query, key and value, of all heads."""
+    theirs = shaken(torch.nn.MultiheadAttention(6, 2, bias=bias, batch_first=True)).eval()
+    ours = nn.MultiHeadDotProductAttention(2, use_bias=bias)
+    q, kv = (RNG.normal(size=(3, n, 6)).astype(np.float32) for n in (4, 5))
+    variables = ours.init(jax.random.key(0), q, kv)
+    rules = {"": "", "out_proj": "out"}
+    read = nj.from_torch_state_dict(theirs.state_dict(), variables, rules)
+    with torch.no_grad():
+        want, _ = theirs(*map(torch.from_numpy, (q, kv, kv)))
+    np.testing.assert_allclose(ours.apply(read, q, kv), want, rtol=1e-5, atol=1e-6)
+    kept = theirs.state_dict()
+    for name, v in back(torch.nn.MultiheadAttention(6, 2, bias=bias), read, rules).items():
+        np.testing.assert_array_equal(v, kept[name], err_msg=name)
+
+
 def test_a_function_renumbers_and_none_leaves_out():
     theirs = {
         "bn1.weight": np.full(2, 3.0),

@@ -1,0 +1,122 @@
+"""The tables of `benchmarks/README.md`, made from `results/compilers`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.compilers import norms, targets
+
+RESULTS = targets.ROOT / "results" / "compilers"
+README = targets.ROOT / "benchmarks" / "README.md"
+PARTS = ("norms", "recurrent", "slices")
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record as JSON, one line for each measurement."""
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, list):
+            inner = ",\n  ".join(json.dumps(v) for v in value)
+            lines.append(f' "{key}": [\n  {inner}\n ]')
+        else:
+            lines.append(f' "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def keep(record: dict[str, Any], parts: Sequence[str]) -> None:
+    """Write the parts of a record; what is there of others, made by the same versions, stays."""
+    path = RESULTS / f"{record['target']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("versions") == record["versions"]:
+        record = record | {k: v for k, v in before.items() if k in PARTS and k not in parts}
+    path.write_text(text(record))
+
+
+def tables(record: dict[str, Any]) -> Iterator[str]:
+    """Each part of a record as a Markdown table; parts without records have none."""
+    target = record["target"]
+    if record["norms"]:
+        yield _norms(record["norms"], target)
+    if record["recurrent"]:
+        yield _recurrent(record["recurrent"])
+    if record["slices"]:
+        yield _slices(record["slices"])
+
+
+def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
+    most = {(case.name, case.shape): case.most.get(target) for case in norms.CASES}
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for r in records:
+        shape = "×".join(map(str, r["shape"]))
+        found.setdefault((r["norm"], shape, r["dtype"]), {})[r["impl"]] = r
+    lines = [
+        "| norm | dtype | aim | XLA | kernel | Flax | kernels launched | MB temporary |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (name, shape, dtype), by in found.items():
+        aim = most.get((name, tuple(by["xla"]["shape"])))
+        if target == "tpu" and "flax" in by:  # at most what Flax moves
+            aim = min(round(by["flax"]["copies"]), aim or math.inf)
+        cells = [f"{by[i]['copies']:.1f}" if i in by else "" for i in ("xla", "kernel", "flax")]
+        # Aims are whole passes over x; sums of parts come on top.
+        if aim and round(by["xla"]["copies"]) <= aim:
+            cells[0] = f"**{cells[0]}**"
+        counts = ["/".join(str(by[i][k]) for i in by) for k in ("kernels", "temporary_mb")]
+        row = [f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _recurrent(records: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| layer | size | kernels a step, forward | backward | MB temporary |",
+        "| :--- | :--- | ---: | ---: | ---: |",
+    ]
+    for r in records:
+        size = " ".join(f"{k}{v}" for k, v in zip("TBDH", r["size"], strict=True))
+        loops = [*r["kernels_a_step"], "", ""]
+        lines.append(f"| {r['layer']} | {size} | {loops[0]} | {loops[1]} | {r['temporary_mb']} |")
+    return "\n".join(lines)
+
+
+def _slices(records: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| layer | slice | | collectives a step, forward | backward | outside of loops |",
+        "| :--- | :--- | :--- | ---: | ---: | ---: |",
+    ]
+    for r in records:
+        loops = [*r["a_step"], "", ""]
+        row = [r["layer"], r["slice"], r["mode"], *map(str, loops[:2]), str(r["outside"])]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def section(record: dict[str, Any]) -> str:
+    """All tables of a target, with the command and versions that made them."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    head = (
+        f"`python -m benchmarks.compilers {record['target']} --keep`, {record['date']}, {versions}."
+    )
+    return "\n\n".join([head, *tables(record)])
+
+
+def replaced(readme: str, record: dict[str, Any]) -> str:
+    """The text of the README with the section of one target brought up to date."""
+    start, end = (f"<!-- compilers {record['target']}{s} -->" for s in ("", ", end"))
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.S)
+    return pattern.sub(lambda _: f"{start}\n\n{section(record)}\n\n{end}", readme)
+
+
+def bring_up_to_date() -> None:
+    """Write the tables of all kept records into `benchmarks/README.md`."""
+    readme = README.read_text()
+    for name in targets.NAMES:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            readme = replaced(readme, json.loads(path.read_text()))
+    README.write_text(readme)

@@ -1,0 +1,120 @@
+"""What the compilers of accelerators make of normjax, where they are installed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+
+import pytest
+
+from benchmarks.compilers import hlo, norms, table, targets
+
+PROGRAM = """HloModule m
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%body (s: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %s = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%s), index=1
+  %all-reduce-start = f32[8,4]{1,0} all-reduce-start(%x), to_apply=%add
+  %all-reduce-done = f32[8,4]{1,0} all-reduce-done(%all-reduce-start)
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %all-reduce-done)
+}
+
+%test (s: (s32[], f32[8,4])) -> pred[] {
+  %s = (s32[], f32[8,4]{1,0}) parameter(0)
+  ROOT %p = pred[] constant(false)
+}
+
+ENTRY %main (x: f32[8,4]) -> (f32[8], f32[8,4]) {
+  %x = f32[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %sums = (f32[8]{0}, bf16[8,4]{1,0}) fusion(%x, %x), kind=kInput, calls=%add
+  %start = (s32[], f32[8,4]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[8,4]{1,0}) while(%start), condition=%test, body=%body
+  %y = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  %z = f32[8]{0} get-tuple-element(%sums), index=0
+  ROOT %out = (f32[8]{0}, f32[8,4]{1,0}) tuple(%z, %y)
+}
+"""
+
+
+def test_the_reader_finds_kernels_bytes_loops_and_collectives():
+    sums, loop = hlo.entry(PROGRAM)
+    assert (sums.op, sums.operands, sums.results) == ("fusion", (128,), 32 + 64)
+    assert sums.moved == 224 and loop.op == "while"
+    assert [[k.op for k in turn] for turn in hlo.loops(PROGRAM)] == [["all-reduce-start"]]
+    assert hlo.collectives(hlo.loops(PROGRAM)[0]) == {"all-reduce": 1}
+    assert hlo.collectives(hlo.entry(PROGRAM)) == {}
+
+
+def test_the_tables_of_the_readme_are_those_of_the_records():
+    readme = table.README.read_text()
+    records = [json.loads(path.read_text()) for path in sorted(table.RESULTS.glob("*.json"))]
+    assert {r["target"] for r in records} == {*targets.NAMES}
+    for record in records:
+        assert table.section(record) in readme
+        assert table.replaced(readme, record) == readme
+
+
+@functools.cache
+def _measured(target: str, part: str, only: str) -> list[dict]:
+    """The records that a target's compiler gives, from a process with its environment."""
+    if not targets.python(target).exists():
+        pytest.skip(f"the compiler for {target} is not installed: make accelerators")
+    # `make test` leaves XLA's optimizer out, which is what is looked at here.
+    mine = {"JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"}
+    env = {k: v for k, v in os.environ.items() if k not in mine}
+    command = ["python", "-m", "benchmarks.compilers", target, f"--parts={part}"]
+    command = [str(targets.python(target)), *command[1:], f"--only={only}"]
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=targets.ROOT,
+        env=env | targets.environment() | {"PYTHONPATH": str(targets.ROOT)},
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+BESIDE_FLAX = [case for case in norms.CASES if case.flax]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", targets.NAMES)
+def test_norms_compile_without_a_rule_of_the_cpu_and_in_no_more_passes_than_flax(target):
+    records = _measured(target, "norms", "beside Flax")
+    found = {(r["norm"], *r["shape"], r["dtype"], r["impl"]): r for r in records}
+    assert len(found) == len(records) == len(BESIDE_FLAX) * len(norms.DTYPES) * 3
+    assert not any(r["branches"] for r in records)
+    for case in BESIDE_FLAX:
+        for dtype in norms.DTYPES:
+            # Whole passes over x: a mean to measure around, and sums of parts, come on top.
+            ours, flax = (
+                round(found[case.name, *case.shape, dtype, impl]["copies"])
+                for impl in ("xla", "flax")
+            )
+            assert ours <= flax, (case, dtype)
+            if target == "h100":
+                assert ours <= case.most.get(target, flax), (case, dtype)
+
+
+@pytest.mark.slow
+def test_collectives_of_a_step_on_a_slice():
+    records = _measured("tpu", "slices", "4x4")
+    found = {(r["layer"], r["mode"]): r["a_step"] for r in records}
+    assert len(found) == len(records) == 6
+    # Only batch statistics need other chips at each step.
+    for (layer, mode), counts in found.items():
+        if mode == "shard_map" and layer != "bn_lstm":
+            assert counts == [0, 0], layer
+    assert found["bn_lstm", "shard_map"][0] > 0
