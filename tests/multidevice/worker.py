@@ -1,6 +1,6 @@
 """Train the models of `models.py` over some devices in some ways, and keep what came of it.
 
-    python -m tests.multidevice.worker OUT.npz MODES DEVICES DTYPE [PORT PROCESSES PROCESS]
+    python -m tests.multidevice.worker OUT.npz MODES DEVICES DTYPE STEPS [PORT PROCESSES PROCESS]
 
 `MODES` "plain,jit,…": "plain" is the step as a function of the whole batch, with no DeviceLayout.
 """
@@ -57,19 +57,18 @@ def train(task, mode, devices, dtype, steps):
 
 
 def main() -> None:
-    out, modes, devices, dtype, *rest = sys.argv[1:]
+    out, modes, devices, dtype, steps, *rest = sys.argv[1:]
     if rest:
         port, processes, process = rest
         jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
     jax.config.update("jax_enable_x64", dtype == "float64")
     from tests._support import models
 
-    steps = 100 if dtype == "float64" else 5
     results = {}
     for model, task in models.MODELS.items():
         for mode in modes.split(","):
             for count in [0] if mode == "plain" else map(int, devices.split(",")):
-                arrays = train(task, mode, count, jnp.dtype(dtype), steps)
+                arrays = train(task, mode, count, jnp.dtype(dtype), int(steps))
                 results |= {f"{model}/{mode}/{count}/{k}": v for k, v in arrays.items()}
     if jax.process_index() == 0:
         np.savez(out, **results)

@@ -241,7 +241,7 @@ def test_devices_share_one_weight():
         return norm.apply(params, state, x, stats="batch", axis_name="data")[1]
 
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    mapped = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
     _, want = norm.apply(params, state, x, stats="batch")
     for a, b in zip(jax.tree.leaves(mapped(state, x)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-12)
