@@ -9,6 +9,7 @@ on a device, and all groups' means and variances travel together. Nothing is los
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ import numpy as np
 from normjax._internal._by_platform import by_platform
 from normjax._internal._manual_axes import varying
 from normjax.statistics import _formulas
-from normjax.statistics._types import Array
 
 # Rows are split evenly over up to so many devices. Each group's statistics are sent.
 MAX_GROUPS = 64
@@ -41,7 +41,7 @@ def mean_and_var(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @mean_and_var.defjvp
 def _mean_and_var_jvp(
-    primals: tuple[jax.Array], tangents: tuple[Array]
+    primals: tuple[jax.Array], tangents: tuple[Any]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Differentiate as `_formulas.mean_and_var`; both sums are one exchange."""
     mean, var = _formulas.named(*mean_and_var(*primals))
