@@ -9,7 +9,6 @@ on a device, and all groups' means and variances travel together. Nothing is los
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ def mean_and_var(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @mean_and_var.defjvp
 def _mean_and_var_jvp(
-    primals: tuple[jax.Array], tangents: tuple[Any]
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Differentiate as `_formulas.mean_and_var`; both sums are one exchange."""
     mean, var = _formulas.named(*mean_and_var(*primals))

@@ -58,7 +58,7 @@ def test_rows_on_four_devices_are_one_exchange():
 
 def test_derivatives(x64):
     x = jnp.asarray(RNG.normal(size=(6, 2)))
-    check_grads(_one_exchange.mean_and_var, (x,), order=2)
+    check_grads(jax.jit(_one_exchange.mean_and_var), (x,), order=2)
 
 
 def test_a_tpu_measures_a_batch_by_groups_and_others_do_not():
