@@ -144,6 +144,7 @@ def test_prepare_says_what_it_needs(tmp_path, monkeypatch):
         prepare.prepare("mnist", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_mnist_and_its_permutation(data_dir):
     if not list(data_dir.glob("**/mnist/*/dataset_info.json")):
         pytest.skip(f"mnist is not in {data_dir}")

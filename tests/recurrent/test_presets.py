@@ -179,7 +179,8 @@ def test_presets_stacked_and_in_both_directions(x64, name):
     np.testing.assert_allclose(sum(jnp.vdot(g, d) for g, d in pairs), slope, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["bn_lstm", pytest.param("ln_gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bn_lstm", "ln_gru"])
 def test_layers_scanned_over_have_the_gradients_of_the_stack(x64, name):
     """Weights of equal layers stacked on a leading axis, one scan over them, with remat."""
     layer = {"bn_lstm": recurrent.bn_lstm(H, T), "ln_gru": recurrent.ln_gru(H)}[name]

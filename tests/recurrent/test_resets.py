@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
+from tests._support.few import few
 from tests.conftest import unchecked
 
 B, T, F, H = 3, 6, 2, 3
@@ -124,14 +125,7 @@ def _compare(layer, lengths, mask, resets, stats, made=None):
     return gots
 
 
-def _slow_but(*names):
-    return [
-        pytest.param(layer, id=name, marks=() if name in names else pytest.mark.slow)
-        for name, layer in LAYERS.items()
-    ]
-
-
-@pytest.mark.parametrize("layer", _slow_but("bn_lstm"))
+@pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm"))
 def test_rows_are_their_segments_apart(layer, x64):
     _compare(layer, LENGTHS, MASK, RESETS, "batch")
 

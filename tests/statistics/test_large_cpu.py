@@ -74,7 +74,7 @@ def _all(norm, params, state, x, dy):
     )
 
 
-@CASES
+@FEW
 @pytest.mark.parametrize("mean", few({"0.7": 0.7, "50": 50.0}, "50"))
 def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, mean, large, x64):
     params, state, x, dy = _started(norm, shape, mean, jnp.float64)
