@@ -12,7 +12,6 @@ import pytest
 
 from experiments import prepare
 from experiments.usage import UsageError
-from tests._support.few import few
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
@@ -55,7 +54,8 @@ OTHERS_FLAGS = {
 }
 
 
-@pytest.mark.parametrize(("command", "words", "unknown"), few(OTHERS_FLAGS, "report's"))
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "words", "unknown"), OTHERS_FLAGS.values(), ids=OTHERS_FLAGS)
 def test_a_flag_of_another_command_is_refused(command, words, unknown, tmp_path):
     program = [sys.executable, "-m", f"experiments.{command}", *words]
     done = subprocess.run(
@@ -66,6 +66,7 @@ def test_a_flag_of_another_command_is_refused(command, words, unknown, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_and_spoken_digits_say_where_they_are(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "experiments.evaluate", "--workdir=~/nothing"]

@@ -135,6 +135,7 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
     assert "other noise" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_are_the_same_steps(finished, tiny, tmp_path):
     """To the bit; the last call is shorter, and a stopped run comes back into step."""
     folder = tmp_path / "run"

@@ -144,6 +144,7 @@ def test_what_is_no_layer_is_refused(layer):
         linen.Recurrent(layer)
 
 
+@pytest.mark.slow
 def test_presets_forget_the_start():
     """As the docstring of `Recurrent` says: else the start's variance 1 is most of what is kept."""
     module, other = (

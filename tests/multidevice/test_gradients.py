@@ -157,6 +157,7 @@ def test_rows_are_filled_up_to_the_devices():
         DeviceLayout("jit", 9)
 
 
+@pytest.mark.slow
 def test_population_statistics_wait_for_the_batch_before_on_cpu_devices(monkeypatch):
     """300 batches over 8 devices, all in flight, abort in XLA: see `DeviceLayout.block_on_cpu`."""
     ready = []

@@ -97,6 +97,7 @@ def test_what_does_not_converge_is_an_error_and_the_loop_under_jit(x64):
     assert error.get() is None
 
 
+@pytest.mark.slow
 def test_newton_over_devices():
     """Under `shard_map` each device stops by its own sequences, under `jit` all together."""
     layer = LAYERS["bn_lstm"]

@@ -110,6 +110,7 @@ def test_linen(container):
         close(dict(new[name]), shaped)
 
 
+@pytest.mark.slow
 def test_linen_replaces_with_the_moments_of_all_rows():
     net, variables = moved()
     stats = nj.accumulate_statistics(variables["batch_stats"], how="mean")
@@ -179,6 +180,7 @@ def test_a_layer_of_flax_among_ours_is_refused():
         nj.finalize_statistics(new["batch_stats"])
 
 
+@pytest.mark.slow
 def test_population_update_takes_a_frozen_dict():
     net, variables = moved()
 
