@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         x = nn.Embed(TOKENS, self.width)(tokens) + places
         past = nn.make_causal_mask(tokens)
         for _ in range(self.layers):
-            x += nn.SelfAttention(self.heads)(self.norm()(x), past)
+            x += nn.MultiHeadDotProductAttention(self.heads)(self.norm()(x), mask=past)
             y = nn.gelu(nn.Dense(4 * self.width)(self.norm()(x)))
             x += nn.Dense(self.width)(y)
         return nn.Dense(TOKENS)(self.norm()(x))

@@ -238,8 +238,9 @@ def test_bfloat16_compute_keeps_float32_statistics(layer):
     # A bfloat16 has 8 bits: after seven steps the outputs still agree to a few percent.
     far = np.linalg.norm(y.astype(jnp.float32) - exact)
     assert far < 0.05 * np.linalg.norm(exact)
+    # Two roundings of a square: a variance has twice the relative error of a value.
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(kept), strict=True):
-        np.testing.assert_allclose(a, b, atol=0.02)
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=0.01)
 
 
 ONES = {name: (layer, (1, 1, F)) for name, layer in LAYERS.items()}
