@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pickle
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,16 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import normjax as nj
+from tests._support.properties import (
+    finite,
+    gradients_of,
+    is_value,
+    own_buffers,
+    same,
+    scattered,
+    traces_once,
+    transforms_of,
+)
 
 # Batteries that take seconds each. `make test` runs them for one norm of each path through the
 # code, `make test-slow` for all others; the cheap ones are run for all by `make test`.
@@ -97,16 +105,6 @@ def _started(sample, dtype, seed, x64):
     return start()
 
 
-def scattered(tree, by, seed):
-    """Random numbers of a size added to every leaf, so that equal start values differ."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-    return structure.unflatten(
-        v + jnp.asarray(by, v.dtype) * jax.random.normal(k, v.shape, v.dtype)
-        for v, k in zip(leaves, keys, strict=False)
-    )
-
-
 def weights(sample, dtype=jnp.float32):
     """Fixed random weights, so that a scalar loss sees every output differently."""
     return jax.random.normal(jax.random.key(42), sample.shape, dtype)
@@ -125,53 +123,15 @@ def loss_of(sample, stats, mask=None, dtype=jnp.float32):
     return loss
 
 
-def same(a, b, **tolerance):
-    """Assert two trees equal to a tolerance (default: float32 rounding)."""
-    tolerance = tolerance or {"rtol": 2e-5, "atol": 2e-5}
-    la, lb = jax.tree.leaves(a), jax.tree.leaves(b)
-    assert len(la) == len(lb)
-    for x, y in zip(la, lb, strict=True):
-        np.testing.assert_allclose(
-            np.asarray(x, np.float64), np.asarray(y, np.float64), **tolerance
-        )
-
-
-def finite(tree):
-    """Assert that every number is finite."""
-    for leaf in jax.tree.leaves(tree):
-        assert np.isfinite(np.asarray(leaf, np.float64)).all()
-
-
 def value(sample):
     """A norm is a value: equality, hash, pickle, a repr that says how to make it."""
     is_value(sample.norm)
-
-
-def is_value(made):
-    """Equal to its pickled copy, with one hash, and to what its repr says."""
-    copy = pickle.loads(pickle.dumps(made))
-    assert copy == made and hash(copy) == hash(made) and repr(copy) == repr(made)
-    assert eval(repr(made), {k: getattr(nj, k) for k in nj.__all__}) == made
 
 
 def one_trace(sample):
     """Equal norms and equal shapes share one trace."""
     params, state, x = started(sample)
     traces_once(sample.norm, (params, state, x), (params, state, x + 1))
-
-
-def traces_once(made, *calls):
-    """Calls of a value and of its copy, with arrays of the same shapes, share one trace."""
-    traces = []
-
-    @functools.partial(jax.jit, static_argnames="made")
-    def step(made, *args):
-        traces.append(made)
-        return made.apply(*args, stats="batch")
-
-    for args in calls:
-        step(pickle.loads(pickle.dumps(made)), *args)
-    assert len(traces) == 1
 
 
 def transforms(sample, stats):
@@ -187,29 +147,6 @@ def transforms(sample, stats):
     same(*jax.jit(lambda *args: [grad(*args) for grad in grads])(params, x, state))
 
 
-def transforms_of(apply, many, state):
-    """jit, vmap, scan and eval_shape of `apply(value, state)` give what plain calls give."""
-    each = [jax.tree.map(lambda a, i=i: a[i], many) for i in range(len(jax.tree.leaves(many)[0]))]
-    want = apply(each[0], state)
-    same(jax.jit(apply)(each[0], state), want)
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(apply, each[0], state), want)
-    # The state keeps its structure, shapes and dtypes: it can be carried through a scan.
-    chex.assert_trees_all_equal_shapes_and_dtypes(want[1], state)
-    mapped, _ = jax.jit(jax.vmap(apply, in_axes=(0, None)))(many, state)
-    same(mapped, jnp.stack([apply(value, state)[0] for value in each]))
-
-    def body(state, value):
-        y, state = apply(value, state)
-        return state, y
-
-    scanned = jax.lax.scan(body, state, many)
-    outs = []
-    for value in each:
-        state, y = body(state, value)
-        outs.append(y)
-    same(scanned, (state, jnp.stack(outs)))
-
-
 def gradients(sample, stats, masked=False):
     """Run `gradients_of` over params and input; the state is a constant, as in training."""
     with jax.enable_x64(True):
@@ -217,32 +154,6 @@ def gradients(sample, stats, masked=False):
         loss = loss_of(sample, stats, sample.mask() if masked else None, jnp.float64)
         whole = not (sample.detached and stats == "batch")
         gradients_of(lambda args: loss(*args, state), (params, x), whole, atol=1e-7)
-
-
-def gradients_of(loss, args, whole, atol=0.0):
-    """Finite differences if `whole`, forward mode and Hessian-vector products, in float64."""
-    keys = iter(jax.random.split(jax.random.key(5), 64))
-    v = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), args)
-    dot = lambda a, b: sum(  # noqa: E731
-        jnp.sum(p * q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
-    step, grad = 1e-5, jax.grad(loss)
-
-    @jax.jit  # one program: a step at a time compiles hundreds of small ones
-    def everything(args):
-        ahead = jax.tree.map(lambda a, d: a + step * d, args, v)
-        behind = jax.tree.map(lambda a, d: a - step * d, args, v)
-        forward = jax.jvp(loss, (args,), (v,))[1], jax.jvp(grad, (args,), (v,))[1]
-        two = (ahead, behind)
-        return [loss(m) for m in two], [grad(m) for m in two], grad(args), forward
-
-    (ahead, behind), (up, down), slope, (forward, hvp) = everything(args)
-    finite((slope, hvp))
-    same(forward, dot(slope, v), rtol=1e-9, atol=1e-10)
-    if whole:
-        same(dot(slope, v), (ahead - behind) / (2 * step), rtol=1e-6, atol=atol)
-        differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), up, down)
-        same(hvp, differences, rtol=1e-5, atol=1e-5)
 
 
 def half(sample, dtype):
@@ -494,16 +405,6 @@ def modes(sample):
 def distinct_buffers(sample):
     """A step may donate what `init` returned, so no two of its arrays share a buffer."""
     own_buffers(*sample.norm.init(sample.shape, key=jax.random.key(0)), sample.norm.stateful)
-
-
-def own_buffers(params, state, stateful):
-    """No two arrays share a buffer, nor do those that accumulate."""
-    trees = [(params, state)]
-    if stateful:
-        trees += [nj.accumulate_statistics(state, how) for how in ("pooled", "mean")]
-    for tree in trees:
-        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
-        assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
 ALL = {

@@ -15,7 +15,7 @@ from jax import export
 import normjax as nj
 from normjax import linen, nnx, recurrent, testing
 from normjax.statistics import _large
-from tests._support import check
+from tests._support import check, properties
 from tests._support.few import few
 
 pytest.importorskip("flatbuffers", reason="Exported.serialize needs flatbuffers")
@@ -80,14 +80,16 @@ def inputs(shape):
 def agree(read, function, params, rest, *batches):
     """What was read computes what the function does, of the last batch with the gradient."""
     for x in batches:
-        check.same(read.call(params, *rest, x), function(params, *rest, x), rtol=1e-4, atol=1e-4)
+        properties.same(
+            read.call(params, *rest, x), function(params, *rest, x), rtol=1e-4, atol=1e-4
+        )
 
     def total(run, params, x):
         y = jax.tree.leaves(run(params, *rest, x))[0]
         return jnp.sum(jnp.sin(y))
 
     got, want = (jax.grad(functools.partial(total, f), (0, 1)) for f in (read.call, function))
-    check.same(got(params, x), want(params, x), rtol=1e-3, atol=1e-3)
+    properties.same(got(params, x), want(params, x), rtol=1e-3, atol=1e-3)
 
 
 def with_modes(cases):
@@ -156,7 +158,7 @@ def test_a_drop_in_of_linen_with_a_free_batch(name):
     apply = jax.jit(lambda v, x: module.apply(v, x, mutable=["batch_stats"])[0])
     read = again(apply, variables, symbol((4, 3, 6)))
     for x in inputs((4, 3, 6)):
-        check.same(read.call(variables, x), apply(variables, x), rtol=1e-5, atol=1e-5)
+        properties.same(read.call(variables, x), apply(variables, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DROP_INS)
@@ -170,7 +172,7 @@ def test_a_drop_in_of_nnx_with_a_free_batch(name):
 
     read = again(apply, pure, symbol((4, 3, 6)))
     for x in inputs((4, 3, 6)):
-        check.same(read.call(pure, x), apply(pure, x), rtol=1e-5, atol=1e-5)
+        properties.same(read.call(pure, x), apply(pure, x), rtol=1e-5, atol=1e-5)
 
 
 def test_programs_for_accelerators_hold_no_rule_of_a_cpu(monkeypatch):
@@ -214,4 +216,4 @@ def test_states_that_accumulate_or_compensate_travel_too():
     apply = jax.jit(lambda p, s, x: norm.apply(p, s, x, stats="batch"))
     for s in (state, nj.accumulate_statistics(state)):
         read = again(apply, params, s, symbol((4, 6)))
-        check.same(read.call(params, s, x), apply(params, s, x), rtol=1e-5, atol=1e-5)
+        properties.same(read.call(params, s, x), apply(params, s, x), rtol=1e-5, atol=1e-5)

@@ -12,7 +12,8 @@ import pytest
 
 import normjax as nj
 from normjax import testing
-from tests._support.check import (
+from tests._support.check import with_repeats
+from tests._support.properties import (
     finite,
     gradients_of,
     is_value,
@@ -20,7 +21,6 @@ from tests._support.check import (
     scattered,
     traces_once,
     transforms_of,
-    with_repeats,
 )
 
 

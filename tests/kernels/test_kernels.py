@@ -18,7 +18,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from normjax.kernels import _batch_norm, _block_moments, _bn_lstm, _layer_norm, _pallas
-from tests._support import check
+from tests._support import properties
 from tests._support.few import few
 from tests.conftest import unchecked
 
@@ -116,7 +116,7 @@ def test_everything_is_the_twins(make, shape, kernels_run):
     assert not kernels_run
     fast = jax.jit(functools.partial(everything, make(impl="kernel")))(*args)
     assert kernels_run
-    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+    properties.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
 @MOST
@@ -152,7 +152,7 @@ def test_a_cpu_has_the_twin_unless_the_interpreter_is_asked_for(make, shape, pal
     with _pallas.interpreted(False):
         fast = jax.jit(functools.partial(everything, make(impl="kernel")))(*args)
     assert not pallas_calls
-    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+    properties.same(fast, plain, rtol=2e-4, atol=2e-4)
     jax.jit(lambda *a: make(impl="kernel").apply(*a, stats="batch")).lower(*args[:3])
     assert {*pallas_calls} == {"interpreter"}
 
@@ -220,7 +220,7 @@ def test_what_no_kernel_serves_goes_the_plain_way(name, why, kernels_run):
             make(**kind).apply(params, state, x, stats="batch", **how)
             for kind in ({"impl": "kernel"}, {})
         )
-        check.same(fast, plain, rtol=0, atol=0)
+        properties.same(fast, plain, rtol=0, atol=0)
     assert not kernels_run
 
 
@@ -228,7 +228,7 @@ def test_running_statistics_are_the_twins(kernels_run):
     make, shape = NORMS["batch"]
     args = started(make(), shape)[:3]
     fast, plain = (make(**kind).apply(*args, stats="running") for kind in ({"impl": "kernel"}, {}))
-    check.same(fast, plain, rtol=1e-5, atol=1e-5)
+    properties.same(fast, plain, rtol=1e-5, atol=1e-5)
     assert kernels_run == ["normjax.kernels._batch_norm.standardize"]
 
 
@@ -281,7 +281,7 @@ def test_the_recurrence_is_the_scans(steps, learn_carry, kernels_run):
     assert not kernels_run
     fast = jax.jit(functools.partial(through, lstm(impl="kernel", **how)))(*args)
     assert kernels_run == ["normjax.kernels._bn_lstm.run"]
-    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+    properties.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
 def test_a_cpu_has_the_recurrences_twin(pallas_calls):
@@ -290,7 +290,7 @@ def test_a_cpu_has_the_recurrences_twin(pallas_calls):
     with _pallas.interpreted(False):
         fast = jax.jit(functools.partial(through, lstm(impl="kernel", learn_carry=True)))(*args)
     assert not pallas_calls
-    check.same(fast, plain, rtol=2e-4, atol=2e-4)
+    properties.same(fast, plain, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_the_recurrence_goes_through_other_transformations(kernels_run):
         jax.jit(functools.partial(told, layer))(params, x)
         for layer in (lstm(), lstm(impl="kernel"))
     )
-    check.same(fast, plain, rtol=5e-4, atol=5e-4)
+    properties.same(fast, plain, rtol=5e-4, atol=5e-4)
     assert kernels_run
 
 
@@ -327,7 +327,7 @@ def test_what_the_recurrence_does_not_serve_goes_the_plain_way(kernels_run):
     )
     for how in ways:
         fast, plain = (lstm(**k).apply(params, state, x, **how) for k in ({"impl": "kernel"}, {}))
-        check.same(fast, plain, rtol=0, atol=0)
+        properties.same(fast, plain, rtol=0, atol=0)
     assert not kernels_run
     found, _ = lstm(impl="kernel").apply_with_info(params, state, x, stats="batch")
     assert found.shape == (5, 7, 6) and not kernels_run
@@ -337,7 +337,7 @@ def test_population_statistics_come_from_the_kernel_too(kernels_run):
     params, state, x = taught(lstm())
     fast = nj.population_statistics(lstm(impl="kernel"), params, state, [x, x + 1])
     assert kernels_run
-    check.same(
+    properties.same(
         fast, nj.population_statistics(lstm(), params, state, [x, x + 1]), rtol=1e-4, atol=1e-5
     )
 
@@ -428,7 +428,9 @@ def test_one_exported_program_has_each_platforms_own_way():
         apply = jax.jit(lambda p, x: norm.apply(p, state, x, stats="batch")[0])
         exported = jax.export.export(apply, platforms=("cpu", "tpu"))(params, x)
     assert exported.mlir_module().count("@tpu_custom_call") == 1
-    check.same(exported.call(params, x), nj.layer_norm().apply(params, state, x, stats="batch")[0])
+    properties.same(
+        exported.call(params, x), nj.layer_norm().apply(params, state, x, stats="batch")[0]
+    )
 
 
 WITHOUT_TRITON = """

@@ -11,8 +11,8 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from tests._support import reference
-from tests._support.check import scattered
 from tests._support.few import few
+from tests._support.properties import scattered
 from tests.conftest import unchecked
 
 B, T, F, H = 8, 7, 3, 5

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from normjax import recurrent
-from tests._support import check
+from tests._support import properties
 
 LAYERS = {
     "bn_lstm": recurrent.bn_lstm(4, 5),
@@ -44,4 +44,4 @@ def test_a_batch_split_by_type_has_the_statistics_and_gradients_of_the_whole(lay
         got = both(params, jax.device_put(x, NamedSharding(mesh, P("d"))))
     (_, (y, _, _)), _ = got
     assert jax.typeof(y).sharding.spec[0] == "d"
-    check.same(got, want, rtol=1e-4, atol=1e-4)
+    properties.same(got, want, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
-from tests._support.check import scattered
+from tests._support.properties import scattered
 
 B, T, F, H = 4, 5, 3, 6
 EPS = 1e-5

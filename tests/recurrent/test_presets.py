@@ -9,8 +9,8 @@ import pytest
 
 from normjax import recurrent
 from tests._support import reference
-from tests._support.check import scattered
 from tests._support.few import few
+from tests._support.properties import scattered
 
 B, T, F, H = 8, 7, 3, 5
 LENGTHS = np.array([7, 1, 1, 2, 3, 6, 7, 5])

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from normjax import recurrent
-from tests._support import check
+from tests._support import properties
 from tests._support.few import few
 
 RNG = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_nothing_else_changes(make, chunk, x64):
     lengths = jnp.array([STEPS, 4, 9, 13, 12, 13])
     whole = jax.jit(functools.partial(through, make()))(params, state, x, lengths)
     cut = jax.jit(functools.partial(through, make(remat_steps=chunk)))(params, state, x, lengths)
-    check.same(cut, whole, rtol=1e-8, atol=1e-9)
+    properties.same(cut, whole, rtol=1e-8, atol=1e-9)
 
 
 def test_it_looks_as_before():
@@ -55,7 +55,7 @@ def test_it_looks_as_before():
     params, state = plain.init(jax.random.key(0), 3)
     x = jnp.asarray(RNG.normal(size=(3, STEPS, 3)), jnp.float32)
     infos = [layer.info(params, state, x, stats="batch") for layer in (plain, cut)]
-    check.same(infos[1], infos[0], rtol=1e-5, atol=1e-6)
+    properties.same(infos[1], infos[0], rtol=1e-5, atol=1e-6)
 
 
 def test_memory_goes_as_the_root_of_the_length(force_schedule):

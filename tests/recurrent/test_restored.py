@@ -11,7 +11,7 @@ from flax.core import freeze
 import normjax as nj
 from normjax import recurrent, testing
 from normjax.state import _names
-from tests._support.check import own_buffers
+from tests._support.properties import own_buffers
 
 RNG = np.random.default_rng(0)
 

@@ -15,8 +15,8 @@ from normjax import recurrent
 from normjax.base import Call
 from normjax.recurrent import _input_terms
 from tests._support import reference
-from tests._support.check import scattered
 from tests._support.few import few
+from tests._support.properties import scattered
 from tests.conftest import unchecked
 
 B, T, F, H = 16, 12, 3, 5

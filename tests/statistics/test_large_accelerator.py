@@ -16,7 +16,7 @@ import normjax as nj
 from benchmarks import hard_inputs, peers
 from normjax._internal import _by_platform
 from normjax.statistics import _large, _large_accelerator
-from tests._support import check
+from tests._support import properties
 from tests.statistics import test_large_cpu as cpu
 
 RNG = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_those_of_the_plain_twin(name, elsewhere, x64, 
     in_steps = "optimization_barrier" in fast.as_text()
     assert in_steps == (elsewhere == "cuda" and not rows)
     same = [way.compile()(params, state, x, dy) for way in (fast, plain)]
-    check.same(*same, rtol=1e-9, atol=1e-9)
+    properties.same(*same, rtol=1e-9, atol=1e-9)
 
 
 def test_a_long_sum_is_cut_where_devices_may_have_cut_it():

@@ -12,7 +12,7 @@ import pytest
 import normjax as nj
 from normjax import testing
 from normjax.statistics import _large, _large_cpu
-from tests._support import check
+from tests._support import check, properties
 from tests._support.few import few
 
 # These paths are there for what the optimizer makes of them: its bits, and its memory.
@@ -85,7 +85,7 @@ def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, mean, lar
     plain = plain.trace(params, state, x, dy)
     assert str(fast.jaxpr) != str(plain.jaxpr)
     fast, plain = (way.lower().compile()(params, state, x, dy) for way in (fast, plain))
-    check.same(fast, plain, rtol=1e-9, atol=1e-9)
+    properties.same(fast, plain, rtol=1e-9, atol=1e-9)
 
 
 @FEW
@@ -93,13 +93,13 @@ def test_under_vmap_and_in_half(norm, shape, large):
     params, state, x, _ = _started(norm, shape)
     xs = jnp.stack([x, 100 + x, -x])
     apply = lambda v: norm.apply(params, state, v, stats="batch")[0]  # noqa: E731
-    check.same(jax.vmap(apply)(xs), jnp.stack([apply(v) for v in xs]))
+    properties.same(jax.vmap(apply)(xs), jnp.stack([apply(v) for v in xs]))
     short = x.astype(jnp.bfloat16)
     fast = apply(short)
     large(False)
     assert fast.dtype == jnp.bfloat16
     eps = float(jnp.finfo(jnp.bfloat16).eps)
-    check.same(fast, apply(short), rtol=eps, atol=eps)
+    properties.same(fast, apply(short), rtol=eps, atol=eps)
 
 
 AXES = {"rows": (1,), "columns": (0,), "all": (0, 1)}
@@ -229,7 +229,7 @@ def test_eager_and_forward_mode_take_the_path_too(monkeypatch):
         wide = x.astype(jnp.float64)
         params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
         want = jax.jvp(apply, (wide,), (wide,))
-    check.same((y, dy), want, rtol=1e-4, atol=1e-4)
+    properties.same((y, dy), want, rtol=1e-4, atol=1e-4)
 
 
 # Rows, rows without a centre, columns, columns that do not come last, and parts of rows. That
