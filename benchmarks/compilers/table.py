@@ -54,10 +54,7 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
     for r in records:
         shape = "×".join(map(str, r["shape"]))
         found.setdefault((r["norm"], shape, r["dtype"]), {})[r["impl"]] = r
-    lines = [
-        "| norm | dtype | aim | XLA | kernel | Flax | kernels launched | MB temporary |",
-        "| :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for (name, shape, dtype), by in found.items():
         aim = most.get((name, tuple(by["xla"]["shape"])))
         if target == "tpu" and "flax" in by:  # at most what Flax moves
@@ -67,33 +64,37 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
         if aim and round(by["xla"]["copies"]) <= aim:
             cells[0] = f"**{cells[0]}**"
         counts = ["/".join(str(by[i][k]) for i in by) for k in ("kernels", "temporary_mb")]
-        row = [f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+        rows.append([f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts])
+    heads = ("aim", "XLA", "kernel", "Flax", "kernels launched", "MB temporary")
+    return _table(("norm", "dtype"), heads, rows)
 
 
 def _recurrent(records: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| layer | size | kernels a step, forward | backward | MB temporary |",
-        "| :--- | :--- | ---: | ---: | ---: |",
-    ]
+    rows = []
     for r in records:
         size = " ".join(f"{k}{v}" for k, v in zip("TBDH", r["size"], strict=True))
-        loops = [*r["kernels_a_step"], "", ""]
-        lines.append(f"| {r['layer']} | {size} | {loops[0]} | {loops[1]} | {r['temporary_mb']} |")
-    return "\n".join(lines)
+        rows.append([r["layer"], size, *_two(r["kernels_a_step"]), str(r["temporary_mb"])])
+    heads = ("kernels a step, forward", "backward", "MB temporary")
+    return _table(("layer", "size"), heads, rows)
 
 
 def _slices(records: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| layer | slice | | collectives a step, forward | backward | outside of loops |",
-        "| :--- | :--- | :--- | ---: | ---: | ---: |",
+    rows = [
+        [r["layer"], r["slice"], r["mode"], *_two(r["a_step"]), str(r["outside"])] for r in records
     ]
-    for r in records:
-        loops = [*r["a_step"], "", ""]
-        row = [r["layer"], r["slice"], r["mode"], *map(str, loops[:2]), str(r["outside"])]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+    heads = ("collectives a step, forward", "backward", "outside of loops")
+    return _table(("layer", "slice", ""), heads, rows)
+
+
+def _two(loops: Sequence[Any]) -> list[str]:
+    """Write the numbers of the loops forward and backward; a layer may have none."""
+    return [str(loop) for loop in [*loops, "", ""][:2]]
+
+
+def _table(labels: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table: columns of labels to the left, of numbers to the right."""
+    lines = [[*labels, *numbers], [":---"] * len(labels) + ["---:"] * len(numbers), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def section(record: dict[str, Any]) -> str:

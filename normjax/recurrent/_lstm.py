@@ -69,7 +69,7 @@ class LSTM(Recurrent):
             # For accelerators: few kernels. The last tanh is not stored but computed again.
             (i, f, g, o), last_tanh = lstm_gates(z), jnp.tanh
         else:
-            # On a CPU one array of all gates costs copies: 12 % of a training step.
+            # On a CPU one array of all gates costs copies (benchmarks/README.md).
             i, f, g, o = jnp.split(z, 4, axis=-1)
             i, f, g, o, last_tanh = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o), tanh
         c = f * carry.c + i * g

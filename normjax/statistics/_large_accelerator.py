@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from normjax.statistics import _formulas
-from normjax.statistics._large_cpu import is_row_times_column
-from normjax.statistics._shapes import expand
+from normjax.statistics._shapes import expand, is_row_times_column
 
 Arrays = tuple[jax.Array, ...]
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from normjax._internal._paired import with_fast_vjp
 from normjax.statistics._formulas import is_roundoff, moments_about
-from normjax.statistics._shapes import expand
+from normjax.statistics._shapes import expand, is_row_times_column
 
 # E[x^2] - E[x]^2 multiplies the rounding error by 1 + (mean / spread)^2: at 2 spreads by 5. Beyond
 # this limit the variance is taken in two passes.
@@ -153,18 +153,6 @@ def standardize_jvp(primals: Any, tangents: Any) -> Any:
     # and all sums are taken of it.
     dfactor = _barrier(jnp.broadcast_to(dfactor, x.shape))
     return _standardize(*primals), dx * factor + (x - mean) * dfactor + shift
-
-
-def is_row_times_column(
-    shape: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
-) -> bool:
-    """Whether one array spans the first axes of x and the other all the remaining ones."""
-    cut = next((a for a, size in enumerate(columns) if size > 1), len(shape))
-    return (
-        rows[cut:] == (1,) * (len(shape) - cut)
-        and columns[:cut] == (1,) * cut
-        and (rows[:cut] + columns[cut:] == shape)
-    )
 
 
 def _outer(rows: jax.Array, columns: jax.Array) -> jax.Array:

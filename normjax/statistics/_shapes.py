@@ -145,3 +145,15 @@ def outer(z: Array) -> jax.Array:
     """Return z z^* of each vector on the last axis: `[..., n]` becomes `[..., n, n]`."""
     z = jnp.asarray(z)
     return z[..., :, None] * z[..., None, :].conj()
+
+
+def is_row_times_column(
+    shape: tuple[int, ...], rows: tuple[int, ...], columns: tuple[int, ...]
+) -> bool:
+    """Whether one array spans the first axes of x and the other all the remaining ones."""
+    cut = next((a for a, size in enumerate(columns) if size > 1), len(shape))
+    return (
+        rows[cut:] == (1,) * (len(shape) - cut)
+        and columns[:cut] == (1,) * cut
+        and (rows[:cut] + columns[cut:] == shape)
+    )
