@@ -31,6 +31,7 @@ ARMS = {
     for decay in (0.99, 0.9)
     for kind, debias in KINDS.items()
 }
+ARMS["last batch"] = {"decay": 0.0}  # the least delay that there is: one update
 
 
 def data(order: str, seed: int) -> tuple[jax.Array, jax.Array]:
