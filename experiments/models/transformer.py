@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "expand": 4,  # hidden features of the dense layers, over the width
     "position": "pre",
     "dropout": 0.0,
+    "embed_std": 0.02,  # deviation that embeddings start from, of tokens and of positions
     "norm": {"name": "layer_norm"},
     "norm_qk": {"name": "none"},
 }
@@ -53,6 +54,7 @@ class Transformer(Model):
     expand: int
     position: str
     dropout: float
+    embed_std: float
     norm: normjax.Norm | None
     norm_qk: normjax.Norm | None
 
@@ -74,11 +76,12 @@ class Transformer(Model):
         params: dict[str, Any] = {}
         state: dict[str, Any] = {}
         if data.vocabulary:
-            embedding = 0.02 * jax.random.normal(keys[0], (data.vocabulary, width))
-            params["embed"] = {"kernel": embedding}
+            tokens = self.embed_std * jax.random.normal(keys[0], (data.vocabulary, width))
+            params["embed"] = {"kernel": tokens}
         else:
             params["embed"] = dense(keys[0], data.shape[-1], width)
-        params["place"] = {"kernel": 0.02 * jax.random.normal(keys[1], (data.shape[0], width))}
+        places = self.embed_std * jax.random.normal(keys[1], (data.shape[0], width))
+        params["place"] = {"kernel": places}
         params["head"] = dense(keys[2], width, data.outputs)
         if self.position != "post":
             params["norm"], state["norm"] = init_norm(self.norm, (1, 1, width), keys[3])
@@ -176,6 +179,8 @@ def check(model: Mapping[str, Any]) -> None:
         raise UsageError(
             f"config.model.heads={model['heads']} must divide config.model.width={model['width']}."
         )
+    if not 0 < model["embed_std"] < float("inf"):
+        raise UsageError(f"config.model.embed_std={model['embed_std']} must be above 0.")
 
 
 build = Transformer.of

@@ -227,6 +227,15 @@ def test_norms_stand_where_the_position_says(position):
     assert ("norm" in params) == (position != "post")
 
 
+def test_embeddings_start_with_the_deviation_that_is_asked_for():
+    for deviation in (0.02, 1.0):
+        wide = {"arch": "transformer", "width": 256, "depth": 1, "embed_std": deviation}
+        params, _ = make_task("language", **wide)[0].init(jax.random.key(0))
+        for name in ("embed", "place"):
+            kernel = np.asarray(params[name]["kernel"])
+            np.testing.assert_allclose(kernel.std(), deviation, rtol=0.1)
+
+
 def test_the_associative_scan_is_the_recurrence():
     draw = np.random.RandomState(0)
     decay = 0.9 * np.exp(1j * draw.uniform(0, 6, 5))
@@ -343,6 +352,7 @@ def test_gru_variants_are_the_presets():
         ("image", {"arch": "transformer"}, "takes no image data; it is for text and sequence"),
         ("sequence", {"arch": "resnet"}, "takes no sequence data; it is for image data"),
         ("sequence", {"arch": "transformer", "heads": 3}, "heads=3 must divide config.model.width"),
+        ("language", {"arch": "transformer", "embed_std": 0.0}, "embed_std=0.0 must be above 0"),
         ("sequence", {"arch": "lru", "r_min": 0.9, "r_max": 0.8}, "r_min first"),
         ("image", {"arch": "convnext", "depths": (1,)}, "write as many of both"),
         ("image", {"arch": "resnet", "standardize": 1}, "standardize must be True or False"),
