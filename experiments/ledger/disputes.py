@@ -201,4 +201,56 @@ DISPUTES = (
         ),
         ("28a", "28b", "28d"),
     ),
+    Dispute(
+        "dynamic-tanh",
+        "Is a language model worse with dynamic tanh than with its norms?",
+        (
+            Stance(
+                "Zhu 2025",
+                "0",
+                "large language models match those with RMS norm",
+                "abstract, arXiv:2503.10622",
+            ),
+            Stance(
+                "Verma 2026",
+                "+",
+                "GPT-2 of 64 million weights on 118 million tokens: validation loss 18.8 % worse",
+                "abstract, arXiv:2604.23434",
+            ),
+            Stance(
+                "Verma 2026",
+                "−",
+                "the same network on 1 million tokens: 27.3 % better",
+                "abstract, arXiv:2604.23434",
+            ),
+        ),
+        ("41b",),
+        "Verma explains it by regularization: tanh bounds what a network can fit, which helps "
+        "where data are few.",
+    ),
+    Dispute(
+        "pre-norm",
+        "Is a transformer as good with its norms before the layers as with norms after the sums?",
+        (
+            Stance(
+                "Xiong 2020",
+                "+",
+                "comparable results without warm-up, in less time",
+                "abstract, arXiv:2002.04745",
+            ),
+            Stance(
+                "Nguyen 2019",
+                "+",
+                "on five small translation sets it trains without warm-up at large rates",
+                "abstract, arXiv:1910.05895",
+            ),
+            Stance(
+                "Nguyen 2019",
+                "−",
+                "on a large translation set it is worse",
+                "abstract, arXiv:1910.05895",
+            ),
+        ),
+        ("41f", "44a", "44b"),
+    ),
 )
