@@ -132,8 +132,9 @@ GROUP = Group(
             "With layer norm before its layers, a character transformer has a lower test loss than "
             "without any norm",
             less("pre_ln", "none", LOSS),
-            "a question of this ledger; Zhu et al. 2025 and Chen et al. 2025 presuppose it",
-            "no number for language models without any norm",
+            "a question of this ledger",
+            "no number of a language model without any norm; those who replace it presuppose that "
+            "it is needed (Zhu et al. 2025, Chen et al. 2025)",
             ("layer norm",),
         ),
     ),

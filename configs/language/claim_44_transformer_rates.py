@@ -137,7 +137,7 @@ GROUP = Group(
             contrast(
                 f"pre − qk, {over(LARGER)}", *mean(1.0, "pre", LARGER), *mean(-1.0, "qk", LARGER)
             ),
-            f"{WORTSMAN}; Dehghani et al. 2023, arXiv:2302.05442",
+            f"{WORTSMAN}, and Dehghani et al. 2023, arXiv:2302.05442",
             "attention logits grow at large rates in small models too, and QK-norm widens the "
             "range of rates with a loss near the best, at all widths, figure 1 (in words)",
             (learns("pre", "qk"), HURT),
