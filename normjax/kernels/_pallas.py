@@ -1,6 +1,6 @@
-"""Calls Pallas kernels: names their backends, cuts arrays into blocks, interprets for tests.
+"""Calls Pallas kernels: says where they take an array, cuts it into blocks, interprets for tests.
 
-A program has a kernel on the platforms that are named here, and the kernel's plain twin on all
+A program has a kernel on the platforms that `platforms` returns, and the kernel's plain twin on all
 others: which of them is chosen when it is lowered (see `normjax._internal._by_platform`).
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from normjax._internal._manual_axes import axis_type, varying
+from normjax.kernels import _registry
+from normjax.kernels._registry import Backend
 
-# The interpreter runs a kernel as it is made for a TPU.
-Backend = Literal["gpu", "tpu", "interpreter"]
-PLATFORMS: dict[str, Backend] = {"tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
 WIDEST = 2**14  # features of a row that one block holds
 
 _interpreting = contextvars.ContextVar("interpreting", default=False)
@@ -39,14 +38,12 @@ def interpreted(on: bool = True) -> Iterator[None]:
         _interpreting.reset(token)
 
 
-def platforms(x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
-    """Return the platforms that have a kernel for `x`, and their backends.
+def platforms(operation: str, x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
+    """Return the platforms that have a kernel of an operation for `x`, and their backends.
 
     `fits` says whether a backend's blocks take x.
     """
-    found = {name: backend for name, backend in PLATFORMS.items() if fits(backend)}
-    if "cuda" in found and _triton() is None:
-        del found["cuda"], found["rocm"]
+    found = {name: b for name, b in _registry.platforms(operation).items() if fits(b)}
     # JAX cannot interpret a kernel inside a checked `shard_map`.
     if _interpreting.get() and fits("interpreter") and not varying(x):
         found["cpu"] = "interpreter"
@@ -101,7 +98,8 @@ def pallas_call(
         The outputs.
     """
     if backend == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
-        options["compiler_params"] = _triton().CompilerParams()
+        triton: Any = _registry.triton()
+        options["compiler_params"] = triton.CompilerParams()
     axes = axis_type(args[0])
     outputs = [jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give]
     arrays: list[Any] = [*args, *outputs]
@@ -118,12 +116,3 @@ def pallas_call(
         ),
         **options,
     )(*args)
-
-
-def _triton() -> Any:
-    """Return Pallas's Triton backend, or `None` where JAX has none: it is to be removed."""
-    try:
-        from jax.experimental.pallas import triton
-    except ImportError:
-        return None
-    return triton
