@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -66,6 +67,15 @@ def power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
 
 
+def warps(values: int) -> int:
+    """Return the warps of a GPU's block of so many values: 32 values or fewer to a thread.
+
+    A kernel holds several arrays of a block; with 128 values of each, a thread's 255 registers
+    spill.
+    """
+    return min(max(values // 2**10, 4), 16)
+
+
 def pallas_call(
     kernel: Callable[..., None],
     *args: jax.Array,
@@ -99,7 +109,8 @@ def pallas_call(
     """
     if backend == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
         triton: Any = _registry.triton()
-        options["compiler_params"] = triton.CompilerParams()
+        values = max(math.prod(block) for block, _ in take)
+        options.setdefault("compiler_params", triton.CompilerParams(num_warps=warps(values)))
     axes = axis_type(args[0])
     outputs = [jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give]
     arrays: list[Any] = [*args, *outputs]
