@@ -22,8 +22,9 @@ from jax.experimental.pallas import tpu
 
 from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
-from normjax.kernels import _pallas
+from normjax.kernels import _pallas, _registry
 from normjax.kernels._block_moments import centred
+from normjax.kernels._registry import Backend
 
 ON_CHIP = 12 * 2**20  # bytes; a core has 16 MiB or more for the blocks of a program
 
@@ -57,8 +58,7 @@ def run(
     term = term.reshape(steps, batch, 4, hidden).swapaxes(1, 2)  # [time, 4, batch, hidden]
     w_h = w_h.reshape(hidden, 4, hidden).swapaxes(0, 1)  # [4, hidden, hidden]
     affine = scale_h.reshape(4, 1, hidden), scale_c[None], bias_c[None]
-    # On a TPU alone: a GPU's grid is not walked in order.
-    backends = _pallas.platforms(term, lambda backend: backend != "gpu")
+    backends = _pallas.platforms("bn_lstm", term, lambda backend: True)
     recurrence = _recurrence(*eps, tuple(backends.items()))
     hs, cs, mean_h, var_h, mean_c, var_c = recurrence(term, w_h, *affine, c, h)
     wide = mean_h.reshape(steps, width), var_h.reshape(steps, width)
@@ -243,7 +243,7 @@ def _plain(*args: jax.Array, eps: tuple[float, float]) -> Arrays:
 
 
 def _plain_backward(*operands: jax.Array, eps: tuple[float, float]) -> Arrays:
-    """What `_kernel_backward` does, as a scan from the last step to the first."""
+    """What `kernel_backward` does, as a scan from the last step to the first."""
     (term, *weights, c, h), (hs, cs) = operands[:7], operands[7:9]
     before = jnp.concatenate([c[None], cs[:-1]]), jnp.concatenate([h[None], hs[:-1]])
 
@@ -265,7 +265,7 @@ def _plain_backward(*operands: jax.Array, eps: tuple[float, float]) -> Arrays:
     return (dterm, *totals, dc, dh)
 
 
-def _kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+def kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """All steps by the kernel; the outputs are also all that backward needs."""
     steps, _, batch, hidden = args[0].shape
     rows = (steps, batch, hidden), jnp.float32, *_at((1, batch, hidden), steps)
@@ -285,9 +285,7 @@ def _kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas
     return tuple(outputs)
 
 
-def _kernel_backward(
-    *operands: jax.Array, eps: tuple[float, float], backend: _pallas.Backend
-) -> Arrays:
+def kernel_backward(*operands: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """Gradients of all arguments, from the last step to the first.
 
     The operands are the seven arguments, the six outputs and their cotangents.
@@ -330,16 +328,17 @@ def _flops(steps: int, batch: int, hidden: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _recurrence(
-    eps_h: float, eps_c: float, backends: tuple[tuple[str, _pallas.Backend], ...]
-) -> Any:
+def _recurrence(eps_h: float, eps_c: float, backends: tuple[tuple[str, Backend], ...]) -> Any:
     """The recurrence, one function for each eps and its kernels, so that JAX compiles it once."""
-    plain, plain_backward, kernel_forward, kernel_backward = (
-        functools.partial(function, eps=(eps_h, eps_c))
-        for function in (_plain, _plain_backward, _kernel_forward, _kernel_backward)
+    plain, plain_backward = (
+        functools.partial(function, eps=(eps_h, eps_c)) for function in (_plain, _plain_backward)
     )
-    forwards = [(name, functools.partial(kernel_forward, backend=b)) for name, b in backends]
-    backwards = [(name, functools.partial(kernel_backward, backend=b)) for name, b in backends]
+    forwards, backwards = [], []
+    for name, backend in backends:
+        kernel: Any = _registry.load_kernel("bn_lstm", backend)
+        how = {"eps": (eps_h, eps_c), "backend": backend}
+        forwards.append((name, functools.partial(kernel.kernel_forward, **how)))
+        backwards.append((name, functools.partial(kernel.kernel_backward, **how)))
 
     def forward(*args: jax.Array) -> tuple[Arrays, Arrays]:
         outputs = by_platform(plain, forwards, *args)
