@@ -101,7 +101,7 @@ def pallas_call(
         The outputs.
     """
     if backend == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
-        options["compiler_params"] = _triton().CompilerParams()
+        options.setdefault("compiler_params", _triton().CompilerParams())
     axes = axis_type(args[0])
     outputs = [jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give]
     arrays: list[Any] = [*args, *outputs]

@@ -1,0 +1,397 @@
+"""The BN-LSTM's recurrence on a GPU: one block of threads walks all steps of one model.
+
+Statistics over the batch need the whole batch, so a block has all rows of a model and no block
+waits for another. The grid is the models: one, or as many as `jax.vmap`, which puts its axis in
+front of the grid, has. So models that are trained side by side fill a GPU.
+
+The loop over time is inside the kernel. A step goes over tiles of units: the four products of a
+tile add up in registers over slices of h and of the weights, and all that follows, statistics,
+gates and cell, is made of what the tile's threads hold. h and c of the step before are read from
+the outputs, that is from the caches, after all threads of the block have written theirs.
+
+Backward, the recurrent terms of all steps are one product before the walk, since h is known, and
+the gradient of the weights is one after it. The walk takes these terms, writes their gradients in
+their place, and sums over the batch at each step what scale and bias need.
+
+Triton's blocks are powers of two; rows and units beyond the end are masked. Why Triton and not
+Mosaic GPU: there `dot_general` has no lowering (JAX 0.10.2), and its own product, `wgmma`, rounds
+float32 to TF32, where the twin's products are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from normjax._internal._paired import Arrays
+from normjax.kernels import _bn_lstm_step as one
+from normjax.kernels import _pallas
+
+WARPS = 8  # 256 threads: each may have up to 255 registers
+TILE = 2**12  # values of a tile of units: 16 registers of each thread
+LEAST = 16  # rows, units and depth of a product, at least
+DEPTH = 32  # of a product's slice: what is in shared memory at a time
+WORK = 2**24  # operations of a step's products
+
+
+def fits(batch: int, hidden: int) -> bool:
+    """Whether a tile stays in registers, and one multiprocessor is enough for a model.
+
+    Backward has about 12 tiles alive at a time, 192 registers of 255; a tile has at least 16
+    units. Shared memory holds the slices of a product, less than 64 KiB then. One multiprocessor
+    of an H100 has 128 float32 units, so a step of more than `WORK` takes longer than the scan's
+    launches, and with one model nothing else would run.
+    """
+    return _power(batch) * LEAST <= TILE and 8 * batch * hidden * hidden <= WORK
+
+
+def _power(n: int, least: int = LEAST) -> int:
+    """The least power of two that is at least n."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+class _Tile(NamedTuple):
+    """A part of a matrix, `[rows, columns]`: the indices of its values, and which there are."""
+
+    rows: jax.Array
+    columns: jax.Array
+    inside: jax.Array
+
+
+def _tile(shape: tuple[int, int], first: tuple[Any, Any], end: tuple[int, int]) -> _Tile:
+    """The tile of a shape from row and column `first` on, of a matrix with so many."""
+    rows, columns = (lax.broadcasted_iota(jnp.int32, shape, a) + first[a] for a in (0, 1))
+    return _Tile(rows, columns, (rows < end[0]) & (columns < end[1]))
+
+
+def _load(ref: Any, *index: Any, inside: jax.Array) -> jax.Array:
+    """Read values, 0 where there is none."""
+    from jax.experimental.pallas import triton
+
+    return triton.load(ref.at[index], mask=inside, other=0.0)
+
+
+def _store(ref: Any, value: jax.Array, *index: Any, inside: jax.Array) -> None:
+    """Write the values that there are."""
+    from jax.experimental.pallas import triton
+
+    triton.store(ref.at[index], value, mask=inside)
+
+
+def _before(ref: Any, first: Any, t: jax.Array, at: _Tile) -> jax.Array:
+    """Read the state before step t: of the step before, or before the first."""
+    place = at.rows, at.columns
+    start = _load(first, *place, inside=at.inside & (t == 0))
+    return start + _load(ref, jnp.maximum(t - 1, 0), *place, inside=at.inside & (t > 0))
+
+
+def _loop(n: int, body: Callable[..., Any], start: Any = ()) -> Any:
+    return lax.fori_loop(np.int32(0), np.int32(n), body, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """The kernels of a recurrence.
+
+    Attributes:
+        steps: length of the time axis.
+        batch: rows of a model.
+        hidden: units.
+        eps: of the recurrent term's norm and of the cell's.
+        wait: lets all threads of a block see what each of them has written.
+    """
+
+    steps: int
+    batch: int
+    hidden: int
+    eps: tuple[float, float]
+    wait: Callable[[], None]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile: the batch."""
+        return _power(self.batch)
+
+    @property
+    def units(self) -> int:
+        """Columns of a tile."""
+        return min(TILE // self.rows, _power(self.hidden))
+
+    def tile(self, j: jax.Array) -> tuple[_Tile, _Tile]:
+        """The j-th tile of units: of all rows, and of features, `[1, units]`."""
+        first, end = j * self.units, (self.batch, self.hidden)
+        whole = _tile((self.rows, self.units), (0, first), end)
+        return whole, _tile((1, self.units), (0, first), end)
+
+    def forward(self, *refs: Any) -> None:
+        """Walk all steps of a model."""
+        r = _ForwardRefs(*refs)
+
+        def step(t: jax.Array, _: Any) -> Any:
+            _loop(pl.cdiv(self.hidden, self.units), functools.partial(self.forward_tile, r, t))
+            self.wait()
+            return ()
+
+        _loop(self.steps, step)
+
+    def forward_tile(self, r: _ForwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
+        """One step of a tile of units."""
+        at, line = self.tile(j)
+        z = []
+        for k, product in enumerate(self.products(r, t, j)):
+            x = one.normalize(product, self.eps[0], self.batch, at.inside)
+            place = line.columns + k * self.hidden
+            _store(r.mean_h, x.mean, t, place, inside=line.inside)
+            _store(r.var_h, x.var, t, place, inside=line.inside)
+            scale = _load(r.scale_h, place, inside=line.inside)
+            place = at.rows, at.columns + k * self.hidden
+            z.append(_load(r.term, t, *place, inside=at.inside) + x.hat * scale)
+        c, (_, _, _, o) = one.update(z, _before(r.c, r.c_first, t, at))
+        cell = one.normalize(c, self.eps[1], self.batch, at.inside)
+        scale, bias = (_load(v, line.columns, inside=line.inside) for v in (r.scale_c, r.bias_c))
+        h = o * jnp.tanh(cell.hat * scale + bias)
+        for ref, value in ((r.c, c), (r.h, h)):
+            _store(ref, value, t, at.rows, at.columns, inside=at.inside)
+        for ref, value in ((r.mean_c, cell.mean), (r.var_c, cell.var)):
+            _store(ref, value, t, line.columns, inside=line.inside)
+        return ()
+
+    def products(self, r: _ForwardRefs, t: jax.Array, j: jax.Array) -> list[jax.Array]:
+        """The recurrent terms of a tile's gates, `[rows, units]` each."""
+
+        def add(i: jax.Array, totals: Any) -> Any:
+            left = _tile((self.rows, DEPTH), (0, i * DEPTH), (self.batch, self.hidden))
+            h = _before(r.h, r.h_first, t, left)
+            right = _tile((DEPTH, self.units), (i * DEPTH, j * self.units), (self.hidden,) * 2)
+            return [
+                total
+                + one.dot(
+                    h,
+                    _load(r.w, right.rows, right.columns + k * self.hidden, inside=right.inside),
+                    (1, 0),
+                )
+                for k, total in enumerate(totals)
+            ]
+
+        zeros = [jnp.zeros((self.rows, self.units), jnp.float32)] * one.GATES
+        return _loop(pl.cdiv(self.hidden, DEPTH), add, zeros)
+
+    def backward(self, *refs: Any) -> None:
+        """Walk all steps of a model from the last to the first."""
+        # The first reference is that of the first output.
+        r = _BackwardRefs(*refs[1:])
+
+        def step(i: jax.Array, _: Any) -> Any:
+            t = self.steps - 1 - i
+            tiles = pl.cdiv(self.hidden, self.units)
+            _loop(tiles, functools.partial(self.backward_tile, r, t))
+            self.wait()
+            _loop(tiles, functools.partial(self.back_product, r, t))
+            self.wait()
+            return ()
+
+        _loop(self.steps, step)
+
+    def backward_tile(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
+        """One step of a tile of units, made again and differentiated."""
+        at, line = self.tile(j)
+        place = at.rows, at.columns
+
+        def feature(ref: Any, *index: Any) -> jax.Array:
+            return _load(ref, *index, inside=line.inside)
+
+        # The step again.
+        z, recurrent = [], []
+        for k in range(one.GATES):
+            here = t, at.rows, at.columns + k * self.hidden
+            product = _load(r.dproduct, *here, inside=at.inside)
+            x = one.normalize(product, self.eps[0], self.batch, at.inside)
+            scale = feature(r.scale_h, line.columns + k * self.hidden)
+            z.append(_load(r.term, *here, inside=at.inside) + x.hat * scale)
+            recurrent.append(x)
+        c = _before(r.c, r.c_first, t, at)
+        _, gates = one.update(z, c)
+        c_new = _load(r.c, t, *place, inside=at.inside)
+        cell = one.normalize(c_new, self.eps[1], self.batch, at.inside)
+        scale_c = feature(r.scale_c, line.columns)
+        squashed = jnp.tanh(cell.hat * scale_c + feature(r.bias_c, line.columns))
+
+        # The output, and the norm of the cell; after the last step there is no gradient.
+        later = at.inside & (t < self.steps - 1)
+        dh = _load(r.dh_out, t, *place, inside=at.inside) + _load(r.dh, *place, inside=later)
+        dc = _load(r.dc_out, t, *place, inside=at.inside) + _load(r.dc, *place, inside=later)
+        dnormalized = dh * gates[3] * (1 - squashed * squashed)
+        total = one.sums(dnormalized, cell.hat)
+        _store(r.dbias_c, total[0], t, line.columns, inside=line.inside)
+        _store(r.dscale_c, total[1], t, line.columns, inside=line.inside)
+        dstats = feature(r.dmean_c, t, line.columns), feature(r.dvar_c, t, line.columns)
+        dc = dc + one.back(dnormalized, scale_c, cell, total, dstats, self.batch)
+        dc = jnp.where(at.inside, dc, 0.0)
+
+        # The gates, and the norm of each one's recurrent term.
+        dc_before, dz = one.back_update(gates, c, dc, dh * squashed)
+        _store(r.dc, dc_before, *place, inside=at.inside)
+        for k in range(one.GATES):
+            here = t, at.rows, at.columns + k * self.hidden
+            column = line.columns + k * self.hidden
+            _store(r.dterm, dz[k], *here, inside=at.inside)
+            total = one.sums(dz[k], recurrent[k].hat)
+            _store(r.dscale_h, total[1], t, column, inside=line.inside)
+            dstats = feature(r.dmean_h, t, column), feature(r.dvar_h, t, column)
+            scale = feature(r.scale_h, column)
+            dproduct = one.back(dz[k], scale, recurrent[k], total, dstats, self.batch)
+            _store(r.dproduct, dproduct, *here, inside=at.inside)
+        return ()
+
+    def back_product(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
+        """The gradient of h before a step, a tile of units, from those of the recurrent terms."""
+        width = one.GATES * self.hidden
+        at, _ = self.tile(j)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            left = _tile((self.rows, DEPTH), (0, i * DEPTH), (self.batch, width))
+            right = _tile((self.units, DEPTH), (j * self.units, i * DEPTH), (self.hidden, width))
+            dproduct = _load(r.dproduct, t, left.rows, left.columns, inside=left.inside)
+            w = _load(r.w, right.rows, right.columns, inside=right.inside)
+            return total + one.dot(dproduct, w, (1, 1))
+
+        zeros = jnp.zeros((self.rows, self.units), jnp.float32)
+        dh = _loop(pl.cdiv(width, DEPTH), add, zeros)
+        _store(r.dh, dh, at.rows, at.columns, inside=at.inside)
+        return ()
+
+
+class _ForwardRefs(NamedTuple):
+    """Arrays of a model, whole: the arguments and outputs of `_bn_lstm`."""
+
+    term: Any
+    w: Any
+    scale_h: Any
+    scale_c: Any
+    bias_c: Any
+    c_first: Any
+    h_first: Any
+
+    h: Any
+    c: Any
+    mean_h: Any
+    var_h: Any
+    mean_c: Any
+    var_c: Any
+
+
+class _BackwardRefs(NamedTuple):
+    """Arrays of a model, whole; those of features are sums of each step."""
+
+    term: Any
+    w: Any
+    scale_h: Any
+    scale_c: Any
+    bias_c: Any
+    c_first: Any
+    c: Any
+
+    # Cotangents of the outputs.
+    dh_out: Any
+    dc_out: Any
+    dmean_h: Any
+    dvar_h: Any
+    dmean_c: Any
+    dvar_c: Any
+
+    dproduct: Any  # [time, batch, 4 * hidden], before its step the recurrent terms themselves
+    dterm: Any  # [time, batch, 4 * hidden]
+    dscale_h: Any  # [time, 4 * hidden]
+    dscale_c: Any  # [time, hidden]
+    dbias_c: Any  # [time, hidden]
+    # Of the state after a step; at the end, of the first one.
+    dc: Any  # [batch, hidden]
+    dh: Any  # [batch, hidden]
+
+
+def forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+    """All steps by the kernel; the outputs are also all that backward needs."""
+    steps, batch, width = args[0].shape
+    hidden = width // one.GATES
+    shapes = [(steps, batch, hidden)] * 2 + [(steps, width)] * 2 + [(steps, hidden)] * 2
+    walk = _Walk(steps, batch, hidden, eps, _wait(backend))
+    return _call(walk, walk.forward, args, shapes, backend, one.flops(steps, batch, hidden))
+
+
+def backward(*operands: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+    """Gradients of all arguments, from the last step to the first.
+
+    The operands are the seven arguments, the six outputs and their cotangents.
+    """
+    args, (hs, cs), cotangents = operands[:7], operands[7:9], operands[13:]
+    *first, c, h = args
+    steps, batch, width = args[0].shape
+    hidden = width // one.GATES
+    product = functools.partial(
+        lax.dot_general, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    # Before each step h is known: the first one, then those of all steps but the last.
+    h_before = jnp.concatenate([h[None], hs[:-1]])
+    terms = product(h_before, args[1], (((2,), (0,)), ((), ())))
+    walk = _Walk(steps, batch, hidden, eps, _wait(backend))
+    dproduct, dterm, dscale_h, dscale_c, dbias_c, dc, dh = _call(
+        walk,
+        walk.backward,
+        (terms, *first, c, cs, *cotangents),
+        [terms.shape] * 2 + [(steps, width)] + [(steps, hidden)] * 2 + [c.shape] * 2,
+        backend,
+        one.flops(steps, batch, hidden),
+        input_output_aliases={0: 0},
+    )
+    dw = product(h_before, dproduct, (((0, 1), (0, 1)), ((), ())))
+    return dterm, dw, *(s.sum(0) for s in (dscale_h, dscale_c, dbias_c)), dc, dh
+
+
+def _wait(backend: _pallas.Backend) -> Callable[[], None]:
+    """What lets a block's threads wait for each other; the interpreter has one thread."""
+    if backend == "interpreter":
+        return lambda: None
+    from jax.experimental.pallas import triton
+
+    return triton.debug_barrier
+
+
+def _call(
+    walk: _Walk,
+    kernel: Callable[..., None],
+    args: Arrays,
+    shapes: list[tuple[int, ...]],
+    backend: _pallas.Backend,
+    flops: int,
+    **options: Any,
+) -> Arrays:
+    """Run a kernel, one program for a model, over whole arrays."""
+    if backend == "gpu":
+        from jax.experimental.pallas import triton
+
+        # Not pipelined: a load that is moved to the step before would read what is not written.
+        options["compiler_params"] = triton.CompilerParams(num_warps=WARPS, num_stages=1)
+    outputs = _pallas.pallas_call(
+        kernel,
+        *args,
+        backend=backend,
+        flops=flops,
+        transcendentals=5 * walk.steps * walk.batch * walk.hidden,
+        grid=(1,),
+        take=[_whole(arg.shape) for arg in args],
+        give=[(shape, jnp.float32, *_whole(shape)) for shape in shapes],
+        **options,
+    )
+    return tuple(outputs)
+
+
+def _whole(shape: tuple[int, ...]) -> Any:
+    return shape, lambda i: (0,) * len(shape)
