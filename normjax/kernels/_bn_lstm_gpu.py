@@ -36,7 +36,7 @@ from normjax.kernels import _bn_lstm_step as one
 from normjax.kernels import _pallas
 
 WARPS = 8  # 256 threads: each may have up to 255 registers
-TILE = 2**12  # values of a tile of units: 16 registers of each thread
+TILE = 2**11  # values of a tile of units: 8 registers of each thread
 LEAST = 16  # rows, units and depth of a product, at least
 DEPTH = 32  # of a product's slice: what is in shared memory at a time
 WORK = 2**24  # operations of a step's products
