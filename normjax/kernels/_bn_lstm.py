@@ -19,22 +19,21 @@ from jax import lax
 
 from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
-from normjax.kernels import _bn_lstm_gpu, _bn_lstm_tpu, _pallas
 from normjax.kernels import _bn_lstm_step as one
-
-# The kernels of each backend. A test may have those for a GPU interpreted instead.
-KERNELS: dict[_pallas.Backend, ModuleType] = {
-    "tpu": _bn_lstm_tpu,
-    "gpu": _bn_lstm_gpu,
-    "interpreter": _bn_lstm_tpu,
-}
+from normjax.kernels import _pallas, _registry
+from normjax.kernels._registry import Backend
 
 
 def fits(batch: int, hidden: int) -> bool:
     """Whether some backend's kernel takes a batch of so many rows."""
     if not isinstance(batch, int):  # a symbol of an exported program
         return False
-    return any(kernels.fits(batch, hidden) for kernels in KERNELS.values())
+    backends = {*_registry.platforms("bn_lstm").values()}
+    return any(_kernel(backend).fits(batch, hidden) for backend in backends)
+
+
+def _kernel(backend: Backend) -> Any:
+    return _registry.load_kernel("bn_lstm", backend)
 
 
 def run(
@@ -49,8 +48,9 @@ def run(
 ) -> tuple[jax.Array, jax.Array, Arrays, Arrays]:
     """Walk `term`; return h, c, and mean and variance of the recurrent term and of the cell."""
     _, batch, width = term.shape
-    found = _pallas.platforms(term, lambda backend: KERNELS[backend].fits(batch, width // 4))
-    kernels = tuple((name, KERNELS[backend], backend) for name, backend in found.items())
+    takes = lambda backend: _kernel(backend).fits(batch, width // 4)  # noqa: E731
+    found = _pallas.platforms("bn_lstm", term, takes)
+    kernels = tuple((name, _kernel(backend), backend) for name, backend in found.items())
     recurrence = _recurrence(*eps, kernels)
     hs, cs, mean_h, var_h, mean_c, var_c = recurrence(term, w_h, scale_h, scale_c, bias_c, c, h)
     return hs, cs, (mean_h, var_h), (mean_c, var_c)
@@ -58,13 +58,17 @@ def run(
 
 @functools.lru_cache(maxsize=16)
 def _recurrence(
-    eps_h: float, eps_c: float, kernels: tuple[tuple[str, ModuleType, _pallas.Backend], ...]
+    eps_h: float, eps_c: float, kernels: tuple[tuple[str, ModuleType, Backend], ...]
 ) -> Any:
     """The recurrence, one function for each eps and its kernels, so that JAX compiles it once."""
     how = {"eps": (eps_h, eps_c)}
     plain, plain_backward = (functools.partial(f, **how) for f in (_plain, _plain_backward))
-    forwards = [(name, functools.partial(m.forward, backend=b, **how)) for name, m, b in kernels]
-    backwards = [(name, functools.partial(m.backward, backend=b, **how)) for name, m, b in kernels]
+    forwards = [
+        (name, functools.partial(m.kernel_forward, backend=b, **how)) for name, m, b in kernels
+    ]
+    backwards = [
+        (name, functools.partial(m.kernel_backward, backend=b, **how)) for name, m, b in kernels
+    ]
 
     def forward(*args: jax.Array) -> tuple[Arrays, Arrays]:
         outputs = by_platform(plain, forwards, *args)

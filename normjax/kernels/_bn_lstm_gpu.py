@@ -33,10 +33,13 @@ from jax.experimental import pallas as pl
 
 from normjax._internal._paired import Arrays
 from normjax.kernels import _bn_lstm_step as one
-from normjax.kernels import _pallas
+from normjax.kernels import _pallas, _registry
+from normjax.kernels._registry import Backend
 
 WARPS = 8  # 256 threads: each may have up to 255 registers
-TILE = 2**11  # values of a tile of units: 8 registers of each thread
+# Values of a tile of units. An array of one takes 16 registers of each thread forward, 8 backward,
+# where the most arrays are alive, and 32 in the product backward, where there is one.
+FORWARD, BACKWARD, PRODUCT = 2**12, 2**11, 2**13
 LEAST = 16  # rows, units and depth of a product, at least
 DEPTH = 32  # of a product's slice: what is in shared memory at a time
 WORK = 2**24  # operations of a step's products
@@ -45,12 +48,14 @@ WORK = 2**24  # operations of a step's products
 def fits(batch: int, hidden: int) -> bool:
     """Whether a tile stays in registers, and one multiprocessor is enough for a model.
 
-    Backward has about 12 tiles alive at a time, 192 registers of 255; a tile has at least 16
-    units. Shared memory holds the slices of a product, less than 64 KiB then. One multiprocessor
-    of an H100 has 128 float32 units, so a step of more than `WORK` takes longer than the scan's
-    launches, and with one model nothing else would run.
+    A thread has 255 registers. Forward has the four products and four arrays more alive, 128 of
+    them; backward has the four gates, their four normalized terms and about five arrays more, 104.
+    The rest are addresses. A tile has at least 16 units, so that backward takes up to 128 rows.
+    Shared memory holds two operands of a product, at most 32 KiB. One multiprocessor of an H100
+    has 128 float32 units: for more than `WORK` operations a step it takes as long as the launches
+    of the scan, and with one model all others stand idle.
     """
-    return _power(batch) * LEAST <= TILE and 8 * batch * hidden * hidden <= WORK
+    return _power(batch) * LEAST <= BACKWARD and 8 * batch * hidden * hidden <= WORK
 
 
 def _power(n: int, least: int = LEAST) -> int:
@@ -72,18 +77,18 @@ def _tile(shape: tuple[int, int], first: tuple[Any, Any], end: tuple[int, int]) 
     return _Tile(rows, columns, (rows < end[0]) & (columns < end[1]))
 
 
+def _triton() -> Any:
+    return _registry.triton()
+
+
 def _load(ref: Any, *index: Any, inside: jax.Array) -> jax.Array:
     """Read values, 0 where there is none."""
-    from jax.experimental.pallas import triton
-
-    return triton.load(ref.at[index], mask=inside, other=0.0)
+    return _triton().load(ref.at[index], mask=inside, other=0.0)
 
 
 def _store(ref: Any, value: jax.Array, *index: Any, inside: jax.Array) -> None:
     """Write the values that there are."""
-    from jax.experimental.pallas import triton
-
-    triton.store(ref.at[index], value, mask=inside)
+    _triton().store(ref.at[index], value, mask=inside)
 
 
 def _before(ref: Any, first: Any, t: jax.Array, at: _Tile) -> jax.Array:
@@ -120,31 +125,28 @@ class _Walk:
         """Rows of a tile: the batch."""
         return _power(self.batch)
 
-    @property
-    def units(self) -> int:
-        """Columns of a tile."""
-        return min(TILE // self.rows, _power(self.hidden))
+    def tiles(self, values: int) -> int:
+        """How many tiles of so many values there are."""
+        return pl.cdiv(self.hidden, self.units(values))
 
-    def tile(self, j: jax.Array) -> tuple[_Tile, _Tile]:
+    def units(self, values: int) -> int:
+        """Columns of a tile of so many values."""
+        return min(values // self.rows, _power(self.hidden))
+
+    def tile(self, values: int, j: jax.Array) -> tuple[_Tile, _Tile]:
         """The j-th tile of units: of all rows, and of features, `[1, units]`."""
-        first, end = j * self.units, (self.batch, self.hidden)
-        whole = _tile((self.rows, self.units), (0, first), end)
-        return whole, _tile((1, self.units), (0, first), end)
+        units = self.units(values)
+        first, end = j * units, (self.batch, self.hidden)
+        return _tile((self.rows, units), (0, first), end), _tile((1, units), (0, first), end)
 
-    def forward(self, *refs: Any) -> None:
-        """Walk all steps of a model."""
-        r = _ForwardRefs(*refs)
-
-        def step(t: jax.Array, _: Any) -> Any:
-            _loop(pl.cdiv(self.hidden, self.units), functools.partial(self.forward_tile, r, t))
-            self.wait()
-            return ()
-
-        _loop(self.steps, step)
+    def forward(self, r: _ForwardRefs, t: jax.Array) -> None:
+        """One step forward."""
+        _loop(self.tiles(FORWARD), functools.partial(self.forward_tile, r, t))
+        self.wait()
 
     def forward_tile(self, r: _ForwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """One step of a tile of units."""
-        at, line = self.tile(j)
+        at, line = self.tile(FORWARD, j)
         z = []
         for k, product in enumerate(self.products(r, t, j)):
             x = one.normalize(product, self.eps[0], self.batch, at.inside)
@@ -152,8 +154,8 @@ class _Walk:
             _store(r.mean_h, x.mean, t, place, inside=line.inside)
             _store(r.var_h, x.var, t, place, inside=line.inside)
             scale = _load(r.scale_h, place, inside=line.inside)
-            place = at.rows, at.columns + k * self.hidden
-            z.append(_load(r.term, t, *place, inside=at.inside) + x.hat * scale)
+            here = at.rows, at.columns + k * self.hidden
+            z.append(_load(r.term, t, *here, inside=at.inside) + x.hat * scale)
         c, (_, _, _, o) = one.update(z, _before(r.c, r.c_first, t, at))
         cell = one.normalize(c, self.eps[1], self.batch, at.inside)
         scale, bias = (_load(v, line.columns, inside=line.inside) for v in (r.scale_c, r.bias_c))
@@ -166,11 +168,12 @@ class _Walk:
 
     def products(self, r: _ForwardRefs, t: jax.Array, j: jax.Array) -> list[jax.Array]:
         """The recurrent terms of a tile's gates, `[rows, units]` each."""
+        units = self.units(FORWARD)
 
         def add(i: jax.Array, totals: Any) -> Any:
             left = _tile((self.rows, DEPTH), (0, i * DEPTH), (self.batch, self.hidden))
             h = _before(r.h, r.h_first, t, left)
-            right = _tile((DEPTH, self.units), (i * DEPTH, j * self.units), (self.hidden,) * 2)
+            right = _tile((DEPTH, units), (i * DEPTH, j * units), (self.hidden, self.hidden))
             return [
                 total
                 + one.dot(
@@ -181,28 +184,19 @@ class _Walk:
                 for k, total in enumerate(totals)
             ]
 
-        zeros = [jnp.zeros((self.rows, self.units), jnp.float32)] * one.GATES
+        zeros = [jnp.zeros((self.rows, units), jnp.float32)] * one.GATES
         return _loop(pl.cdiv(self.hidden, DEPTH), add, zeros)
 
-    def backward(self, *refs: Any) -> None:
-        """Walk all steps of a model from the last to the first."""
-        # The first reference is that of the first output.
-        r = _BackwardRefs(*refs[1:])
-
-        def step(i: jax.Array, _: Any) -> Any:
-            t = self.steps - 1 - i
-            tiles = pl.cdiv(self.hidden, self.units)
-            _loop(tiles, functools.partial(self.backward_tile, r, t))
-            self.wait()
-            _loop(tiles, functools.partial(self.back_product, r, t))
-            self.wait()
-            return ()
-
-        _loop(self.steps, step)
+    def backward(self, r: _BackwardRefs, t: jax.Array) -> None:
+        """One step backward."""
+        _loop(self.tiles(BACKWARD), functools.partial(self.backward_tile, r, t))
+        self.wait()
+        _loop(self.tiles(PRODUCT), functools.partial(self.back_product, r, t))
+        self.wait()
 
     def backward_tile(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """One step of a tile of units, made again and differentiated."""
-        at, line = self.tile(j)
+        at, line = self.tile(BACKWARD, j)
         place = at.rows, at.columns
 
         def feature(ref: Any, *index: Any) -> jax.Array:
@@ -253,17 +247,17 @@ class _Walk:
 
     def back_product(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """The gradient of h before a step, a tile of units, from those of the recurrent terms."""
-        width = one.GATES * self.hidden
-        at, _ = self.tile(j)
+        width, units = one.GATES * self.hidden, self.units(PRODUCT)
+        at, _ = self.tile(PRODUCT, j)
 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             left = _tile((self.rows, DEPTH), (0, i * DEPTH), (self.batch, width))
-            right = _tile((self.units, DEPTH), (j * self.units, i * DEPTH), (self.hidden, width))
+            right = _tile((units, DEPTH), (j * units, i * DEPTH), (self.hidden, width))
             dproduct = _load(r.dproduct, t, left.rows, left.columns, inside=left.inside)
             w = _load(r.w, right.rows, right.columns, inside=right.inside)
             return total + one.dot(dproduct, w, (1, 1))
 
-        zeros = jnp.zeros((self.rows, self.units), jnp.float32)
+        zeros = jnp.zeros((self.rows, units), jnp.float32)
         dh = _loop(pl.cdiv(width, DEPTH), add, zeros)
         _store(r.dh, dh, at.rows, at.columns, inside=at.inside)
         return ()
@@ -288,9 +282,16 @@ class _ForwardRefs(NamedTuple):
     var_c: Any
 
 
+def _forward_kernel(*refs: Any, walk: _Walk) -> None:
+    """All steps of a model, from the first to the last."""
+    r = _ForwardRefs(*refs)
+    _loop(walk.steps, lambda t, _: walk.forward(r, t) or ())
+
+
 class _BackwardRefs(NamedTuple):
     """Arrays of a model, whole; those of features are sums of each step."""
 
+    product: Any  # the recurrent terms, which `dproduct` starts as
     term: Any
     w: Any
     scale_h: Any
@@ -317,16 +318,22 @@ class _BackwardRefs(NamedTuple):
     dh: Any  # [batch, hidden]
 
 
-def forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+def _backward_kernel(*refs: Any, walk: _Walk) -> None:
+    """All steps of a model, from the last to the first."""
+    r = _BackwardRefs(*refs)
+    _loop(walk.steps, lambda i, _: walk.backward(r, walk.steps - 1 - i) or ())
+
+
+def kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """All steps by the kernel; the outputs are also all that backward needs."""
     steps, batch, width = args[0].shape
     hidden = width // one.GATES
     shapes = [(steps, batch, hidden)] * 2 + [(steps, width)] * 2 + [(steps, hidden)] * 2
     walk = _Walk(steps, batch, hidden, eps, _wait(backend))
-    return _call(walk, walk.forward, args, shapes, backend, one.flops(steps, batch, hidden))
+    return _call(walk, _forward_kernel, args, shapes, backend)
 
 
-def backward(*operands: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+def kernel_backward(*operands: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """Gradients of all arguments, from the last step to the first.
 
     The operands are the seven arguments, the six outputs and their cotangents.
@@ -344,24 +351,22 @@ def backward(*operands: jax.Array, eps: tuple[float, float], backend: _pallas.Ba
     walk = _Walk(steps, batch, hidden, eps, _wait(backend))
     dproduct, dterm, dscale_h, dscale_c, dbias_c, dc, dh = _call(
         walk,
-        walk.backward,
+        _backward_kernel,
         (terms, *first, c, cs, *cotangents),
         [terms.shape] * 2 + [(steps, width)] + [(steps, hidden)] * 2 + [c.shape] * 2,
         backend,
-        one.flops(steps, batch, hidden),
         input_output_aliases={0: 0},
     )
     dw = product(h_before, dproduct, (((0, 1), (0, 1)), ((), ())))
     return dterm, dw, *(s.sum(0) for s in (dscale_h, dscale_c, dbias_c)), dc, dh
 
 
-def _wait(backend: _pallas.Backend) -> Callable[[], None]:
+def _wait(backend: Backend) -> Callable[[], None]:
     """What lets a block's threads wait for each other; the interpreter has one thread."""
     if backend == "interpreter":
         return lambda: None
-    from jax.experimental.pallas import triton
-
-    return triton.debug_barrier
+    wait: Callable[[], None] = _triton().debug_barrier
+    return wait
 
 
 def _call(
@@ -369,21 +374,18 @@ def _call(
     kernel: Callable[..., None],
     args: Arrays,
     shapes: list[tuple[int, ...]],
-    backend: _pallas.Backend,
-    flops: int,
+    backend: Backend,
     **options: Any,
 ) -> Arrays:
     """Run a kernel, one program for a model, over whole arrays."""
     if backend == "gpu":
-        from jax.experimental.pallas import triton
-
         # Not pipelined: a load that is moved to the step before would read what is not written.
-        options["compiler_params"] = triton.CompilerParams(num_warps=WARPS, num_stages=1)
+        options["compiler_params"] = _triton().CompilerParams(num_warps=WARPS, num_stages=1)
     outputs = _pallas.pallas_call(
-        kernel,
+        functools.partial(kernel, walk=walk),
         *args,
         backend=backend,
-        flops=flops,
+        flops=one.flops(walk.steps, walk.batch, walk.hidden),
         transcendentals=5 * walk.steps * walk.batch * walk.hidden,
         grid=(1,),
         take=[_whole(arg.shape) for arg in args],

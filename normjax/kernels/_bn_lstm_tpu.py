@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu
 from normjax._internal._paired import Arrays
 from normjax.kernels import _bn_lstm_step as one
 from normjax.kernels import _pallas
+from normjax.kernels._registry import Backend
 
 ON_CHIP = 12 * 2**20  # bytes; a core has 16 MiB or more for the blocks of a program
 
@@ -149,7 +150,7 @@ def _backward_kernel(*refs: Any, eps: tuple[float, float]) -> None:
     r.dh[...] = dh_before
 
 
-def forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+def kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """All steps by the kernel; the outputs are also all that backward needs."""
     steps, batch, width = args[0].shape
     hidden = width // 4
@@ -171,7 +172,7 @@ def forward(*args: jax.Array, eps: tuple[float, float], backend: _pallas.Backend
     return h, c, *(s.reshape(steps, -1) for s in stats)
 
 
-def backward(*operands: jax.Array, eps: tuple[float, float], backend: _pallas.Backend) -> Arrays:
+def kernel_backward(*operands: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
     """Gradients of all arguments, from the last step to the first.
 
     The operands are the seven arguments, the six outputs and their cotangents.
