@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -139,10 +139,11 @@ class _Walk:
         first, end = j * units, (self.batch, self.hidden)
         return _tile((self.rows, units), (0, first), end), _tile((1, units), (0, first), end)
 
-    def forward(self, r: _ForwardRefs, t: jax.Array) -> None:
+    def forward(self, r: _ForwardRefs, t: jax.Array, _: Any) -> Any:
         """One step forward."""
         _loop(self.tiles(FORWARD), functools.partial(self.forward_tile, r, t))
         self.wait()
+        return ()
 
     def forward_tile(self, r: _ForwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """One step of a tile of units."""
@@ -187,12 +188,14 @@ class _Walk:
         zeros = [jnp.zeros((self.rows, units), jnp.float32)] * one.GATES
         return _loop(pl.cdiv(self.hidden, DEPTH), add, zeros)
 
-    def backward(self, r: _BackwardRefs, t: jax.Array) -> None:
-        """One step backward."""
+    def backward(self, r: _BackwardRefs, i: jax.Array, _: Any) -> Any:
+        """One step backward, the i-th before the last."""
+        t = self.steps - 1 - i
         _loop(self.tiles(BACKWARD), functools.partial(self.backward_tile, r, t))
         self.wait()
         _loop(self.tiles(PRODUCT), functools.partial(self.back_product, r, t))
         self.wait()
+        return ()
 
     def backward_tile(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """One step of a tile of units, made again and differentiated."""
@@ -284,8 +287,7 @@ class _ForwardRefs(NamedTuple):
 
 def _forward_kernel(*refs: Any, walk: _Walk) -> None:
     """All steps of a model, from the first to the last."""
-    r = _ForwardRefs(*refs)
-    _loop(walk.steps, lambda t, _: walk.forward(r, t) or ())
+    _loop(walk.steps, functools.partial(walk.forward, _ForwardRefs(*refs)))
 
 
 class _BackwardRefs(NamedTuple):
@@ -320,8 +322,7 @@ class _BackwardRefs(NamedTuple):
 
 def _backward_kernel(*refs: Any, walk: _Walk) -> None:
     """All steps of a model, from the last to the first."""
-    r = _BackwardRefs(*refs)
-    _loop(walk.steps, lambda i, _: walk.backward(r, walk.steps - 1 - i) or ())
+    _loop(walk.steps, functools.partial(walk.backward, _BackwardRefs(*refs)))
 
 
 def kernel_forward(*args: jax.Array, eps: tuple[float, float], backend: Backend) -> Arrays:
@@ -373,7 +374,7 @@ def _call(
     walk: _Walk,
     kernel: Callable[..., None],
     args: Arrays,
-    shapes: list[tuple[int, ...]],
+    shapes: Sequence[tuple[int, ...]],
     backend: Backend,
     **options: Any,
 ) -> Arrays:
