@@ -12,7 +12,7 @@ from benchmarks.compilers import norms, targets
 
 RESULTS = targets.ROOT / "results" / "compilers"
 README = targets.ROOT / "benchmarks" / "README.md"
-PARTS = ("norms", "recurrent", "slices")
+PARTS = ("norms", "resources", "recurrent", "slices")
 
 
 def text(record: dict[str, Any]) -> str:
@@ -42,6 +42,8 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
     target = record["target"]
     if record["norms"]:
         yield _norms(record["norms"], target)
+    if record.get("resources"):
+        yield _resources(record["resources"])
     if record["recurrent"]:
         yield _recurrent(record["recurrent"])
     if record["slices"]:
@@ -67,6 +69,22 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
         rows.append([f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts])
     heads = ("aim", "XLA", "kernel", "Flax", "kernels launched", "MB temporary")
     return _table(("norm", "dtype"), heads, rows)
+
+
+def _resources(records: Sequence[dict[str, Any]]) -> str:
+    """One line a program: a number for each kernel of Pallas, or the largest of XLA's."""
+    heads = {"threads": "threads", "registers": "registers", "spill_bytes": "bytes spilled"}
+    heads |= {"shared_bytes": "KiB shared", "vmem_bytes": "KiB of VMEM"}
+    fields = [field for field in heads if field in records[0]]
+    rows = []
+    for r in records:
+        cells = []
+        for field in fields:
+            unit = 1024 if field in ("shared_bytes", "vmem_bytes") else 1
+            cells.append("/".join(f"{v / unit:.1f}".removesuffix(".0") for v in r[field]))
+        by = {"kernel": "kernel", "xla": "XLA, largest"}[r["impl"]]
+        rows.append([r["program"], r["dtype"], by, *cells])
+    return _table(("program", "dtype", "by"), [heads[f] for f in fields], rows)
 
 
 def _recurrent(records: Sequence[dict[str, Any]]) -> str:
