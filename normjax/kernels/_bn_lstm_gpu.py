@@ -48,12 +48,12 @@ WORK = 2**24  # operations of a step's products
 def fits(batch: int, hidden: int) -> bool:
     """Whether a tile stays in registers, and one multiprocessor is enough for a model.
 
-    A thread has 255 registers. Forward has the four products and four arrays more alive, 128 of
-    them; backward has the four gates, their four normalized terms and about five arrays more, 104.
-    The rest are addresses. A tile has at least 16 units, so that backward takes up to 128 rows.
-    Shared memory holds two operands of a product, at most 32 KiB. One multiprocessor of an H100
-    has 128 float32 units: for more than `WORK` operations a step it takes as long as the launches
-    of the scan, and with one model all others stand idle.
+    A thread has 255 registers. Forward, four products and about four arrays more are alive: 128 of
+    them; backward, two gates, their normalized terms and about five arrays more: 72. Addresses and
+    operands take the rest. A tile has at least 16 units, so that backward takes up to 128 rows.
+    Shared memory holds two operands of a product, at most 66 KiB of 227. One multiprocessor of an
+    H100 has 128 float32 units: for more than `WORK` operations a step it takes as long as the
+    launches of the scan, and with one model all others stand idle.
     """
     return _power(batch) * LEAST <= BACKWARD and 8 * batch * hidden * hidden <= WORK
 
@@ -198,55 +198,77 @@ class _Walk:
         return ()
 
     def backward_tile(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
-        """One step of a tile of units, made again and differentiated."""
+        """One step of a tile of units, made again and differentiated.
+
+        Gate by gate, so that few arrays are alive at a time: the output's first, which the cell's
+        gradient needs, the forget gate last.
+        """
         at, line = self.tile(BACKWARD, j)
         place = at.rows, at.columns
+        gate, back = (functools.partial(f, r, t, at, line) for f in (self.gate, self.back_gate))
 
         def feature(ref: Any, *index: Any) -> jax.Array:
-            return _load(ref, *index, inside=line.inside)
-
-        # The step again.
-        z, recurrent = [], []
-        for k in range(one.GATES):
-            here = t, at.rows, at.columns + k * self.hidden
-            product = _load(r.dproduct, *here, inside=at.inside)
-            x = one.normalize(product, self.eps[0], self.batch, at.inside)
-            scale = feature(r.scale_h, line.columns + k * self.hidden)
-            z.append(_load(r.term, *here, inside=at.inside) + x.hat * scale)
-            recurrent.append(x)
-        c = _before(r.c, r.c_first, t, at)
-        _, gates = one.update(z, c)
-        c_new = _load(r.c, t, *place, inside=at.inside)
-        cell = one.normalize(c_new, self.eps[1], self.batch, at.inside)
-        scale_c = feature(r.scale_c, line.columns)
-        squashed = jnp.tanh(cell.hat * scale_c + feature(r.bias_c, line.columns))
+            return _load(ref, *index, line.columns, inside=line.inside)
 
         # The output, and the norm of the cell; after the last step there is no gradient.
+        z, recurrent = gate(3)
+        o = jax.nn.sigmoid(z)
+        c_new = _load(r.c, t, *place, inside=at.inside)
+        cell = one.normalize(c_new, self.eps[1], self.batch, at.inside)
+        scale_c = feature(r.scale_c)
+        squashed = jnp.tanh(cell.hat * scale_c + feature(r.bias_c))
         later = at.inside & (t < self.steps - 1)
         dh = _load(r.dh_out, t, *place, inside=at.inside) + _load(r.dh, *place, inside=later)
-        dc = _load(r.dc_out, t, *place, inside=at.inside) + _load(r.dc, *place, inside=later)
-        dnormalized = dh * gates[3] * (1 - squashed * squashed)
+        dnormalized = dh * o * (1 - squashed * squashed)
         total = one.sums(dnormalized, cell.hat)
         _store(r.dbias_c, total[0], t, line.columns, inside=line.inside)
         _store(r.dscale_c, total[1], t, line.columns, inside=line.inside)
-        dstats = feature(r.dmean_c, t, line.columns), feature(r.dvar_c, t, line.columns)
-        dc = dc + one.back(dnormalized, scale_c, cell, total, dstats, self.batch)
+        dstats = feature(r.dmean_c, t), feature(r.dvar_c, t)
+        dc = one.back(dnormalized, scale_c, cell, total, dstats, self.batch)
         dc = jnp.where(at.inside, dc, 0.0)
+        dc += _load(r.dc_out, t, *place, inside=at.inside) + _load(r.dc, *place, inside=later)
+        back(3, dh * squashed * o * (1 - o), recurrent)
 
-        # The gates, and the norm of each one's recurrent term.
-        dc_before, dz = one.back_update(gates, c, dc, dh * squashed)
-        _store(r.dc, dc_before, *place, inside=at.inside)
-        for k in range(one.GATES):
-            here = t, at.rows, at.columns + k * self.hidden
-            column = line.columns + k * self.hidden
-            _store(r.dterm, dz[k], *here, inside=at.inside)
-            total = one.sums(dz[k], recurrent[k].hat)
-            _store(r.dscale_h, total[1], t, column, inside=line.inside)
-            dstats = feature(r.dmean_h, t, column), feature(r.dvar_h, t, column)
-            scale = feature(r.scale_h, column)
-            dproduct = one.back(dz[k], scale, recurrent[k], total, dstats, self.batch)
-            _store(r.dproduct, dproduct, *here, inside=at.inside)
+        (z_i, recurrent_i), (z_g, recurrent_g) = gate(0), gate(2)
+        i, g = jax.nn.sigmoid(z_i), jnp.tanh(z_g)
+        back(0, dc * g * i * (1 - i), recurrent_i)
+        back(2, dc * i * (1 - g * g), recurrent_g)
+
+        z, recurrent = gate(1)
+        f = jax.nn.sigmoid(z)
+        _store(r.dc, dc * f, *place, inside=at.inside)
+        back(1, dc * _before(r.c, r.c_first, t, at) * f * (1 - f), recurrent)
         return ()
+
+    def gate(
+        self, r: _BackwardRefs, t: jax.Array, at: _Tile, line: _Tile, k: int
+    ) -> tuple[jax.Array, one.Normalized]:
+        """Gate k of a tile before its nonlinearity, and its normalized recurrent term."""
+        here = t, at.rows, at.columns + k * self.hidden
+        product = _load(r.dproduct, *here, inside=at.inside)
+        recurrent = one.normalize(product, self.eps[0], self.batch, at.inside)
+        scale = _load(r.scale_h, line.columns + k * self.hidden, inside=line.inside)
+        return _load(r.term, *here, inside=at.inside) + recurrent.hat * scale, recurrent
+
+    def back_gate(
+        self,
+        r: _BackwardRefs,
+        t: jax.Array,
+        at: _Tile,
+        line: _Tile,
+        k: int,
+        dz: jax.Array,
+        recurrent: one.Normalized,
+    ) -> None:
+        """Write the gradients of gate k before its nonlinearity and of its recurrent term."""
+        here, column = (t, at.rows, at.columns + k * self.hidden), line.columns + k * self.hidden
+        _store(r.dterm, dz, *here, inside=at.inside)
+        total = one.sums(dz, recurrent.hat)
+        _store(r.dscale_h, total[1], t, column, inside=line.inside)
+        scale = _load(r.scale_h, column, inside=line.inside)
+        dmean, dvar = (_load(v, t, column, inside=line.inside) for v in (r.dmean_h, r.dvar_h))
+        dproduct = one.back(dz, scale, recurrent, total, (dmean, dvar), self.batch)
+        _store(r.dproduct, dproduct, *here, inside=at.inside)
 
     def back_product(self, r: _BackwardRefs, t: jax.Array, j: jax.Array, _: Any) -> Any:
         """The gradient of h before a step, a tile of units, from those of the recurrent terms."""

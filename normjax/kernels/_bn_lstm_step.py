@@ -78,20 +78,6 @@ def update(z: Sequence[jax.Array], c: jax.Array) -> tuple[jax.Array, Any]:
     return f * c + i * g, (i, f, g, o)
 
 
-def back_update(
-    gates: Any, c: jax.Array, dc: jax.Array, do: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The gradients of the cell before the step, and of the gates before their nonlinearities."""
-    i, f, g, o = gates
-    dz = (
-        dc * g * i * (1 - i),
-        dc * c * f * (1 - f),
-        dc * i * (1 - g * g),
-        do * o * (1 - o),
-    )
-    return dc * f, dz
-
-
 def gates_first(
     term: jax.Array, w: jax.Array, scale_h: jax.Array, scale_c: jax.Array, bias_c: jax.Array
 ) -> Arrays:

@@ -76,6 +76,20 @@ def _forward_kernel(*refs: Any, eps: tuple[float, float]) -> None:
     r.mean_c[0], r.var_c[0] = mean_c, var_c
 
 
+def _back_update(
+    gates: Any, c: jax.Array, dc: jax.Array, do: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The gradients of the cell before the step, and of the gates before their nonlinearities."""
+    i, f, g, o = gates
+    dz = (
+        dc * g * i * (1 - i),
+        dc * c * f * (1 - f),
+        dc * i * (1 - g * g),
+        do * o * (1 - o),
+    )
+    return dc * f, dz
+
+
 class _BackwardRefs(NamedTuple):
     """Blocks of a step backward: what it reads, and the gradients that it writes or adds to."""
 
@@ -136,7 +150,7 @@ def _backward_kernel(*refs: Any, eps: tuple[float, float]) -> None:
     dc += one.back(dnormalized, r.scale_c[...], cell, total, dstats, count)
 
     # The gates, and the norm of each one's recurrent term.
-    r.dc[...], dz = one.back_update(opened, c, dc, dh * squashed)
+    r.dc[...], dz = _back_update(opened, c, dc, dh * squashed)
     dh_before = jnp.zeros(h.shape, jnp.float32)
     for k in range(4):
         r.dterm[0, k] = dz[k]
