@@ -10,8 +10,8 @@ gates and cell, is made of what the tile's threads hold. h and c of the step bef
 the outputs, that is from the caches, after all threads of the block have written theirs.
 
 Backward, the recurrent terms of all steps are one product before the walk, since h is known, and
-the gradient of the weights is one after it. The walk takes these terms, writes their gradients in
-their place, and sums over the batch at each step what scale and bias need.
+the gradient of the weights is one after it. The walk takes these and the input terms, writes their
+gradients in their place, and sums over the batch at each step what scale and bias need.
 
 Triton's blocks are powers of two; rows and units beyond the end are masked. Why Triton and not
 Mosaic GPU: there `dot_general` has no lowering (JAX 0.10.2), and its own product, `wgmma`, rounds
@@ -205,7 +205,8 @@ class _Walk:
         """
         at, line = self.tile(BACKWARD, j)
         place = at.rows, at.columns
-        gate, back = (functools.partial(f, r, t, at, line) for f in (self.gate, self.back_gate))
+        gate = functools.partial(self.gate, r, t, at, line)
+        back = functools.partial(self.back_gate, r, t, at, line)
 
         def feature(ref: Any, *index: Any) -> jax.Array:
             return _load(ref, *index, line.columns, inside=line.inside)
@@ -248,7 +249,7 @@ class _Walk:
         product = _load(r.dproduct, *here, inside=at.inside)
         recurrent = one.normalize(product, self.eps[0], self.batch, at.inside)
         scale = _load(r.scale_h, line.columns + k * self.hidden, inside=line.inside)
-        return _load(r.term, *here, inside=at.inside) + recurrent.hat * scale, recurrent
+        return _load(r.dterm, *here, inside=at.inside) + recurrent.hat * scale, recurrent
 
     def back_gate(
         self,
@@ -315,7 +316,8 @@ def _forward_kernel(*refs: Any, walk: _Walk) -> None:
 class _BackwardRefs(NamedTuple):
     """Arrays of a model, whole; those of features are sums of each step."""
 
-    product: Any  # the recurrent terms, which `dproduct` starts as
+    # What `dproduct` and `dterm` start as: they are read there.
+    product: Any
     term: Any
     w: Any
     scale_h: Any
@@ -332,8 +334,9 @@ class _BackwardRefs(NamedTuple):
     dmean_c: Any
     dvar_c: Any
 
-    dproduct: Any  # [time, batch, 4 * hidden], before its step the recurrent terms themselves
-    dterm: Any  # [time, batch, 4 * hidden]
+    # [time, batch, 4 * hidden]: recurrent and input terms, and after a step their gradients.
+    dproduct: Any
+    dterm: Any
     dscale_h: Any  # [time, 4 * hidden]
     dscale_c: Any  # [time, hidden]
     dbias_c: Any  # [time, hidden]
@@ -378,7 +381,7 @@ def kernel_backward(*operands: jax.Array, eps: tuple[float, float], backend: Bac
         (terms, *first, c, cs, *cotangents),
         [terms.shape] * 2 + [(steps, width)] + [(steps, hidden)] * 2 + [c.shape] * 2,
         backend,
-        input_output_aliases={0: 0},
+        input_output_aliases={0: 0, 1: 1},
     )
     dw = product(h_before, dproduct, (((0, 1), (0, 1)), ((), ())))
     return dterm, dw, *(s.sum(0) for s in (dscale_h, dscale_c, dbias_c)), dc, dh
