@@ -1,4 +1,4 @@
-"""What running statistics are worth after few updates, with and without their start (`debias`).
+"""What running statistics are worth after few updates, by what `debias` makes of their start.
 
     python -m benchmarks.early [--quick] [--json=FILE]
 
@@ -25,11 +25,13 @@ from normjax import recurrent
 
 HIDDEN, BATCH, TRAIN = 64, 100, 1400
 STEPS = {"rows": 8, "pixels": 64}
+KINDS = {"plain": False, "debiased": True, "warmup": "warmup"}
 ARMS = {
-    f"{'debiased' if debias else 'plain'} {decay}": {"debias": debias, "decay": decay}
+    f"{kind} {decay}": {"debias": debias, "decay": decay}
     for decay in (0.99, 0.9)
-    for debias in (False, True)
+    for kind, debias in KINDS.items()
 }
+ARMS["last batch"] = {"decay": 0.0}  # the least delay that there is: one update
 
 
 def data(order: str, seed: int) -> tuple[jax.Array, jax.Array]:

@@ -71,6 +71,11 @@ def pytest_configure(config):
         os.environ[setting.upper()] = str(value)  # of commands that tests start, again and again
 
 
+def pytest_xdist_auto_num_workers(config):
+    """With `-n auto`, one worker more than CPUs for slow tests: many wait for other processes."""
+    return (os.cpu_count() or 1) + 1 if config.getoption("markexpr") == "slow" else None
+
+
 def pytest_collection_modifyitems(items):
     """Run the tests marked `optimized` last: switching the optimizer empties JAX's caches."""
     items.sort(key=lambda item: item.get_closest_marker("optimized") is not None)

@@ -60,14 +60,18 @@ def _crc(value: Any) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the abandoned coroutines of a failed read from logging."""
+def _quiet(collect: bool) -> Iterator[None]:
+    """Keep the abandoned coroutines of failed reads from logging.
+
+    They are collected when nothing holds them, that is after the next read that succeeds.
+    """
     before, logger = sys.unraisablehook, logging.getLogger(asyncio.__name__)
     disabled, logger.disabled = logger.disabled, True
     sys.unraisablehook = lambda _: None
     try:
         yield
-        gc.collect()
+        if collect:
+            gc.collect()
     finally:
         sys.unraisablehook, logger.disabled = before, disabled
 
@@ -149,15 +153,17 @@ class Checkpoints:
 
     def restore(self, like: Tree) -> Restored:
         """Read the newest sound checkpoint, structured like `like`."""
+        failed = False
         for _ in range(1 if self.write else 3):
             steps = sorted(self.manager.all_steps(), reverse=True)
             for step in steps:
                 try:
-                    with _quiet():
+                    with _quiet(collect=failed):
                         return self._read(step, like)
                 except UsageError:
                     raise
                 except Exception as error:  # readers of damaged files raise anything
+                    failed = True
                     if not self.write and not (self.folder / str(step)).exists():
                         continue  # the run that is going on replaced it while it was read
                     line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -114,9 +114,10 @@ class Recurrent(StaticArguments, nn.Module):
     Random numbers come from the stream `noise`: those of `h0_noise` in both modes, those of zoneout
     and dropout in mode `"batch"`, or as `noise=True` or `noise=False` at the call says.
 
-    With `debias=True`, the default of the presets, running averages are those of the data alone;
-    others still hold some of the mean 0 and variance 1 that they start from, and with
-    `stats="running"` a BN-LSTM may then be near chance, however well it trains. What is left is
+    With `debias="warmup"`, the default of the presets, running averages are those of the data
+    alone, mostly of its latest batches; plain ones still hold some of the mean 0 and variance 1
+    that they start from, and with `stats="running"` a BN-LSTM may then be near chance, however
+    well it trains. What is left is
     that averages follow the weights with a delay, which exact statistics from one pass over
     training data have not, `linen.population_update`.
 

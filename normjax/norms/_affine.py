@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks
 from normjax.base import Affine
+from normjax.statistics._types import Debias
 
 
 def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
@@ -20,10 +21,11 @@ def initial_affine(norm: Any, features: tuple[int, ...], dtype: Any) -> Affine:
     )
 
 
-def check_running(decay: float, correction: int) -> None:
+def check_running(decay: float, correction: int, debias: Debias) -> None:
     """Raise if a setting of a running average is outside its range."""
     _checks.unit_interval("decay", decay, hint=": it is the weight of the old value")
     _checks.one_of("correction", correction, (0, 1))
+    _checks.one_of("debias", debias, (False, True, "warmup"))
 
 
 def check_affine(scale_init: float, bias_init: float, eps: float | None = None) -> None:

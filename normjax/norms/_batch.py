@@ -13,7 +13,7 @@ from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.statistics import _core, _running
 from normjax.statistics._shapes import broadcast_affine
-from normjax.statistics._types import Accumulator, Moments, Running
+from normjax.statistics._types import Accumulator, Debias, Moments, Running
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,12 +36,12 @@ class BatchNorm(Norm):
     impl: _core.Impl = "xla"
     allow_single: bool = False
     compensated: bool = False
-    debias: bool = False
+    debias: Debias = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
         check_affine(self.scale_init, self.bias_init, self.eps)
-        check_running(self.decay, self.correction)
+        check_running(self.decay, self.correction, self.debias)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
         _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
         _checks.one_of("impl", self.impl, get_args(_core.Impl))
@@ -94,7 +94,12 @@ class BatchNorm(Norm):
         """Update the running average, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=call.stats, decay=decay, correction=self.correction
+            state,
+            measured,
+            stats=call.stats,
+            decay=decay,
+            correction=self.correction,
+            debias=self.debias,
         )
 
     def feature_axes(self, ndim: int) -> tuple[int, ...]:
@@ -118,7 +123,7 @@ def batch_norm(
     impl: Literal["xla", "kernel"] = "xla",
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Batch normalization: normalizes each feature over the batch, and over space if there is one.
 
@@ -156,7 +161,9 @@ def batch_norm(
             from the exact average; with them, 1e-6.
         debias: whether running averages leave out the 0 and 1 that they start from: the first
             batch replaces them, so that mode `"running"` is right from the first update on. The
-            state has one array more, `weight`, and no longer Flax's layout.
+            state has one array more, `weight`, and no longer Flax's layout. `"warmup"` also lets
+            the decay grow with the number of updates n, from 0 at the first: it is at most
+            (n - 1) / (n + 8), so that a young average follows weights that move fast.
 
     Returns:
         A `Norm` with params `Affine` and state `Running`.

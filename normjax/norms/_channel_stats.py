@@ -14,7 +14,7 @@ from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._per_sample import spatial_axes
 from normjax.statistics import _core, _running
-from normjax.statistics._types import Accumulator, Moments, Running
+from normjax.statistics._types import Accumulator, Debias, Moments, Running
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,12 +34,12 @@ class ChannelStatsNorm(Norm):
     bias_init: float = 0.0
     allow_single: bool = False
     compensated: bool = False
-    debias: bool = False
+    debias: Debias = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring `axes` into canonical form."""
         check_affine(self.scale_init, self.bias_init, self.eps)
-        check_running(self.decay, self.correction)
+        check_running(self.decay, self.correction, self.debias)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
 
     def start_channels(self, shape: tuple[int, ...], dtype: Any) -> tuple[Affine, Running]:
@@ -67,7 +67,12 @@ class ChannelStatsNorm(Norm):
         """Update the running average, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=call.stats, decay=decay, correction=self.correction
+            state,
+            measured,
+            stats=call.stats,
+            decay=decay,
+            correction=self.correction,
+            debias=self.debias,
         )
 
 

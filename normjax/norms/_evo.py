@@ -17,7 +17,7 @@ from normjax.norms._channel_stats import ChannelStatsNorm, require_real
 from normjax.norms._group import GroupNorm, split
 from normjax.statistics import _core, _formulas, _running, _shapes
 from normjax.statistics._shapes import broadcast_affine, broadcast_parameter, widen
-from normjax.statistics._types import Accumulator, Array, Moments, Running
+from normjax.statistics._types import Accumulator, Array, Debias, Moments, Running
 
 
 @exportable
@@ -86,7 +86,7 @@ def evo_norm_b0(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""EvoNorm-B0: norm and activation in one, with batch statistics; channels are last.
 

@@ -15,7 +15,7 @@ from normjax._internal._exportable import exportable
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
 from normjax.statistics import _core, _merge, _shapes
-from normjax.statistics._types import Array, Moments, PyTree
+from normjax.statistics._types import Array, Debias, Moments, PyTree
 
 
 @exportable
@@ -134,7 +134,7 @@ def ghost_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Ghost batch normalization: normalizes each small virtual batch of a large batch separately.
 

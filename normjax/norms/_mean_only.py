@@ -13,7 +13,7 @@ from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running
 from normjax.statistics import _core, _formulas, _running, _shapes
-from normjax.statistics._types import Means, PyTree, RunningMean
+from normjax.statistics._types import Debias, Means, PyTree, RunningMean
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -31,12 +31,12 @@ class MeanOnlyBatchNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
     compensated: bool = False
-    debias: bool = False
+    debias: Debias = False
 
     def __post_init__(self) -> None:
         """Check the fields and bring axes and groups into canonical form."""
         check_affine(1.0, self.bias_init)
-        check_running(self.decay, correction=0)
+        check_running(self.decay, 0, self.debias)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
         _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
 
@@ -71,7 +71,9 @@ class MeanOnlyBatchNorm(Norm):
     def update(self, state: PyTree, measured: Means | None, call: Call) -> PyTree:
         """Update the running means, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
-        return _running.accumulate(state, measured, stats=call.stats, decay=decay, correction=0)
+        return _running.accumulate(
+            state, measured, stats=call.stats, decay=decay, correction=0, debias=self.debias
+        )
 
     def feature_axes(self, ndim: int) -> tuple[int, ...]:
         """Return the axes that are not averaged over."""
@@ -89,7 +91,7 @@ def mean_only_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Mean-only batch normalization: subtracts the batch's mean and does not scale.
 

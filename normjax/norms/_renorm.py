@@ -15,7 +15,7 @@ from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._batch import BatchNorm
 from normjax.statistics import _core, _running, _shapes
-from normjax.statistics._types import Array, Moments, PyTree
+from normjax.statistics._types import Array, Debias, Moments, PyTree
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -94,7 +94,7 @@ def batch_renorm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Batch renormalization: batch norm whose output in training is close to that in inference.
 

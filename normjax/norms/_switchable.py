@@ -16,7 +16,7 @@ from normjax.base import Call, Norm
 from normjax.norms._channel_stats import ChannelStatsNorm
 from normjax.statistics import _core, _merge, _running, _shapes
 from normjax.statistics._shapes import broadcast_affine
-from normjax.statistics._types import Accumulator, Array, Moments, Running
+from normjax.statistics._types import Accumulator, Array, Debias, Moments, Running
 
 
 @exportable
@@ -101,7 +101,7 @@ def switchable_norm(
     bias_init: float = 0.0,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Switchable normalization: mixes instance, layer and batch norm by learned weights.
 

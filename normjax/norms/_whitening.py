@@ -16,7 +16,7 @@ from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._inverse_root import inverse_root, newton_inverse_root
 from normjax.norms._whiten import Whitening, _ridge, whiten
 from normjax.statistics import _core, _formulas, _running, _shapes
-from normjax.statistics._types import Array, PyTree, RunningCov, SecondMoments
+from normjax.statistics._types import Array, Debias, PyTree, RunningCov, SecondMoments
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class WhiteningNorm(Norm):
     axis_index_groups: Sequence[Sequence[int]] | None = None
     allow_single: bool = False
     compensated: bool = False
-    debias: bool = False
+    debias: Debias = False
 
     @abc.abstractmethod
     def matrix(self, cov: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ class WhiteningNorm(Norm):
         if self.group_size is not None:
             _checks.positive_int("group_size", self.group_size)
         check_affine(self.scale_init, self.bias_init, self.eps)
-        check_running(self.decay, self.correction)
+        check_running(self.decay, self.correction, self.debias)
         _checks.set_field(self, "axes", _checks.axes(self.axes))
         _checks.set_field(self, "axis_index_groups", _checks.groups(self.axis_index_groups))
 
@@ -108,7 +108,12 @@ class WhiteningNorm(Norm):
         """Update the running statistics, skipping empty and nonfinite batches."""
         decay = (call.hyper or {}).get("decay", self.decay)
         return _running.accumulate(
-            state, measured, stats=call.stats, decay=decay, correction=self.correction
+            state,
+            measured,
+            stats=call.stats,
+            decay=decay,
+            correction=self.correction,
+            debias=self.debias,
         )
 
     def _axes(self, ndim: int) -> tuple[int, ...]:
@@ -191,7 +196,7 @@ def decorrelated_batch_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Decorrelated batch normalization: whitens the features over the batch.
 
@@ -261,7 +266,7 @@ def iterative_norm(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     allow_single: bool = False,
     compensated: bool = False,
-    debias: bool = False,
+    debias: Debias = False,
 ) -> Norm:
     r"""Iterative normalization: whitens over the batch by a few steps of Newton's method.
 

@@ -5,7 +5,8 @@ On a GPU each small array costs a kernel, longer to start than to run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,42 +44,57 @@ class Joined(NamedTuple):
     count: Any
 
 
-class Stack(NamedTuple):
-    """Where the leaves of a tree went.
+class Constant(NamedTuple):
+    """A NumPy array that can be hashed and compared."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    data: bytes
+
+    def array(self) -> np.ndarray:
+        """Return the array, read-only."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """The leaves of a tree, those of one shape and dtype in one array.
 
     Attributes:
+        arrays: stacked leaves `[leaves, ...]`; in front of that, outside of a loop, its steps.
         treedef: the tree.
-        leaves: of each leaf its array and position in it; or the leaf, a constant.
+        places: of each leaf its array and position in it; or the leaf, a constant of the trace.
     """
 
-    treedef: Any
-    leaves: tuple[tuple[int, int] | np.ndarray, ...]
+    arrays: list[jax.Array]
+    treedef: Any = dataclasses.field(metadata={"static": True})
+    places: tuple[tuple[int, int] | Constant, ...] = dataclasses.field(metadata={"static": True})
 
-    def leaves_of(self, arrays: Sequence[jax.Array], steps: int) -> PyTree:
-        """Return the tree of all steps from its arrays, which have a leading axis of `steps`."""
+    @classmethod
+    def of(cls, tree: PyTree) -> Stacked:
+        """Stack the leaves in their order; NumPy arrays are constants, which no loop writes."""
+        leaves, treedef = jax.tree.flatten(tree)
+        groups: dict[Any, list[jax.Array]] = {}
+        places: list[tuple[int, int] | Constant] = []
+        for leaf in leaves:
+            if isinstance(leaf, np.ndarray):
+                places.append(Constant(leaf.dtype, leaf.shape, leaf.tobytes()))
+                continue
+            group = groups.setdefault(jax.typeof(leaf), [])
+            places.append((list(groups).index(jax.typeof(leaf)), len(group)))
+            group.append(leaf)
+        return cls([jnp.stack(group) for group in groups.values()], treedef, tuple(places))
 
-        def leaf(place: tuple[int, int] | np.ndarray) -> jax.Array:
-            if isinstance(place, np.ndarray):
-                return jnp.broadcast_to(place, (steps, *place.shape))
-            array, position = place
-            return arrays[array][:, position]
-
-        return jax.tree.unflatten(self.treedef, [leaf(place) for place in self.leaves])
-
-
-def stack_alike(tree: PyTree) -> tuple[list[jax.Array], Stack]:
-    """Stack leaves of one shape and dtype, in their order, and leave out constants of the trace."""
-    leaves, treedef = jax.tree.flatten(tree)
-    groups: dict[Any, list[jax.Array]] = {}
-    places: list[tuple[int, int] | np.ndarray] = []
-    for leaf in leaves:
-        if isinstance(leaf, np.ndarray):
-            places.append(leaf)
-            continue
-        group = groups.setdefault(jax.typeof(leaf), [])
-        places.append((list(groups).index(jax.typeof(leaf)), len(group)))
-        group.append(leaf)
-    return [jnp.stack(group) for group in groups.values()], Stack(treedef, tuple(places))
+    def of_steps(self, steps: int) -> PyTree:
+        """Return the tree of all steps, each leaf with a leading axis of them."""
+        leaves = [
+            jnp.broadcast_to(place.array(), (steps, *place.shape))
+            if isinstance(place, Constant)
+            else self.arrays[place[0]][:, place[1]]
+            for place in self.places
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
 
 
 def join_vectors(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:

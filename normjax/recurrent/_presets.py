@@ -19,6 +19,7 @@ from normjax.recurrent._rnn import rnn
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.recurrent._sequence_wise import sequence_wise
 from normjax.recurrent._shared import shared
+from normjax.statistics._types import Debias
 from normjax.weights._weight_norm import weight_norm
 
 
@@ -32,7 +33,7 @@ def bn_lstm(
     decay: float = 0.99,
     forget_bias: float = 1.0,
     allow_single: bool = False,
-    debias: bool = True,
+    debias: Debias = "warmup",
     clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
@@ -55,7 +56,8 @@ def bn_lstm(
         forget_bias: start of the forget gate's bias, 1 in the authors' code.
         allow_single: as in `batch_norm`, for a batch of one sequence.
         debias: as in `batch_norm`: the running averages are those of the data alone, from the
-            first update on. `False`: Flax's and torch's, and their layout of the state.
+            first update on, and the latest count most while there are few. `False`: Flax's and
+            torch's, and their layout of the state.
         clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `lstm`, such as `recurrent_init`, `learn_carry`, `h0_noise`.
 
@@ -87,7 +89,12 @@ def bn_lstm(
 
 @_hints.with_hints(lstm)
 def bn_lstm_ablations(
-    hidden: int, max_steps: int, *, scale_init: float = 0.1, debias: bool = True, **options: Any
+    hidden: int,
+    max_steps: int,
+    *,
+    scale_init: float = 0.1,
+    debias: Debias = "warmup",
+    **options: Any,
 ) -> dict[str, Recurrent]:
     """The BN-LSTM beside what its authors and others vary in it, one thing at a time.
 
@@ -144,7 +151,7 @@ def bn_gru(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = True,
+    debias: Debias = "warmup",
     clock: Clock = "row",
     **options: Any,
 ) -> Recurrent:
@@ -161,7 +168,8 @@ def bn_gru(
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
         debias: as in `batch_norm`: the running averages are those of the data alone, from the
-            first update on. `False`: Flax's and torch's, and their layout of the state.
+            first update on, and the latest count most while there are few. `False`: Flax's and
+            torch's, and their layout of the state.
         clock: as in `per_step`, for rows with `resets` or a `mask`.
         options: other arguments of `gru`.
 
@@ -193,7 +201,7 @@ def vertical_bn_lstm(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = True,
+    debias: Debias = "warmup",
     **options: Any,
 ) -> Recurrent:
     r"""LSTM of Laurent et al.: batch norm on the input term alone, never across time.
@@ -209,7 +217,8 @@ def vertical_bn_lstm(
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
         debias: as in `batch_norm`: the running averages are those of the data alone, from the
-            first update on. `False`: Flax's and torch's, and their layout of the state.
+            first update on, and the latest count most while there are few. `False`: Flax's and
+            torch's, and their layout of the state.
         options: other arguments of `lstm`.
 
     Returns:
@@ -221,7 +230,7 @@ def vertical_bn_lstm(
     Example:
         >>> from normjax import recurrent
         >>> recurrent.vertical_bn_lstm(4).norm_x
-        sequence_wise(norm=batch_norm(use_bias=False, debias=True))
+        sequence_wise(norm=batch_norm(use_bias=False, debias='warmup'))
 
     Reference:
         Laurent, Pereyra, Brakel, Zhang, Bengio, "Batch Normalized Recurrent Neural Networks",
@@ -238,7 +247,7 @@ def deep_speech_rnn(
     eps: float = 1e-5,
     decay: float = 0.99,
     allow_single: bool = False,
-    debias: bool = True,
+    debias: Debias = "warmup",
     **options: Any,
 ) -> Recurrent:
     r"""Recurrent layer of Deep Speech 2: sequence-wise batch norm on the input term, clipped relu.
@@ -253,7 +262,8 @@ def deep_speech_rnn(
         decay: weight of the old running value.
         allow_single: as in `batch_norm`, for a batch of one sequence.
         debias: as in `batch_norm`: the running averages are those of the data alone, from the
-            first update on. `False`: Flax's and torch's, and their layout of the state.
+            first update on, and the latest count most while there are few. `False`: Flax's and
+            torch's, and their layout of the state.
         options: other arguments of `rnn`.
 
     Returns:
@@ -407,7 +417,7 @@ def _bn(
     eps: float,
     decay: float,
     allow_single: bool,
-    debias: bool,
+    debias: Debias,
     *,
     use_bias: bool = True,
 ) -> Norm:
@@ -422,7 +432,7 @@ def _bn(
 
 
 def _vertical(
-    max_steps: int | None, eps: float, decay: float, allow_single: bool, debias: bool
+    max_steps: int | None, eps: float, decay: float, allow_single: bool, debias: Debias
 ) -> SeqNorm:
     # The layer's own bias does beta's work.
     norm = _bn(1.0, eps, decay, allow_single, debias, use_bias=False)

@@ -16,11 +16,10 @@ from normjax.recurrent._base import Gates
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise
 from normjax.recurrent._input_terms import input_term
 from normjax.recurrent._joined import (
-    Stack,
+    Stacked,
     join_moments,
     join_vectors,
     split_moments,
-    stack_alike,
 )
 from normjax.recurrent._newton import Newton
 from normjax.recurrent._seq_norm import SeqNorm
@@ -127,7 +126,7 @@ class StepOutputs(NamedTuple):
 
     Attributes:
         y: `[batch, hidden]`.
-        measured: by place, what was measured in the loop; in the loop as the arrays of a `Stack`.
+        measured: by place, what was measured in the loop; in the loop it is `Stacked`.
         gates: by name, `[batch, hidden]`, where they are asked for.
     """
 
@@ -218,25 +217,19 @@ class Step:
         read = {name: v for name, v in self.params.items() if name not in ("w_x", "carry")}
         weights, split = join_vectors((read, self.weights))
         inputs = inputs._replace(measured=join_moments(inputs.measured, axis=1))
-        # Known once the loop's body is traced. A count of all values is a constant of this trace
-        # (see `value_counts`), and the loop need not write it once a step.
-        stacks: dict[str, Stack] = {}
 
         def go(cell: PyTree, inputs: StepInputs) -> tuple[PyTree, StepOutputs]:
             params, columns = split(weights)
             step = dataclasses.replace(self, params=self.params | params, weights=columns)
             cell, outputs = step(cell, inputs._replace(measured=split_moments(inputs.measured)))
-            arrays = {}
-            for place, measured in outputs.measured.items():
-                arrays[place], stacks[place] = stack_alike(measured)
-            return cell, outputs._replace(measured=arrays)
+            # A count of all values is a constant of the trace (see `value_counts`), and is not
+            # written once a step.
+            stacked = {place: Stacked.of(found) for place, found in outputs.measured.items()}
+            return cell, outputs._replace(measured=stacked)
 
         body = jax.checkpoint(go, prevent_cse=False, policy=saved_in_step)
         end, outputs = chunked_scan(body, start, inputs, steps, chunk)
-        measured = {
-            place: stacks[place].leaves_of(arrays, steps)
-            for place, arrays in outputs.measured.items()
-        }
+        measured = {place: stacked.of_steps(steps) for place, stacked in outputs.measured.items()}
         return end, outputs._replace(measured=measured)
 
 

@@ -20,7 +20,7 @@ def statistics_age(state: PyTree) -> dict[str, jax.Array]:
 
     for n updates of decays $d_i$: 0 where no batch has been measured, 1 - 0.99^100 = 0.63 after
     100 updates of decay 0.99. Mode `"running"` with statistics at 0 normalizes by mean 0 and
-    variance 1. Norms with `debias=True` know the number. Of others it is known only where they are
+    variance 1. Norms with `debias` know the number. Of others it is known only where they are
     exactly as they started; elsewhere it is NaN: some of the start may be left in them.
 
     Args:

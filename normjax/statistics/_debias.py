@@ -8,6 +8,10 @@ $$W' = w + (1 - w) W, \qquad r' = r + \tfrac{w}{W'}\,(m - r)$$
 so that the average is that of the data alone at every time: the first batch replaces the start.
 (Adam's correction of its start, kept in the average itself.)
 
+With warmup the decay also grows with the number of batches: the n-th has at least the weight
+9 / (n + 8), that of TensorFlow's `num_updates`, so that a young average follows weights that move
+fast. W is as without it; n = log(1 - W) / log d is read from it.
+
 A debiased type is a subclass of the one that it is made of: the same fields, and taken wherever
 that one is. As a pytree it has one leaf more, `weight`, of the shape of the counts.
 """
@@ -112,13 +116,22 @@ def debias(running: PyTree) -> Any:
     return debiased_type(biased)(*running, *errors, jnp.zeros_like(_ones_like_counts(running)))
 
 
-def data_weights(weight: jax.Array, w: Any) -> tuple[jax.Array, jax.Array]:
+def data_weights(weight: jax.Array, w: Any, warmup: bool = False) -> tuple[jax.Array, jax.Array]:
     """Return the next weight of the data, and how much the new batch is of it.
 
     Args:
         weight: the weight of the data so far.
         w: 1 - decay.
+        warmup: whether the n-th batch is at least 9 / (n + 8) of it.
     """
     w = jnp.asarray(w).astype(weight.dtype)
     total = w + (1 - w) * weight  # exactly w at first, whose share is then exactly 1
-    return total, jnp.where(total > 0, w / jnp.where(total > 0, total, 1), 0)
+    share = jnp.where(total > 0, w / jnp.where(total > 0, total, 1), 0)
+    if not warmup:
+        return total, share
+    # Kept from 0 and 1, where a logarithm has no value. The upper bound makes n at most 16 / w,
+    # where w has long been more than 9 / (n + 8); at w = 0 nothing moves.
+    eps = jnp.finfo(w.dtype).eps
+    inside = [jnp.clip(v, eps, 1 - eps) for v in (total, w)]
+    n = jnp.log1p(-inside[0]) / jnp.log1p(-inside[1])
+    return total, jnp.where(w > 0, jnp.maximum(share, 9 / (n + 8)), share)

@@ -21,11 +21,16 @@ from normjax.statistics._compensated import (
 from normjax.statistics._debias import Debiased, data_weights, debias
 from normjax.statistics._merge import _KINDS, State, kind_of, merge
 from normjax.statistics._shapes import append_axes, scale_by_weight, stat_dtype
-from normjax.statistics._types import Accumulator, Array, BatchMeans, PyTree, Running
+from normjax.statistics._types import Accumulator, Array, BatchMeans, Debias, PyTree, Running
 
 
 def ema(
-    running: State, m: Any, *, decay: float | np.number | Num[Array, ""], correction: int = 0
+    running: State,
+    m: Any,
+    *,
+    decay: float | np.number | Num[Array, ""],
+    correction: int = 0,
+    warmup: bool = False,
 ) -> State:
     r"""Update running statistics by an exponential average, skipping empty and nonfinite batches.
 
@@ -38,13 +43,16 @@ def ema(
     limit either.
 
     A debiased state, that of a norm with `debias=True`, averages the data alone: each batch has the
-    weight (1 - d) / (1 - d^n), so that the first replaces the start.
+    weight (1 - d) / (1 - d^n), so that the first replaces the start. With `warmup` the n-th has at
+    least the weight 9 / (n + 8): the decay grows with n until it is d.
 
     Args:
         running: the current state, `Running`, `RunningCov` or `RunningMean`.
         m: statistics of a new batch, of the same kind and shape.
         decay: weight of the old value, in [0, 1]; may be traced.
         correction: 0 stores the biased variance (Flax), 1 the unbiased one (paper, PyTorch).
+        warmup: whether the decay grows with the number of batches, of which a debiased state
+            alone keeps account.
 
     Returns:
         The next state, of the same dtype; unchanged where `m.count` is 0 or a statistic is not
@@ -52,7 +60,8 @@ def ema(
 
     Raises:
         TypeError: `running` and `m` are of different kinds, or only `m` is complex.
-        ValueError: their shapes differ, or `decay` is outside [0, 1].
+        ValueError: their shapes differ, `decay` is outside [0, 1], or `warmup` is asked of a
+            state that is not debiased.
 
     Example:
         >>> import jax.numpy as jnp, normjax as nj
@@ -77,7 +86,12 @@ def ema(
     # In float32 1 - 0.9999 is off by 2e-4 of itself, and with it the pace of the average.
     weight: Any = 1 - float(decay) if number else 1 - jnp.asarray(decay)
     if isinstance(running, Debiased):
-        return _debiased_ema(running, m, new, weight, correction)
+        return _debiased_ema(running, m, new, weight, correction, warmup)
+    if warmup:
+        raise ValueError(
+            "warmup=True counts the batches by the weight of a debiased state, and this one is "
+            f'{type(running).__name__}: start from that of a norm with debias="warmup"'
+        )
     if isinstance(running, Compensated):
         return type(running)(*_compensated_ema(running, m, new, weight, correction)[0])
     moved = _average(olds, new, weight)
@@ -94,10 +108,12 @@ def ema(
     )
 
 
-def _debiased_ema(running: Any, m: Any, new: Any, weight: Any, correction: int) -> Any:
+def _debiased_ema(
+    running: Any, m: Any, new: Any, weight: Any, correction: int, warmup: bool
+) -> Any:
     """Average as `ema`, the data alone: the start has no part in it."""
     before = lax.stop_gradient(jnp.asarray(running.weight))
-    total, share = data_weights(before, weight)
+    total, share = data_weights(before, weight, warmup)
     if correction:
         # Mean and spread have one weight, so a single value, which has no spread, enters neither.
         m = m._replace(count=jnp.where(m.count > 1, m.count, 0))
@@ -219,7 +235,15 @@ def unbiased(m: Any) -> jax.Array:
     return scale_by_weight(m.count / jnp.maximum(m.count - 1, 1), m[1])
 
 
-def accumulate(state: PyTree, measured: Any, *, stats: str, decay: Any, correction: int) -> Any:
+def accumulate(
+    state: PyTree,
+    measured: Any,
+    *,
+    stats: str,
+    decay: Any,
+    correction: int,
+    debias: Debias = False,
+) -> Any:
     """Add a batch to a state: exactly to an `Accumulator`, else by an exponential average."""
     if measured is None or (stats == "running" and not isinstance(state, Accumulator)):
         return state
@@ -228,7 +252,9 @@ def accumulate(state: PyTree, measured: Any, *, stats: str, decay: Any, correcti
         measured = _drop_nonfinite(lax.stop_gradient(measured))
         add = _add_batch if isinstance(state.measured, BatchMeans) else merge
         return Accumulator(state.running, add(state.measured, measured))
-    return ema(state, measured, decay=decay, correction=correction)
+    # A state of Flax's layout, from a checkpoint, stays one and counts nothing.
+    warmup = debias == "warmup" and isinstance(state, Debiased)
+    return ema(state, measured, decay=decay, correction=correction, warmup=warmup)
 
 
 def select(state: PyTree, measured: Any, stats: str) -> Any:
@@ -240,7 +266,7 @@ def select(state: PyTree, measured: Any, stats: str) -> Any:
 
 
 def initial_running(
-    features: tuple[int, ...], dtype: Any, *, compensated: bool = False, debiased: bool = False
+    features: tuple[int, ...], dtype: Any, *, compensated: bool = False, debiased: Debias = False
 ) -> Running:
     """Return the initial running statistics: mean 0 and variance 1, at least float32."""
     dtype = stat_dtype(dtype)
@@ -248,7 +274,7 @@ def initial_running(
     return extended(running, compensated, debiased)
 
 
-def extended(running: PyTree, compensated: bool, debiased: bool) -> Any:
+def extended(running: PyTree, compensated: bool, debiased: Debias) -> Any:
     """Return initial statistics with what a norm's options keep beside them."""
     running = compensate(running) if compensated else running
     return debias(running) if debiased else running

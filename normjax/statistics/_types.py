@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from normjax._internal._exportable import exportable
 Array = jax.Array | np.ndarray
 PyTree = Any
 AxisName = str | tuple[str, ...] | None
+Debias = bool | Literal["warmup"]
 
 
 @exportable

@@ -73,6 +73,7 @@ def test_a_stopped_run_resumes_to_the_bit(trained, tiny, tmp_path, monkeypatch):
     assert rows(tmp_path / "run") == rows(workdir)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(trained, tiny, tmp_path):
     """SIGKILL at any moment; rows past the last checkpoint are cut and come again."""
     workdir = tmp_path / "run"

@@ -164,5 +164,5 @@ def test_presets_forget_the_start():
     var = [tree["norm_x"]["var"] for tree in (exact, own["batch_stats"], plain["batch_stats"])]
     np.testing.assert_allclose(var[1], var[0], rtol=1e-4)
     np.testing.assert_allclose(var[2], 0.99**10, atol=1e-2)
-    for line in ("near chance", "`linen.population_update`", "`debias=True`"):
+    for line in ("near chance", "`linen.population_update`", '`debias="warmup"`'):
         assert line in linen.Recurrent.__doc__

@@ -198,5 +198,5 @@ def test_recurrent_says_how_to_evaluate_after_few_updates():
     layer = nnx.Recurrent(recurrent.bn_lstm(4, 5, debias=False), 3, rngs=fnn.Rngs(0))
     layer(0.01 * X, stats="batch", hyper={"decay": 0.0})
     assert float(layer.norm_x["var"][...].max()) < 1e-2
-    for line in ("near chance", "`normjax.nnx.population_update`", "`debias=True`"):
+    for line in ("near chance", "`normjax.nnx.population_update`", '`debias="warmup"`'):
         assert line in nnx.Recurrent.__doc__

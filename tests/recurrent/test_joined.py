@@ -20,10 +20,10 @@ def test_alike_leaves_are_stacked_and_constants_left_out():
         "e": jnp.ones(2),
         "f": jnp.ones(2, jnp.int32),
     }
-    arrays, stack = _joined.stack_alike(tree)
-    assert [a.shape for a in arrays] == [(2, 2), (1, 3), (1, 2)]
-    steps = [jnp.stack([a, 2 * a]) for a in arrays]  # a leading axis of time
-    found = stack.leaves_of(steps, 2)
+    stacked = _joined.Stacked.of(tree)
+    assert [a.shape for a in stacked.arrays] == [(2, 2), (1, 3), (1, 2)]
+    assert jax.tree.structure(stacked) == jax.tree.structure(_joined.Stacked.of(tree))
+    found = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), stacked).of_steps(2)
     want = {k: v if v is None else np.stack([v, v if k == "c" else 2 * v]) for k, v in tree.items()}
     jax.tree.map(np.testing.assert_array_equal, found, want)
 

@@ -15,13 +15,15 @@ from normjax.state import _names
 @pytest.mark.slow
 @pytest.mark.standard_numerics
 def test_running_statistics_of_digits_by_rows_serve_within_200_updates():
-    """A BN-LSTM over 8 rows of 8 pixels, seed 0.
+    """A BN-LSTM over 8 rows of 8 pixels, mean of two seeds.
 
-    With the start left out, evaluation is within 3 points of population statistics at decay 0.9,
-    and far above the plain averages at the default decay.
+    As the presets average, evaluation is within 3 points of population statistics at the default
+    decay; with the start left out alone, at decay 0.9, and at the default far above plain averages.
     """
-    found = early.measure("rows", 0, [200])[200]
+    each = [early.measure("rows", seed, [200])[200] for seed in (0, 1)]
+    found = {name: (each[0][name] + each[1][name]) / 2 for name in each[0]}
     assert found["population"] > 85
+    assert found["warmup 0.99"] > found["population"] - 3
     assert found["debiased 0.9"] > found["population"] - 3
     assert found["debiased 0.99"] > found["plain 0.99"] + 20
 

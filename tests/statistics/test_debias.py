@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import flax.serialization
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import normjax as nj
 from normjax import linen, nnx, recurrent
 from normjax.state import _names
+from tests.conftest import unchecked
 
 RNG = np.random.default_rng(0)
 F = 3
@@ -92,6 +94,60 @@ def test_one_update_of_a_long_average_is_the_batch_to_the_last_bit():
     state, _ = jax.lax.scan(lambda s, _: (nj.ema(s, m, decay=0.99), None), state, None, length=2500)
     np.testing.assert_array_equal(state.var, batch.var)
     np.testing.assert_allclose(state.weight, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_with_warmup_the_latest_batches_count_most_while_there_are_few(decay):
+    """The n-th has the weight of the decay or 9 / (n + 8), whichever is more, in float64."""
+    norm = nj.batch_norm(debias="warmup", decay=decay)
+    values = RNG.normal(1, 1, (120, 4, 1)) * np.linspace(1, 2, 120)[:, None, None]
+    params, state = norm.init((4, 1))
+
+    def update(state, x):
+        _, state = norm.apply(params, state, x, stats="batch")
+        return state, state
+
+    _, states = jax.lax.scan(update, state, jnp.asarray(values, jnp.float32))
+    mean, shares = 0.0, []
+    for n, batch in enumerate(values, 1):
+        shares.append(max((1 - decay) / (1 - decay**n), 9 / (n + 8)))
+        mean += shares[-1] * (batch.mean() - mean)
+        np.testing.assert_allclose(states.mean[n - 1, 0], mean, rtol=2e-5)
+    np.testing.assert_allclose(states.weight[:, 0], 1 - decay ** np.arange(1, 121), rtol=1e-5)
+    # At decay 0.9 both are met: the number of updates at first, the decay in the end.
+    late = max(1 - decay, 9 / 128)
+    assert shares[0] == 1 and shares[-1] == pytest.approx(late, rel=1e-4)
+
+
+def test_warmup_counts_what_moved_and_nothing_else():
+    """Skipped features keep their count; statistics that are all data have no warmup left."""
+    norm = nj.batch_norm(debias="warmup", decay=0.9)
+    x = _batches(norm, 1)[0]
+    params, start = norm.init(x.shape)
+    mask = jnp.ones((8, F), bool).at[:, 1].set(False)
+    with jax.debug_nans(True):
+        _, one = norm.apply(params, start, x, stats="batch", mask=mask)
+        _, two = norm.apply(params, one, 3 * x, stats="batch")
+        _, kept = norm.apply(params, two, x, stats="batch", hyper={"decay": 1.0})
+        _, none = norm.apply(params, start, x, stats="batch", hyper={"decay": 1.0})
+    first, mean = np.asarray(one.mean), np.asarray(x, np.float64).mean(0)
+    np.testing.assert_allclose(first, [mean[0], 0, mean[2]], rtol=1e-5)
+    np.testing.assert_allclose(two.mean[1], 3 * mean[1], rtol=1e-5)  # its first
+    np.testing.assert_allclose(two.mean[0], (0.9 * 3 + 0.1) * mean[0], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, (kept, none), (two, start))
+    # Those of Flax's layout are taken as data, and as statistics of that kind stay it.
+    for given in ({"mean": mean, "var": mean}, nj.Running(jnp.float32(mean), jnp.float32(mean))):
+        _, moved = norm.apply(params, given, jnp.zeros_like(x), stats="batch")
+        np.testing.assert_allclose(moved.mean, 0.9 * mean, rtol=1e-5)
+
+
+def test_warmup_is_refused_where_nothing_counts():
+    m = nj.moments(jnp.array([[1.0], [3.0]]), 0)
+    plain = nj.Running(jnp.zeros(1), jnp.ones(1))
+    with pytest.raises(ValueError, match=r'is Running: start from .* debias="warmup"'):
+        nj.ema(plain, m, decay=0.5, warmup=True)
+    with pytest.raises(ValueError, match=r"debias='warm': .*'warmup'"):
+        unchecked(dataclasses.replace)(nj.batch_norm(), debias="warm")
 
 
 def test_what_is_skipped_has_no_weight():
