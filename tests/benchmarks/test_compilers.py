@@ -151,8 +151,14 @@ def test_norms_compile_without_a_rule_of_the_cpu_and_in_no_more_passes_than_flax
 
 @pytest.mark.slow
 def test_no_kernel_of_pallas_spills_registers():
-    records = _measured("h100", "resources", "kernel")
-    assert {r["impl"] for r in records} == {"kernel"}
+    programs = (
+        "layer 4096×1024",
+        "rms 4096×1024",
+        "batch 64×32×32×64",
+        "bn_lstm T100 B64 D50 H256",
+    )
+    records = _measured("h100", "resources", ",".join(f"{name} kernel" for name in programs))
+    assert {r["impl"] for r in records} == {"kernel"} and len(records) >= 6
     for record in records:
         assert len(record["spill_bytes"]) >= 2, record  # forward and backward
         assert not any(record["spill_bytes"]), record
@@ -160,11 +166,12 @@ def test_no_kernel_of_pallas_spills_registers():
 
 @pytest.mark.slow
 def test_collectives_of_a_step_on_a_slice():
-    records = _measured("tpu", "slices", "4x4")
-    found = {(r["layer"], r["mode"]): r["a_step"] for r in records}
-    assert len(found) == len(records) == 6
-    # Only batch statistics need other chips forward: mean and spread of two places.
-    assert found["bn_lstm", "jit"] == [2, 2]
+    records = _measured("tpu", "slices", "4x4,bn_lstm 8x8 jit")
+    found = {(r["layer"], r["slice"], r["mode"]): r["a_step"] for r in records}
+    assert len(found) == len(records) == 7
+    # Only batch statistics need other chips forward: mean and spread of two places. On 64 chips
+    # the batch is as large as what other formulas measure where rows are not split.
+    assert found["bn_lstm", "4x4", "jit"] == found["bn_lstm", "8x8", "jit"] == [2, 2]
     for mode in ("jit", "shard_map"):
-        assert found["lstm", mode] == [0, 0]
-        assert found["ln_lstm", mode][0] == 0
+        assert found["lstm", "4x4", mode] == [0, 0]
+        assert found["ln_lstm", "4x4", mode][0] == 0
