@@ -80,9 +80,9 @@ def measure(compile_: Callable[..., Any], target: str, wanted: Any) -> Iterator[
         }
         if kernel_fits(target, size):
             for models in (1, MODELS) if target == "h100" else (1,):
-                several = f", {models} models" if models > 1 else ""
+                several = f"{models} × " if models > 1 else ""
                 for impl in ("xla", "kernel") if several else ("kernel",):
-                    name = f"bn_lstm{', kernel' if impl == 'kernel' else ''}{several}"
+                    name = f"{several}bn_lstm{', kernel' if impl == 'kernel' else ''}"
                     layer = preset("bn_lstm", size[3], size[0], impl=impl)
                     makers[name] = lambda a=(layer, size, models): ours(*a)
         makers["flax LSTM"] = lambda s=size: flax("OptimizedLSTMCell", s)

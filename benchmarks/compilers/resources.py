@@ -33,8 +33,8 @@ def programs(target: str) -> Iterator[tuple[str, str, str, Any]]:
         layer = recurrent.preset(name, size[3], size[0], **how)
         make = lambda _, a=(layer, size, models): recurrent.ours(*a)  # noqa: E731
         label = " ".join(f"{k}{v}" for k, v in zip("TBDH", size, strict=True))
-        several = f", {models} models" if models > 1 else ""
-        yield f"{name} {label}{several}", "float32", impl, make
+        several = f"{models} × " if models > 1 else ""
+        yield f"{several}{name} {label}", "float32", impl, make
 
 
 def on_a_gpu(kernels: list[dict[str, Any]], impl: str) -> dict[str, Any]:
