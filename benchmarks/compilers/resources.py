@@ -9,6 +9,13 @@ from benchmarks.compilers import hlo, norms, ptx, recurrent
 
 SIZE = recurrent.SIZES[1]
 LAYERS = ("lstm", "bn_lstm", "ln_lstm")
+# Sizes of the BN-LSTM's kernel, and models side by side; a GPU's serves up to about 128 units.
+RECURRENCES: dict[str, Any] = {
+    "tpu": ((SIZE, 1),),
+    "h100": tuple(
+        ((784, batch, 1, 100), models) for batch in (64, 100) for models in (1, recurrent.MODELS)
+    ),
+}
 
 
 def programs(target: str) -> Iterator[tuple[str, str, str, Any]]:
@@ -19,20 +26,15 @@ def programs(target: str) -> Iterator[tuple[str, str, str, Any]]:
             for dtype in norms.DTYPES:
                 for impl in ("kernel", "xla"):
                     yield f"{case.name} {shape}", dtype, impl, norms.makers(case)[impl]
-    layers = [(name, {}) for name in LAYERS]
-    if _has_recurrence(target):
-        layers.insert(0, ("bn_lstm", {"impl": "kernel"}))
-    size = " ".join(f"{k}{v}" for k, v in zip("TBDH", SIZE, strict=True))
-    for name, how in layers:
-        layer = recurrent.preset(name, SIZE[3], SIZE[0], **how)
-        make = lambda _, layer=layer: recurrent.ours(layer, SIZE)  # noqa: E731
-        yield f"{name} {size}", "float32", how.get("impl", "xla"), make
-
-
-def _has_recurrence(target: str) -> bool:
-    from normjax.kernels import _registry
-
-    return {"tpu": "tpu", "h100": "cuda"}[target] in _registry.platforms("bn_lstm")
+    layers = [("bn_lstm", "kernel", *case) for case in RECURRENCES[target]]
+    layers += [(name, "xla", SIZE, 1) for name in LAYERS]
+    for name, impl, size, models in layers:
+        how = {"impl": impl} if impl == "kernel" else {}
+        layer = recurrent.preset(name, size[3], size[0], **how)
+        make = lambda _, a=(layer, size, models): recurrent.ours(*a)  # noqa: E731
+        label = " ".join(f"{k}{v}" for k, v in zip("TBDH", size, strict=True))
+        several = f"{models} × " if models > 1 else ""
+        yield f"{several}{name} {label}", "float32", impl, make
 
 
 def on_a_gpu(kernels: list[dict[str, Any]], impl: str) -> dict[str, Any]:

@@ -46,8 +46,12 @@ OPERATIONS = {
         module="_batch_norm",
         kernels={"tpu": "_batch_norm", "gpu": "_batch_norm"},
     ),
-    # All time steps. None for a GPU, whose blocks run in any order.
-    "bn_lstm": Operation(norms=("recurrent.lstm",), module="_bn_lstm", kernels={"tpu": "_bn_lstm"}),
+    # All time steps.
+    "bn_lstm": Operation(
+        norms=("recurrent.lstm",),
+        module="_bn_lstm",
+        kernels={"tpu": "_bn_lstm_tpu", "gpu": "_bn_lstm_gpu"},
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """The BN-LSTM with `impl="kernel"`: the recurrence is one program, all else is as in `Recurrent`.
 
 Falls back to the scan for evaluation with running statistics, padding, a `hidden_perturbation`,
-`info`, statistics over devices, other dtypes than float32, and sizes that a chip does not hold.
+`info`, statistics over devices, other dtypes than float32, and sizes that no kernel takes.
 """
 
 from __future__ import annotations
