@@ -13,6 +13,7 @@ table` brings the tables of `benchmarks/README.md` up to date.
 `resources`   what kernels take of a chip; `ptx` asks ptxas
 `recurrent`   recurrent layers: kernels a time step
 `slices`      collectives of a step on a slice of many chips
+`steps`       the training steps of configs, on one chip and on a slice
 `table`       the tables of `benchmarks/README.md`
 ============  ==========================================================================
 """

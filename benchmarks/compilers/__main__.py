@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.compilers import norms, recurrent, resources, slices, table, targets
+from benchmarks.compilers import norms, recurrent, resources, slices, steps, table, targets
 
 PARTS = {
     "norms": norms.measure,
     "resources": resources.measure,
     "recurrent": recurrent.measure,
     "slices": slices.measure,
+    "steps": steps.measure,
 }
 COMPILERS = {"tpu": ("libtpu",), "h100": ("jax-cuda13-plugin", "nvidia-cuda-nvcc")}
 

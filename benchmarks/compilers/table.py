@@ -12,7 +12,7 @@ from benchmarks.compilers import norms, targets
 
 RESULTS = targets.ROOT / "results" / "compilers"
 README = targets.ROOT / "benchmarks" / "README.md"
-PARTS = ("norms", "resources", "recurrent", "slices")
+PARTS = ("norms", "resources", "recurrent", "slices", "steps")
 
 
 def text(record: dict[str, Any]) -> str:
@@ -48,6 +48,8 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
         yield _recurrent(record["recurrent"])
     if record["slices"]:
         yield _slices(record["slices"])
+    if record.get("steps"):
+        yield _steps(record["steps"])
 
 
 def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
@@ -102,6 +104,28 @@ def _slices(records: Sequence[dict[str, Any]]) -> str:
     ]
     heads = ("collectives a step, forward", "backward", "outside of loops")
     return _table(("layer", "slice", ""), heads, rows)
+
+
+def _steps(records: Sequence[dict[str, Any]]) -> str:
+    found: dict[str, dict[str, Any]] = {}
+    for r in records:
+        found.setdefault(r["config"], {})[r.get("mode", "")] = r
+    modes = list(dict.fromkeys(r["mode"] for r in records if "mode" in r))
+    rows = []
+    for config, by in found.items():
+        cells = [""] * 4
+        if (one := by.get("")) is not None:  # what is asked for may be on a slice alone
+            turns = "/".join(map(str, one["kernels_a_turn"]))
+            moved = "" if one["moved_mb"] is None else f"{one['moved_mb']:.0f}"
+            cells = [str(one["kernels"]), turns, moved, str(one["temporary_mb"])]
+        for mode in modes:
+            split = by.get(mode, {"a_step": [], "outside": ""})
+            cells += ["/".join(map(str, split["a_step"])), str(split["outside"])]
+        rows.append([config, *cells])
+    heads = ["kernels", "a turn of its loops", "MB moved", "MB temporary"]
+    for mode in modes:
+        heads += [f"{mode}: collectives a turn", "outside"]
+    return _table(("training step",), heads, rows)
 
 
 def _two(loops: Sequence[Any]) -> list[str]:
