@@ -12,7 +12,9 @@ An arm is a norm, its place and the batch size; without a norm both places are o
 of 8 see as many images as those of 64, in eight times the updates; their rates are those of 64
 times the square root of 1/8, as suits Adam, and a record's rate is that at 64. Population
 statistics are estimated again over the training images. No source at hand compares these norms with
-tuned rates and several seeds: the deltas are the ledger's own.
+tuned rates and several seeds: the deltas are the ledger's own, from a pilot of one seed, 250
+updates of 49 steps at rate 0.003 and 1,000 test images: 93.3 % with batch norm (statistics of the
+batch), 91.9 % without a norm, 90.3 % with layer norm.
 """
 
 import ml_collections
@@ -38,10 +40,7 @@ OF_S5 = (
     "(arXiv:2303.06349, figure 1) have a norm in that place, of the batch or of the layer"
 )
 DELTA = 0.008
-WHY = (
-    "no source has a number; half of the 1.6 points between layer norm and none in a pilot, "
-    "after 250 updates of 49 steps (90.3 and 91.9 %, one seed, 1,000 test images)"
-)
+WHY = "no source has a number; half of the 1.6 points between layer norm and none in the pilot"
 
 
 def scale(name, **more_of_it):
