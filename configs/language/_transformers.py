@@ -35,7 +35,8 @@ def scales(runs: int, source: str) -> tuple[Scale, ...]:
         )
         minutes = float(f"{runs * depth * SECONDS / 60:.2g}")
         device = "gpu" if depth > 6 else "cpu"
-        found.append(Scale(name, depth, text, replicates=8, minutes=minutes, device=device))
+        count = 16 if depth == 2 else 8
+        found.append(Scale(name, depth, text, replicates=count, minutes=minutes, device=device))
     return tuple(found)
 
 
