@@ -13,16 +13,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.compilers import norms, recurrent, slices, table, targets
+from benchmarks.compilers import norms, recurrent, resources, slices, steps, table, targets
 
-PARTS = {"norms": norms.measure, "recurrent": recurrent.measure, "slices": slices.measure}
+PARTS = {
+    "norms": norms.measure,
+    "resources": resources.measure,
+    "recurrent": recurrent.measure,
+    "slices": slices.measure,
+    "steps": steps.measure,
+}
 COMPILERS = {"tpu": ("libtpu",), "h100": ("jax-cuda13-plugin", "nvidia-cuda-nvcc")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compilers", description=__doc__)
     parser.add_argument("target", nargs="?", default="tpu", choices=[*targets.NAMES, "table"])
-    parser.add_argument("--parts", default=",".join(PARTS), help="norms,recurrent,slices")
+    parser.add_argument("--parts", default=",".join(PARTS), help=",".join(PARTS))
     parser.add_argument("--only", default="", help="comma-separated parts of names: layer,bn_lstm")
     parser.add_argument("--keep", action="store_true", help="write results/compilers/TARGET.json")
     asked = parser.parse_args()

@@ -148,6 +148,13 @@ def collectives(found: list[Kernel]) -> dict[str, int]:
     return counts
 
 
+def vmem(kernel: Kernel) -> int:
+    """Bytes of a TPU's on-chip memory that a kernel has for itself while it runs."""
+    used = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', kernel.line)
+    sizes = re.findall(r'"memory_space":"1".*?"size":"(\d+)"', used[1]) if used else []
+    return sum(map(int, sizes))
+
+
 def bytes_accessed(compiled: Any) -> float:
     """XLA's own count of the bytes that a program reads and writes."""
     return float((compiled.cost_analysis() or {}).get("bytes accessed", 0))

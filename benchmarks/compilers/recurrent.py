@@ -9,6 +9,7 @@ from benchmarks.compilers import hlo
 
 # Time steps, batch size, features, units.
 SIZES = ((784, 100, 1, 100), (100, 64, 50, 256))
+MODELS = 132  # side by side: as many as an H100 has multiprocessors
 PRESETS = (
     *("rnn", "lstm", "bn_lstm", "ln_lstm", "rms_lstm", "vertical_bn_lstm", "wn_lstm"),
     *("gru", "bn_gru", "ln_gru"),
@@ -24,8 +25,22 @@ def preset(name: str, hidden: int, steps: int, **fields: Any) -> Any:
     return getattr(recurrent, name)(hidden, **most, **fields)
 
 
-def ours(layer: Any, size: tuple[int, ...], **options: Any) -> Any:
-    """Loss, its gradients and the new state of a layer, and the types of the arguments."""
+def kernel_fits(target: str, size: tuple[int, ...]) -> bool:
+    """Whether the BN-LSTM has a kernel of this size for a target."""
+    from normjax.kernels import _registry
+
+    backend = _registry.platforms("bn_lstm").get({"tpu": "tpu", "h100": "cuda"}[target])
+    if backend is None:
+        return False
+    kernel: Any = _registry.load_kernel("bn_lstm", backend)
+    return bool(kernel.fits(size[1], size[3]))
+
+
+def ours(layer: Any, size: tuple[int, ...], models: int = 1, **options: Any) -> Any:
+    """Loss, its gradients and the new state of a layer, and the types of the arguments.
+
+    With more `models` than one, of each under `jax.vmap`.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -37,7 +52,11 @@ def ours(layer: Any, size: tuple[int, ...], **options: Any) -> Any:
         return jnp.sum(jax.tree.leaves(carry)[-1] ** 2), state
 
     x = jax.ShapeDtypeStruct((batch, steps, features), jnp.float32)
-    return jax.value_and_grad(loss, has_aux=True), (params, state, x)
+    function, args = jax.value_and_grad(loss, has_aux=True), (params, state, x)
+    if models == 1:
+        return function, args
+    each = lambda a: jax.ShapeDtypeStruct((models, *a.shape), a.dtype)  # noqa: E731
+    return jax.vmap(function), jax.tree.map(each, args)
 
 
 def flax(cell: str, size: tuple[int, ...]) -> Any:
@@ -59,10 +78,13 @@ def measure(compile_: Callable[..., Any], target: str, wanted: Any) -> Iterator[
         makers: dict[str, Any] = {
             name: lambda n=name, s=size: ours(preset(n, s[3], s[0]), s) for name in PRESETS
         }
-        if target == "tpu":
-            makers["bn_lstm, kernel"] = lambda s=size: ours(
-                preset("bn_lstm", s[3], s[0], impl="kernel"), s
-            )
+        if kernel_fits(target, size):
+            for models in (1, MODELS) if target == "h100" else (1,):
+                several = f"{models} × " if models > 1 else ""
+                for impl in ("xla", "kernel") if several else ("kernel",):
+                    name = f"{several}bn_lstm{', kernel' if impl == 'kernel' else ''}"
+                    layer = preset("bn_lstm", size[3], size[0], impl=impl)
+                    makers[name] = lambda a=(layer, size, models): ours(*a)
         makers["flax LSTM"] = lambda s=size: flax("OptimizedLSTMCell", s)
         makers["flax GRU"] = lambda s=size: flax("GRUCell", s)
         for name, make in makers.items():

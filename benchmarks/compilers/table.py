@@ -12,7 +12,7 @@ from benchmarks.compilers import norms, targets
 
 RESULTS = targets.ROOT / "results" / "compilers"
 README = targets.ROOT / "benchmarks" / "README.md"
-PARTS = ("norms", "recurrent", "slices")
+PARTS = ("norms", "resources", "recurrent", "slices", "steps")
 
 
 def text(record: dict[str, Any]) -> str:
@@ -42,10 +42,14 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
     target = record["target"]
     if record["norms"]:
         yield _norms(record["norms"], target)
+    if record.get("resources"):
+        yield _resources(record["resources"])
     if record["recurrent"]:
         yield _recurrent(record["recurrent"])
     if record["slices"]:
         yield _slices(record["slices"])
+    if record.get("steps"):
+        yield _steps(record["steps"])
 
 
 def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
@@ -69,6 +73,22 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
     return _table(("norm", "dtype"), heads, rows)
 
 
+def _resources(records: Sequence[dict[str, Any]]) -> str:
+    """One line a program: a number for each kernel of Pallas, or the largest of XLA's."""
+    heads = {"threads": "threads", "registers": "registers", "spill_bytes": "bytes spilled"}
+    heads |= {"shared_bytes": "KiB shared", "vmem_bytes": "KiB of VMEM"}
+    fields = [field for field in heads if field in records[0]]
+    rows = []
+    for r in records:
+        cells = []
+        for field in fields:
+            unit = 1024 if field in ("shared_bytes", "vmem_bytes") else 1
+            cells.append("/".join(f"{v / unit:.1f}".removesuffix(".0") for v in r[field]))
+        by = {"kernel": "kernel", "xla": "XLA, largest"}[r["impl"]]
+        rows.append([r["program"], r["dtype"], by, *cells])
+    return _table(("program", "dtype", "by"), [heads[f] for f in fields], rows)
+
+
 def _recurrent(records: Sequence[dict[str, Any]]) -> str:
     rows = []
     for r in records:
@@ -84,6 +104,28 @@ def _slices(records: Sequence[dict[str, Any]]) -> str:
     ]
     heads = ("collectives a step, forward", "backward", "outside of loops")
     return _table(("layer", "slice", ""), heads, rows)
+
+
+def _steps(records: Sequence[dict[str, Any]]) -> str:
+    found: dict[str, dict[str, Any]] = {}
+    for r in records:
+        found.setdefault(r["config"], {})[r.get("mode", "")] = r
+    modes = list(dict.fromkeys(r["mode"] for r in records if "mode" in r))
+    rows = []
+    for config, by in found.items():
+        cells = [""] * 4
+        if (one := by.get("")) is not None:  # what is asked for may be on a slice alone
+            turns = "/".join(map(str, one["kernels_a_turn"]))
+            moved = "" if one["moved_mb"] is None else f"{one['moved_mb']:.0f}"
+            cells = [str(one["kernels"]), turns, moved, str(one["temporary_mb"])]
+        for mode in modes:
+            split = by.get(mode, {"a_step": [], "outside": ""})
+            cells += ["/".join(map(str, split["a_step"])), str(split["outside"])]
+        rows.append([config, *cells])
+    heads = ["kernels", "a turn of its loops", "MB moved", "MB temporary"]
+    for mode in modes:
+        heads += [f"{mode}: collectives a turn", "outside"]
+    return _table(("training step",), heads, rows)
 
 
 def _two(loops: Sequence[Any]) -> list[str]:

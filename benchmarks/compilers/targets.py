@@ -45,14 +45,17 @@ def devices(name: str) -> Any:
 
 
 def compiler(name: str) -> Callable[..., Any]:
-    """Return `compile(function, *args)` for one chip; the arguments are arrays or their types."""
+    """Return `compile(function, *args)` for one chip; the arguments are arrays or their types.
+
+    `options` are XLA's, by name.
+    """
     first = devices(name)[0]  # before JAX is imported, which reads the environment
     import jax
 
     place = jax.sharding.SingleDeviceSharding(first)
 
-    def compiled(function: Callable[..., Any], *args: Any) -> Any:
+    def compiled(function: Callable[..., Any], *args: Any, options: Any = None) -> Any:
         types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-        return jax.jit(function).lower(*types).compile()
+        return jax.jit(function).lower(*types).compile(options)
 
     return compiled

@@ -8,7 +8,8 @@ Command:   python -m experiments.train --config=configs/recurrent_bn/kernel.py:p
                --workdir=runs/kernel/pmnist
 
 Variants: the data sets digits, mnist, pmnist. On several devices the plain scan serves, as a step's
-statistics are those of all of them; on a GPU too, whose kernel is not written.
+statistics are those of all of them. On a GPU a kernel runs on one multiprocessor for each model: it
+is for models that are trained together.
 """
 
 from configs.recurrent_bn import digits, mnist, pmnist

@@ -21,6 +21,7 @@ from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _pallas
 from normjax.kernels._block_moments import centred
+from normjax.kernels._registry import Backend
 from normjax.statistics import _formulas
 
 
@@ -33,15 +34,15 @@ def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
     return bool(_backends(x.reshape(_shape(x, axes))))
 
 
-def _backends(x: jax.Array) -> dict[str, _pallas.Backend]:
+def _backends(x: jax.Array) -> dict[str, Backend]:
     """Return the platforms that have a kernel for x `[samples, rows, features]`, by name."""
     _, rows, features = x.shape
 
-    def fits(backend: _pallas.Backend) -> bool:
+    def fits(backend: Backend) -> bool:
         block, columns = _block(rows, features, backend)
         return backend != "gpu" or (rows % block == 0 and features % columns == 0)
 
-    return _pallas.platforms(x, fits)
+    return _pallas.platforms("columns", x, fits)
 
 
 def moments(x: jax.Array, axes: tuple[int, ...], dtype: Any = None) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +91,7 @@ def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(x.shape[:first]), math.prod(x.shape[first:end]), math.prod(x.shape[end:])
 
 
-def _block(rows: int, features: int, backend: _pallas.Backend) -> tuple[int, int]:
+def _block(rows: int, features: int, backend: Backend) -> tuple[int, int]:
     """Return rows and columns of a block: on a GPU powers of two, on a TPU up to 512 columns."""
     gpu = backend == "gpu"
     wide = 64 if gpu else 512
@@ -106,7 +107,7 @@ def _sums(
     number: int,
     columns_of: Arrays,
     rows_of: Arrays,
-    backend: _pallas.Backend,
+    backend: Backend,
     flops: int,
 ) -> Any:
     """Run `kernel(real, inside, *blocks)` over all blocks and return its `number` sums.
@@ -153,7 +154,7 @@ def _run_on_block(
 
 
 @functools.lru_cache(maxsize=16)
-def _moments(dtype: jnp.dtype, backends: tuple[tuple[str, _pallas.Backend], ...]) -> Any:
+def _moments(dtype: jnp.dtype, backends: tuple[tuple[str, Backend], ...]) -> Any:
     """Build mean and variance of `[samples, rows, features]` over rows; cached for jit's cache."""
     kernels = [(name, functools.partial(_kernel_moments, backend=b)) for name, b in backends]
 
@@ -174,7 +175,7 @@ def _moments_kernel(real: Any, inside: Any, x: jax.Array) -> Arrays:
     return mean, (d * d).sum(0, keepdims=True)
 
 
-def _kernel_moments(x: jax.Array, *, backend: _pallas.Backend) -> Arrays:
+def _kernel_moments(x: jax.Array, *, backend: Backend) -> Arrays:
     """Return mean and variance, `[samples, features]`."""
     rows = x.shape[1]
     means, squares = _sums(_moments_kernel, 2, (), (x,), backend, flops=6)
@@ -203,7 +204,7 @@ def _standardize(
     scaled: bool,
     biased: bool,
     dtype: jnp.dtype,
-    backends: tuple[tuple[str, _pallas.Backend], ...],
+    backends: tuple[tuple[str, Backend], ...],
 ) -> Any:
     """Build `(x - mean) * inverse * scale + bias`; cached, so that jit's cache hits."""
     kernels = [(name, functools.partial(_kernel_sums, backend=b)) for name, b in backends]
@@ -266,9 +267,7 @@ def _plain_sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> Arrays:
     return dy.sum(1), (dy * (wide - mean[:, None, :])).sum(1)
 
 
-def _kernel_sums(
-    x: jax.Array, dy: jax.Array, mean: jax.Array, *, backend: _pallas.Backend
-) -> Arrays:
+def _kernel_sums(x: jax.Array, dy: jax.Array, mean: jax.Array, *, backend: Backend) -> Arrays:
     """Return what `_plain_sums` does, from one pass."""
     sums = _sums(_sums_kernel, 2, (mean,), (x, dy), backend, flops=4)
     return tuple(s.sum(1) for s in sums)

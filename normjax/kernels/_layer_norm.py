@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from normjax._internal._by_platform import by_platform
 from normjax._internal._paired import Arrays, with_fast_vjp
 from normjax.kernels import _block_moments, _pallas
+from normjax.kernels._registry import Backend
 from normjax.statistics import _formulas
 
 
@@ -31,16 +32,16 @@ def supports(x: jax.Array, axes: tuple[int, ...], mask: Any = None) -> bool:
     return bool(_backends(x, *_shape(x, axes)))
 
 
-def _backends(x: jax.Array, rows: int, features: int) -> dict[str, _pallas.Backend]:
+def _backends(x: jax.Array, rows: int, features: int) -> dict[str, Backend]:
     """Return the platforms that have a kernel for x of so many rows, and their backends."""
 
-    def fits(backend: _pallas.Backend) -> bool:
+    def fits(backend: Backend) -> bool:
         if features > _pallas.WIDEST:
             return False
         whole = _pallas.power_of_two(features) and rows % _block(rows, features, backend) == 0
         return whole or backend != "gpu"
 
-    return _pallas.platforms(x, fits)
+    return _pallas.platforms("rows", x, fits)
 
 
 def row_norm(
@@ -67,7 +68,7 @@ def _shape(x: jax.Array, axes: tuple[int, ...]) -> tuple[int, int]:
     return x.size // features, features
 
 
-def _block(rows: int, features: int, backend: _pallas.Backend) -> int:
+def _block(rows: int, features: int, backend: Backend) -> int:
     """Return the rows of a block: a power of two, at least 8 on TPU, about 16,000 values on GPU."""
     most = 2**14 if backend == "gpu" else 2**18
     least = 1 if backend == "gpu" else 8
@@ -83,7 +84,7 @@ def _built(
     centred: bool,
     scaled: bool,
     biased: bool,
-    backends: tuple[tuple[str, _pallas.Backend], ...],
+    backends: tuple[tuple[str, Backend], ...],
 ) -> Any:
     """Build the norm of `[rows, features]`; cached, so that jit's cache hits."""
     norm = _RowNorm(eps, centred, scaled, biased)
@@ -120,7 +121,7 @@ class _RowNorm:
     centred: bool
     scaled: bool
     biased: bool
-    backend: _pallas.Backend = "interpreter"
+    backend: Backend = "interpreter"
 
     def split(self, affine: Iterable[Any]) -> tuple[Any, Any]:
         """Return scale and bias, each `None` if there is none."""

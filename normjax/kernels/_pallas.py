@@ -1,6 +1,6 @@
-"""Calls Pallas kernels: names their backends, cuts arrays into blocks, interprets for tests.
+"""Calls Pallas kernels: says where they take an array, cuts it into blocks, interprets for tests.
 
-A program has a kernel on the platforms that are named here, and the kernel's plain twin on all
+A program has a kernel on the platforms that `platforms` returns, and the kernel's plain twin on all
 others: which of them is chosen when it is lowered (see `normjax._internal._by_platform`).
 """
 
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from normjax._internal._manual_axes import axis_type, varying
+from normjax.kernels import _registry
+from normjax.kernels._registry import Backend
 
-# The interpreter runs a kernel as it is made for a TPU.
-Backend = Literal["gpu", "tpu", "interpreter"]
-PLATFORMS: dict[str, Backend] = {"tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
 WIDEST = 2**14  # features of a row that one block holds
 
 _interpreting = contextvars.ContextVar("interpreting", default=False)
@@ -39,14 +39,12 @@ def interpreted(on: bool = True) -> Iterator[None]:
         _interpreting.reset(token)
 
 
-def platforms(x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
-    """Return the platforms that have a kernel for `x`, and their backends.
+def platforms(operation: str, x: Any, fits: Callable[[Backend], bool]) -> dict[str, Backend]:
+    """Return the platforms that have a kernel of an operation for `x`, and their backends.
 
     `fits` says whether a backend's blocks take x.
     """
-    found = {name: backend for name, backend in PLATFORMS.items() if fits(backend)}
-    if "cuda" in found and _triton() is None:
-        del found["cuda"], found["rocm"]
+    found = {name: b for name, b in _registry.platforms(operation).items() if fits(b)}
     # JAX cannot interpret a kernel inside a checked `shard_map`.
     if _interpreting.get() and fits("interpreter") and not varying(x):
         found["cpu"] = "interpreter"
@@ -67,6 +65,15 @@ def supports(x: jax.Array, mask: Any = None) -> bool:
 def power_of_two(n: int) -> bool:
     """Whether `n` is a power of two; Triton has no other block sizes."""
     return n & (n - 1) == 0
+
+
+def warps(values: int) -> int:
+    """Return the warps of a GPU's block of so many values: 32 values or fewer to a thread.
+
+    A kernel holds several arrays of a block; with 128 values of each, a thread's 255 registers
+    spill.
+    """
+    return min(max(values // 2**10, 4), 16)
 
 
 def pallas_call(
@@ -101,7 +108,9 @@ def pallas_call(
         The outputs.
     """
     if backend == "gpu":  # Triton: kernels for Mosaic GPU are written in another way
-        options["compiler_params"] = _triton().CompilerParams()
+        triton: Any = _registry.triton()
+        values = max(math.prod(block) for block, _ in take)
+        options.setdefault("compiler_params", triton.CompilerParams(num_warps=warps(values)))
     axes = axis_type(args[0])
     outputs = [jax.ShapeDtypeStruct(shape, dtype, **axes) for shape, dtype, _, _ in give]
     arrays: list[Any] = [*args, *outputs]
@@ -118,12 +127,3 @@ def pallas_call(
         ),
         **options,
     )(*args)
-
-
-def _triton() -> Any:
-    """Return Pallas's Triton backend, or `None` where JAX has none: it is to be removed."""
-    try:
-        from jax.experimental.pallas import triton
-    except ImportError:
-        return None
-    return triton

@@ -96,7 +96,7 @@ def fold(layer: L, params: PyTree, state: PyTree) -> tuple[L, PyTree, PyTree]:
         lifted, affine = _constants(norm, *_named(layer, place, norm, params, state))
         places[place], new_params[place], new_state[place] = lifted, affine, ()
     # A kernel that trains batch norms has none to run.
-    options: dict[str, Any] = {"impl": "xla"} if getattr(layer, "impl", "xla") != "xla" else {}
+    options: dict[str, Any] = {"impl": "xla"} if getattr(layer, "impl", "xla") == "kernel" else {}
     made = dataclasses.replace(layer, **places, **options)
     return made, new_params, new_state
 

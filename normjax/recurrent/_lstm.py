@@ -12,17 +12,18 @@ import jax.numpy as jnp
 from normjax._internal import _checks, _hints
 from normjax._internal._exportable import exportable
 from normjax.base import Call, Norm
-from normjax.recurrent import _lstm_kernel
+from normjax.recurrent import _lstm_cudnn, _lstm_kernel
 from normjax.recurrent._activations import lstm_gates, sigmoid, tanh
 from normjax.recurrent._base import Gates, NormAt
 from normjax.recurrent._carry import zoneout
 from normjax.recurrent._initializers import Initializer
 from normjax.recurrent._input_terms import InputSchedule
 from normjax.recurrent._recurrent import Recurrent, Run
+from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.statistics._types import PyTree
 
-Impl = Literal["xla", "kernel"]
+Impl = Literal["xla", "kernel", "cudnn"]
 
 
 @exportable
@@ -50,13 +51,15 @@ class LSTM(Recurrent):
     impl: Impl = "xla"
 
     def __post_init__(self) -> None:
-        """Refuse as `Recurrent`, and with `impl="kernel"` what the kernel does not compute."""
+        """Refuse as `Recurrent`, and what a kernel or cuDNN does not compute where it is asked."""
         super().__post_init__()
         _checks.number("forget_bias", self.forget_bias)
         _checks.dropout_rate("zoneout_c", self.zoneout_c)
         _checks.one_of("impl", self.impl, get_args(Impl))
         if self.impl == "kernel":
             _lstm_kernel.check(self)
+        if self.impl == "cudnn":
+            _lstm_cudnn.check(self)
 
     def cell(
         self, params: PyTree, norm: NormAt, zx: jax.Array, h: jax.Array, carry: LSTMCarry
@@ -87,9 +90,17 @@ class LSTM(Recurrent):
         calls: Mapping[str, Call],
     ) -> Run | None:
         """Run the BN-LSTM's recurrence as one program."""
-        if self.impl == "xla" or not _lstm_kernel.supports(x, self.hidden):
+        if self.impl != "kernel" or not _lstm_kernel.supports(x, self.hidden):
             return None
         return Run(*_lstm_kernel.run(self, params, state, x, carry, calls))
+
+    def _run(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: LSTMCarry, call: LayerCall
+    ) -> Run:
+        """Run by cuDNN, or as any `Recurrent`."""
+        if self.impl == "cudnn" and _lstm_cudnn.supports(x, call):
+            return Run(*_lstm_cudnn.run(self, params, x, carry, call))
+        return super()._run(params, state, x, carry, call)
 
     def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
         """Hold units of c and h, each with its own probability."""
@@ -172,9 +183,11 @@ def lstm(
             made at once and measured step by step. `None`: at once where `axis_name` or the type
             of x says that the batch is split, else by its shape, as suits one CPU.
         impl: `"xla"`, or `"kernel"`: training with batch norms in `norm_h` and `norm_c` is one
-            program over all steps on a TPU (`normjax.kernels`), which no device has tried yet;
-            elsewhere its twin, a plain scan, runs. It keeps h and c of each step and has no use for
-            `remat_steps`.
+            program over all steps on a TPU or GPU (`normjax.kernels`), which no device has tried
+            yet; elsewhere its twin, a plain scan, runs. It keeps h and c of each step and has no
+            use for `remat_steps`. On a GPU it is for many models under `jax.vmap`. `"cudnn"`,
+            without norms: one call of cuDNN on a GPU, which none has tried yet either, and
+            elsewhere the scan.
 
     Returns:
         A `Recurrent` with carry `LSTMCarry(c, h)`.

@@ -1,7 +1,7 @@
 """The BN-LSTM with `impl="kernel"`: the recurrence is one program, all else is as in `Recurrent`.
 
 Falls back to the scan for evaluation with running statistics, padding, a `hidden_perturbation`,
-`info`, statistics over devices, other dtypes than float32, and sizes that a chip does not hold.
+`info`, statistics over devices, other dtypes than float32, and sizes that no kernel takes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _single
 from normjax.base import Call
+from normjax.kernels import _registry
 from normjax.norms._batch import BatchNorm
 from normjax.recurrent._per_step import PerStep
 from normjax.recurrent._seq_norm import SeqNorm
@@ -51,9 +52,8 @@ def _one_affine(norm: SeqNorm | None) -> bool:
 
 def supports(x: jax.Array, hidden: int) -> bool:
     """Whether the kernel takes x, of an LSTM with so many units."""
-    from normjax.kernels import _bn_lstm
-
-    return x.dtype == jnp.float32 and _bn_lstm.fits(x.shape[1], hidden)
+    fits: bool = _registry.load("bn_lstm").fits(x.shape[1], hidden)
+    return x.dtype == jnp.float32 and fits
 
 
 def run(
@@ -65,8 +65,6 @@ def run(
     calls: Mapping[str, Call],
 ) -> tuple[jax.Array, Any, PyTree, dict[str, Any], dict[str, Any]]:
     """Run over x `[time, batch, features]`; return the fields of `Run`, without gates."""
-    from normjax.kernels import _bn_lstm
-
     norms, measured = layer.norms(), {}
     term = x @ params["w_x"]
     if "norm_x" in norms:
@@ -79,7 +77,7 @@ def run(
     for bias in (params["bias"], affine_h.bias):
         term = term if bias is None else term + bias[None, None]
     ones, zeros = jnp.ones((width,)), jnp.zeros((hidden,))
-    h, c, stats_h, stats_c = _bn_lstm.run(
+    h, c, stats_h, stats_c = _registry.load("bn_lstm").run(
         term,
         params["w_h"],
         ones if affine_h.scale is None else affine_h.scale.astype(term.dtype),

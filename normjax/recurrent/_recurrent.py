@@ -343,7 +343,12 @@ class Recurrent(Layer):
         params = _cast(params, x.dtype)
         carry = self._first_carry(params, x, carry, call.key)
         call = dataclasses.replace(
-            call, mask=mask, resets=resets, hidden_perturbation=perturbation, noise=noise
+            call,
+            mask=mask,
+            resets=resets,
+            hidden_perturbation=perturbation,
+            noise=noise,
+            lengths=steps[0] if steps[1] is None else None,
         )
         return params, x, carry, call
 

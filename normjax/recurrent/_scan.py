@@ -44,6 +44,7 @@ class LayerCall(Call):
     Attributes:
         resets: `[time, batch, 1]`, True where the carry starts again before the step.
         solver: what solves the recurrence in place of a scan.
+        lengths: `[batch]`, where the mask is all that they say.
         hidden_perturbation: `[time, batch, hidden]`, added to the hidden state of every step.
         key: PRNG key.
         noise: whether zoneout and dropout draw from it.
@@ -56,6 +57,7 @@ class LayerCall(Call):
     with_info: bool = False
     resets: jax.Array | None = None
     solver: Newton | None = None
+    lengths: Array | None = None
 
     @property
     def needs_scan(self) -> bool:

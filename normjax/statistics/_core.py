@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
+from normjax.kernels import _registry
 from normjax.statistics import _formulas, _large, _one_exchange
 from normjax.statistics._shapes import (
     abs2,
@@ -221,19 +222,17 @@ def normalize_rows(
 
     The kernel measures and normalizes a row at once, in on-chip memory.
     """
-    # Pallas takes longer to import than all of normjax.
-    from normjax.kernels import _layer_norm
-
+    rows = _registry.load("rows")
     features = x.shape[min(axes) :]
     same = all(v is None or v.shape == (1,) * min(axes) + features for v in (scale, bias))
-    if not same or not _layer_norm.supports(x, axes, mask):
+    if not same or not rows.supports(x, axes, mask):
         return None
     gain, shift = (
         None if v is None else jnp.asarray(v).reshape(features).astype(jnp.float32)
         for v in (scale, bias)
     )
     narrow = x if dtype is None else x.astype(dtype)  # XLA drops this round trip
-    y = _layer_norm.row_norm(narrow, gain, shift, axes, eps, centred=centred)
+    y: jax.Array = rows.row_norm(narrow, gain, shift, axes, eps, centred=centred)
     return y.astype(x.dtype)
 
 
@@ -280,9 +279,8 @@ def value_counts(mask: Array | None, x: jax.Array, axes: Axes) -> Array:
 
 def column_kernel(x: jax.Array, axes: Axes, mask: Array | None) -> Any:
     """Return the kernels of batch, group and instance norm, or `None` if they cannot be used."""
-    from normjax.kernels import _batch_norm
-
-    return _batch_norm if _batch_norm.supports(x, axes, mask) else None
+    columns = _registry.load("columns")
+    return columns if columns.supports(x, axes, mask) else None
 
 
 def is_one_affine(x: jax.Array, axes: Axes, scale: Array | None, bias: Array | None) -> bool:

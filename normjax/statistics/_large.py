@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._internal._by_platform import by_platform
-from normjax.statistics import _formulas, _large_accelerator, _large_cpu
+from normjax.statistics import _formulas, _large_accelerator, _large_cpu, _one_exchange
 from normjax.statistics._types import Array
 
 # Half a megabyte of float32. Below it the formulas for a CPU cost more than the passes they save.
@@ -69,11 +69,19 @@ def standardize(
 @functools.cache
 def _measures(axes: tuple[int, ...], plain_mean: bool, dtype: Any) -> Any:
     measure = _large_accelerator.mean_and_var
-    return _functions(
+
+    def by_groups(x: jax.Array) -> tuple[jax.Array, ...]:
+        # A batch of vectors on a TPU, whose rows may lie on many chips.
+        if not plain_mean and _one_exchange.serves(x, axes):
+            return _one_exchange.by_groups(x)
+        return measure(x, axes, dtype)
+
+    default, others = _functions(
         lambda x: measure(x, axes, dtype),
         lambda x: measure(x, axes, dtype, in_steps=True),
         lambda x: _large_cpu.mean_and_var(x, axes, plain_mean),
     )
+    return default, (*others, ("tpu", by_groups))
 
 
 @functools.cache

@@ -25,7 +25,8 @@ from tests._support.properties import (
 
 # Batteries that take seconds each. `make test` runs them for one norm of each path through the
 # code, `make test-slow` for all others; the cheap ones are run for all by `make test`.
-COSTLY = {"transforms_batch", "gradients_batch", "masks", "sharded", "bfloat16", "half_gradients"}
+COSTLY = {"transforms_batch", "gradients_batch", "masks", "all_masked", "sharded", "bfloat16"}
+COSTLY |= {"half_gradients", "one_trace"}
 REPRESENTATIVES = {
     "batch_norm": "mean and variance over the batch, and a running average",
     "ghost_batch_norm": "the same of parts of the batch, which a reshape cuts",

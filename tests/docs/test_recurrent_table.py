@@ -39,6 +39,7 @@ def test_there_is_a_row_for_each_option():
         "debias",
         "axis_name",
         "solver",
+        "impl",
         "fold",
     ):
         assert any(f"{word}" in write for _, write in ROWS)

@@ -17,6 +17,7 @@ from experiments.config import command_line, models, validate
 from experiments.config.models import NormConfig
 from experiments.usage import UsageError
 from normjax import recurrent
+from tests._support.few import few
 
 
 def test_norm_config_builds_the_value_that_the_code_would():
@@ -66,7 +67,7 @@ OTHERS = ("norm_x3", "norm_h3", "norm_sum", "norm_sumn")
 BN = {"name": "batch_norm", "lift": "per_step", "max_steps": 5}
 
 
-@pytest.mark.parametrize("norm", [{"name": "layer_norm"}, BN], ids=["ln", "bn"])
+@pytest.mark.parametrize("norm", few({"ln": {"name": "layer_norm"}, "bn": BN}, "bn"))
 @pytest.mark.parametrize(
     ("cell", "places", "without"),
     [

@@ -10,6 +10,7 @@ from experiments import prepare
 from experiments.config.defaults import TRAIN_SIZE
 from experiments.data import batches, datasets, images, locate, records, splits
 from experiments.usage import UsageError
+from tests._support.few import few
 
 
 def test_digits_are_split_once_and_for_all():
@@ -68,7 +69,10 @@ def test_batches_dealt_once_come_again_in_a_new_order():
 
 
 @pytest.mark.parametrize("small", [0, 100])
-@pytest.mark.parametrize("size, rows, seed", [(37, 5, 3), (7, 7, 2**32 - 1), (5, 4, 9)])
+@pytest.mark.parametrize(
+    "size, rows, seed",
+    few({"37": (37, 5, 3), "all at once": (7, 7, 2**32 - 1), "5": (5, 4, 9)}, "37"),
+)
 def test_the_order_is_that_of_grains_own_pipeline(size, rows, seed, small, monkeypatch):
     """To the bit, whether an epoch's order is kept or asked for index by index."""
     monkeypatch.setattr(batches, "SMALL", small)

@@ -13,6 +13,7 @@ from experiments.runtime import parallel, step
 from experiments.tasks import Batch
 from experiments.tasks.sequence import SequenceClassifier
 from normjax import recurrent
+from tests._support.few import few
 from tests.experiments.test_image_task import BN, make_split, make_task
 
 SIZE, ROWS = 7, 3  # batches of 3, 3 and 1
@@ -49,7 +50,7 @@ def test_the_last_of_the_batches_has_one_example():
     assert weights.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0]]
 
 
-@pytest.mark.parametrize("stats", ["running", "batch"])
+@pytest.mark.parametrize("stats", few(["running", "batch"], "batch"))
 @pytest.mark.parametrize("devices", [None, 2])
 def test_scores_are_the_means_over_all_examples(case, stats, devices, monkeypatch):
     task, params, norm, split = case

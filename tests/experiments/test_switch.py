@@ -67,6 +67,7 @@ def test_a_norm_of_another_batch_keeps_its_lift():
     assert plain["model"]["norm_h"]["max_steps"] == 64
 
 
+@pytest.mark.slow
 def test_the_command_line_switches_a_norm(tmp_path):
     command = [
         *(sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"),

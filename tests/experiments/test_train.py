@@ -153,6 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
         train.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_numbers_of_the_run(trained):
     workdir, final = trained
     for kind in evaluate.STATS:

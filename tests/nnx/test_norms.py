@@ -87,9 +87,7 @@ def with_dtypes(make, x):
 
 @pytest.mark.parametrize(
     ("name", "kwargs"),
-    few(
-        dict(zip(IDS, CASES, strict=True)), "BatchNorm-0", "LayerNorm-3", "RMSNorm-6", "GroupNorm-7"
-    ),
+    few(dict(zip(IDS, CASES, strict=True)), "BatchNorm-0", "GroupNorm-7"),
 )
 def test_agrees_with_flax(name, kwargs):
     """With every mask and dtype, op by op: all cases share XLA's small programs."""
@@ -211,7 +209,7 @@ MAKE = {
 }
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", few([*MAKE], "BatchNorm", "GroupNorm"))
 def test_equal_modules_share_one_trace_and_all_transforms_work(name):
     traces = []
 

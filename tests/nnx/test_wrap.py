@@ -14,6 +14,7 @@ import normjax as nj
 from normjax import nnx, recurrent
 from normjax.testing import SAMPLES
 from tests._support import check
+from tests._support.few import few
 from tests.conftest import unchecked
 
 pytestmark = pytest.mark.standard_numerics
@@ -27,8 +28,10 @@ def tree(module, kind):
 
 @pytest.mark.parametrize(
     "sample",
-    [sample for sample, again in check.with_repeats(SAMPLES) if not again],
-    ids=lambda sample: sample.name,
+    few(
+        {sample.name: sample for sample, again in check.with_repeats(SAMPLES) if not again},
+        *check.REPRESENTATIVES,
+    ),
 )
 def test_any_norm_gives_the_numbers_of_the_pure_functions(sample):
     x = jax.random.normal(jax.random.key(0), sample.shape)

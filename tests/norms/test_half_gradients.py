@@ -14,7 +14,7 @@ from normjax import nnx as nn
 from tests._support.few import few
 
 RNG = np.random.default_rng(0)
-HALF = [jnp.bfloat16, jnp.float16]
+HALF = {"bf16": jnp.bfloat16, "f16": jnp.float16}
 
 
 def slope(x, dy, axes, eps, centred=True):
@@ -97,8 +97,8 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "f16"])
-@pytest.mark.parametrize("place", few([*PLACES], "layer", "batch", "layer_kernel", "per_step"))
+@pytest.mark.parametrize("dtype", few(HALF, "bf16"))
+@pytest.mark.parametrize("place", few([*PLACES], "layer", "batch", "per_step"))
 def test_a_gradient_is_rounded_once(place, dtype):
     """Where dy is nearly the same for all values, two rounded parts would leave 12 % of error."""
     apply, shape, axes, eps, centred = PLACES[place]
@@ -108,7 +108,7 @@ def test_a_gradient_is_rounded_once(place, dtype):
         rounded_once(pull(apply, x, dy), slope(x, dy, axes, eps, centred), dtype)
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=["bf16", "f16"])
+@pytest.mark.parametrize("dtype", HALF.values(), ids=HALF)
 def test_a_term_measured_before_the_loop_and_normalized_in_it(dtype):
     """Its gradient comes back along two ways, which are added before they are rounded."""
     lift = recurrent.per_step(nj.batch_norm(), 3)
@@ -167,7 +167,7 @@ CONSTANT = {
 }
 
 
-@pytest.mark.parametrize("place", CONSTANT)
+@pytest.mark.parametrize("place", few([*CONSTANT], "layer", "batch", "linen_group"))
 def test_constant_rows_in_float16_have_no_gradient(place):
     """1 / sqrt(eps) is 1e6 there, beyond float16; what it multiplies is 0."""
     for value in (0.0, 3.0):

@@ -10,6 +10,7 @@ import pytest
 import normjax as nj
 from normjax import recurrent
 from tests._support import reference
+from tests._support.few import few
 
 B, T, F, H = 8, 6, 3, 5
 LENGTHS = np.array([6, 1, 1, 2, 3, 6, 5, 4])
@@ -45,7 +46,7 @@ def test_lstm_gates_and_hidden_norms(x64, lengths):
 
 
 @pytest.mark.parametrize("stats", ["batch", "running"])
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("lengths", few({"full": None, "lengths": LENGTHS}, "lengths"))
 def test_moments_are_what_the_norms_saw(x64, lengths, stats):
     layer = recurrent.bn_lstm(H, T, scale_init=0.3)
     params, state, x = _started(layer)

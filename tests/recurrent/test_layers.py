@@ -76,7 +76,7 @@ one_layer = pytest.mark.parametrize("layer", few(LAYERS, "bn_lstm"))
 
 
 @pytest.mark.standard_numerics
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("lengths", few({"full": None, "lengths": LENGTHS}, "lengths"))
 @pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_without_norms_it_is_flax_lstm(lengths, x64, each_schedule):
     with jax.enable_x64(x64):

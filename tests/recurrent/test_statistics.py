@@ -45,7 +45,7 @@ def _seen(state, place):
     return state[f"norm_{place}"]
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("lengths", few({"full": None, "lengths": LENGTHS}, "lengths"))
 @pytest.mark.parametrize(
     ("x64_on", "tolerance"), few({"float64": (True, 1e-9), "float32": (False, 1e-5)}, "float64")
 )
@@ -117,7 +117,7 @@ def test_beyond_error_refuses():
 
 
 @pytest.mark.parametrize("how", ["pooled", "unbiased", "mean"])
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("lengths", few({"full": None, "lengths": LENGTHS}, "lengths"))
 def test_population_equals_collected_preactivations(x64, how, lengths):
     """Population statistics are those of the pre-activations that batch mode really saw."""
     layer = recurrent.bn_lstm(H, T, scale_init=0.3)

@@ -10,6 +10,8 @@ import pytest
 
 import normjax as nj
 from normjax import linen, testing
+from tests._support import check
+from tests._support.few import few
 
 RNG = np.random.default_rng(11)
 FOLDED = {
@@ -39,7 +41,14 @@ def near(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("sample", testing.SAMPLES, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "sample",
+    few(
+        {sample.name: sample for sample in testing.SAMPLES},
+        *check.REPRESENTATIVES,
+        "batch_norm_channels_first",
+    ),
+)
 def test_a_dense_layer_takes_the_affine_of_every_norm_that_ends_in_one(sample, x64):
     norm = sample.norm
     params, state = norm.init(sample.shape, jnp.float64, key=jax.random.key(0))
@@ -63,7 +72,13 @@ def test_a_dense_layer_takes_the_affine_of_every_norm_that_ends_in_one(sample, x
         near(got if new is None else got + new.reshape((1,) * (x.ndim - 1) + (3,)), want)
 
 
-@pytest.mark.parametrize("norm", [nj.layer_norm(), nj.dynamic_tanh(), nj.group_norm(groups=2)])
+@pytest.mark.parametrize(
+    "norm",
+    few(
+        {"layer": nj.layer_norm(), "tanh": nj.dynamic_tanh(), "group": nj.group_norm(groups=2)},
+        "layer",
+    ),
+)
 @pytest.mark.parametrize("padding", ["VALID", "CIRCULAR", [(0, 0), (0, 0)]])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_that_pads_no_zeros_takes_the_bias_too(norm, padding, groups):

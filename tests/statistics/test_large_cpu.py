@@ -31,7 +31,6 @@ NORMS = {
     "instance": (nj.instance_norm(), (6, 5, 8)),
 }
 CASES = pytest.mark.parametrize(("norm", "shape"), NORMS.values(), ids=NORMS)
-FEW = pytest.mark.parametrize(("norm", "shape"), few(NORMS, "layer", "batch, first axis"))
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def _all(norm, params, state, x, dy):
     )
 
 
-@FEW
+@pytest.mark.parametrize(("norm", "shape"), few(NORMS, "layer"))
 @pytest.mark.parametrize("mean", few({"0.7": 0.7, "50": 50.0}, "50"))
 def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, mean, large, x64):
     params, state, x, dy = _started(norm, shape, mean, jnp.float64)
@@ -88,7 +87,7 @@ def test_values_and_gradients_are_those_of_the_plain_twin(norm, shape, mean, lar
     properties.same(fast, plain, rtol=1e-9, atol=1e-9)
 
 
-@FEW
+@pytest.mark.parametrize(("norm", "shape"), few(NORMS, "batch, first axis"))
 def test_under_vmap_and_in_half(norm, shape, large):
     params, state, x, _ = _started(norm, shape)
     xs = jnp.stack([x, 100 + x, -x])

@@ -26,7 +26,7 @@ def _hard(rows):
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize("rows", [2, 12, 64, 100])
+@pytest.mark.parametrize("rows", [2, 12, 64, 100, 4096])
 def test_groups_lose_no_digits(rows):
     x = _hard(rows)
     wide = x.astype(np.float64)
@@ -63,9 +63,11 @@ def test_derivatives(x64):
 
 def test_a_tpu_measures_a_batch_by_groups_and_others_do_not():
     norm = nj.batch_norm()
-    params, state = norm.init((1, 5))
+    params, state = norm.init((1, 512))
     run = jax.jit(lambda x: norm.apply(params, state, x, stats="batch"))
-    x = jax.ShapeDtypeStruct((24, 5), jnp.float32)
-    for platform in ("tpu", "cuda", "cpu"):
-        module = jax.export.export(run, platforms=[platform])(x).mlir_module()
-        assert ("tensor<8x3x5xf32>" in module) == (platform == "tpu")
+    # Small, and as large as what other formulas measure elsewhere.
+    for rows, groups in ((24, "8x3"), (1600, "64x25")):
+        x = jax.ShapeDtypeStruct((rows, 512), jnp.float32)
+        for platform in ("tpu", "cuda", "cpu"):
+            module = jax.export.export(run, platforms=[platform])(x).mlir_module()
+            assert (f"tensor<{groups}x512xf32>" in module) == (platform == "tpu")
