@@ -91,6 +91,45 @@ def rms_is_layer():
     return {"difference": far(apply(rms, centred), apply(layer, x))}
 
 
+def decay_is_rate():
+    """Train with weight decay, and with none at a rate that grows; the outputs after 40 steps."""
+    rate, decay, steps = 0.1, 0.2, 40
+    rng = np.random.default_rng(0)
+    x, target = (jnp.asarray(rng.normal(size=(64, n))) for n in (12, 3))
+    start = [jnp.asarray(rng.normal(size=s) / s[0] ** 0.5) for s in ((12, 20), (20, 3))]
+    kept = 1 - rate * decay
+
+    def outputs(kernels, norm):
+        """Two layers, with a norm of batches that has no parameters to learn, or none."""
+        h = x
+        for kernel in kernels:
+            h = jnp.tanh(h @ kernel if norm is None else apply(norm, h @ kernel))
+        return h
+
+    def train(norm, decay, rates):
+        @jax.jit
+        def step(kernels, rate):
+            def loss(kernels):
+                return jnp.mean((outputs(kernels, norm) - target) ** 2)
+
+            grads = jax.grad(loss)(kernels)
+            return [w - rate * (g + decay * w) for w, g in zip(kernels, grads, strict=True)]
+
+        kernels = start
+        for now in rates:
+            kernels = step(kernels, now)
+        return outputs(kernels, norm)
+
+    constant = np.full(steps, rate)
+    growing = rate * kept ** -(2.0 * np.arange(steps) + 1)
+    found = {}
+    for name, norm in (("batch norm", normjax.batch_norm(eps=1e-30)), ("no norm", None)):
+        with_decay = train(norm, decay, constant)
+        found[f"growing rate, {name}"] = far(train(norm, 0.0, growing), with_decay)
+        found[f"same rate, {name}"] = far(train(norm, 0.0, constant), with_decay)
+    return found
+
+
 def dropout_mean():
     """All masks of one hidden layer: the geometric mean of the subnetworks, made to sum to 1."""
     rng = np.random.default_rng(0)
@@ -171,6 +210,27 @@ FACTS = (
         expect=EXACT,
         compute=rms_is_layer,
         holds=is_zero,
+    ),
+    Fact(
+        name="weight_decay_is_growing_rate",
+        title="Under batch norm, weight decay is a learning rate that grows",
+        statement="With batch norm after every weight, gradient descent with weight decay at a "
+        "constant rate passes through the same functions as without decay at a rate that grows by "
+        "(1 - rate decay)^-2 a step; without a norm it does not",
+        source="Li, Arora 2020, arXiv:1910.07454; van Laarhoven 2017, arXiv:1706.05350",
+        expect="outputs after 40 steps: with the growing rate below 1e-9 from those with decay "
+        "with batch norm, above 0.05 without; with the same rate and no decay above 0.05 with "
+        "batch norm",
+        compute=decay_is_rate,
+        holds=lambda found: (
+            found["growing rate, batch norm"] < 1e-9
+            and found["growing rate, no norm"] > 0.05
+            and found["same rate, batch norm"] > 0.05
+        ),
+        note="The rate of step t, from 0, is rate (1 - rate decay)^-(2 t + 1): the weights without "
+        "decay are those with it times (1 - rate decay)^-t, and their gradient is as much smaller. "
+        "With eps 1e-30, and nothing to learn but weights. With the usual eps, or parameters "
+        "beside the weights that share the rate, it is no identity.",
     ),
     Fact(
         name="dropout_geometric_mean",
