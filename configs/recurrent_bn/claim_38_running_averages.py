@@ -6,8 +6,8 @@ mean 0 and variance 1 and keeps 0.99, as in the published protocol; "debiased" l
 out, as Adam does; "warmup" lets the decay grow to 0.99 with the updates; "short" starts as "plain"
 and keeps 0.9. The last parameters are tested, whatever their score, once with each kind of
 statistics. One rate for all: with several, each kind of statistics would pick its own, and so other
-parameters. In a draft of 20 updates the arms had the same score with population statistics, to the
-digit.
+parameters. In a draft of 20 updates the first three arms had the same score with population
+statistics, to the digit; one replicate of a few arms was all that was seen before registration.
 """
 
 from configs.recurrent_bn import _lengths
