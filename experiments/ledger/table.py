@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 import textwrap
 from collections.abc import Mapping
 from types import ModuleType
@@ -85,8 +86,38 @@ def write(gathered: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_size(gathered: Mapping[str, Any], group_number: int) -> str:
+    """Return a group's table for the README: a row for each size, a column for each claim."""
+    group = next(group for group in gathered["groups"] if group["number"] == group_number)
+    claims = group["claims"]
+    titles = " | ".join(f"{claim['id']}: {claim['title']}" for claim in claims)
+    lines = [f"| {group['axis']} | {titles} | replicates |"]
+    lines.append(f"| ---: |{' --- |' * len(claims)} ---: |")
+    for i, scale in enumerate(group["scales"]):
+        cells = [
+            entry["verdict"]
+            if entry["verdict"] == "not run"
+            else f"{interval(entry)}, {entry['verdict']}"
+            for entry in (claim["at"][i] for claim in claims)
+        ]
+        lines.append(f"| {scale['at']:g} | {' | '.join(cells)} | {scale.get('replicates', '–')} |")
+    if any(claim["published"] is not None for claim in claims):
+        cells = [number(claim["published"]) for claim in claims]
+        lines.append(f"| as published | {' | '.join(cells)} | |")
+    return "\n".join(lines)
+
+
+def with_sizes(text: str, gathered: Mapping[str, Any]) -> str:
+    """Return a text with its tables by size made again, each between two comments."""
+
+    def made(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{by_size(gathered, int(found[2]))}\n{found[3]}"
+
+    return re.sub(r"(<!-- claims? (\d+) -->)\n.*?\n(<!-- end -->)", made, text, flags=re.DOTALL)
+
+
 def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path = pathlib.Path()) -> str:
-    """Write RESULTS.md, ledger.json and ledger.csv, and return a line that says so.
+    """Write RESULTS.md, ledger.json, ledger.csv and the README's tables; say so in a line.
 
     Raises:
         UsageError: git does not show that a record's claims were registered before its runs.
@@ -100,6 +131,9 @@ def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path = pathlib
     (folder / "ledger.json").write_text(json.dumps(gathered, indent=1) + "\n")
     (folder / "ledger.csv").write_text(summary.table(gathered))
     (out / "RESULTS.md").write_text(write(gathered))
+    readme = out / "README.md"
+    if readme.exists():
+        readme.write_text(with_sizes(readme.read_text(), gathered))
     claims = sum(len(group["claims"]) for group in gathered["groups"])
     return f"{out / 'RESULTS.md'}, {folder / 'ledger.json'} and ledger.csv: {claims} claims"
 

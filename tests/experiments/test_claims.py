@@ -277,6 +277,10 @@ def test_what_people_read_is_made_from_the_ledger():
     gathered = json.loads((ROOT / "results" / "ledger.json").read_text())
     assert (ROOT / "RESULTS.md").read_text() == table.write(gathered), AGAIN
     assert (ROOT / "results" / "ledger.csv").read_text() == summary.table(gathered), AGAIN
+    readme = (ROOT / "README.md").read_text()
+    assert table.with_sizes(readme, gathered) == readme and table.by_size(gathered, 1) in readme, (
+        AGAIN
+    )
     assert [group["number"] for group in gathered["groups"]] == NUMBERS, AGAIN
     known = {
         records.path_of(n, scale.name, ROOT / "results" / "claims")
