@@ -63,7 +63,7 @@ def _crc(value: Any) -> int:
 def _quiet(collect: bool) -> Iterator[None]:
     """Keep the abandoned coroutines of failed reads from logging.
 
-    They are collected when nothing holds them, that is after the next read that succeeds.
+    They are collected when nothing holds them: after the next read that succeeds, or the last.
     """
     before, logger = sys.unraisablehook, logging.getLogger(asyncio.__name__)
     disabled, logger.disabled = logger.disabled, True
@@ -171,6 +171,8 @@ class Checkpoints:
             self.manager.reload()
             if self.write or set(self.manager.all_steps()) <= set(steps):
                 break
+        with _quiet(collect=failed):
+            pass
         raise UsageError(
             f"no checkpoint in {self.folder} can be read; remove that folder to start over."
         )

@@ -453,16 +453,16 @@ def _sign(stance: str) -> str:
 
 
 def _map(disputes: Sequence[Any], claims: Mapping[str, Any], links: Links) -> str:
-    sources = list(dict.fromkeys(s.source for d in disputes for s in d.stances))
     rows = []
     for dispute in disputes:
-        said: dict[str, list[str]] = {}
-        for stance in dispute.stances:
-            said.setdefault(stance.source, []).append(_sign(stance.stance))
-        cells = [" ".join(said.get(name, ())) for name in sources]
+        cells = [
+            ", ".join(dict.fromkeys(e(s.source) for s in dispute.stances if s.stance == stance))
+            for stance in SIGNS
+        ]
         found = _by_verdict([claims[name] for name in dispute.claims if name in claims], links)
         rows.append([f'<a href="#{dispute.name}">{e(dispute.question)}</a>', *cells, found])
-    return table(("question", *sources, "here, at the largest size"), rows, "map")
+    answers = [says for says, _ in SIGNS.values()]
+    return table(("question", *answers, "here, at the largest size"), rows, "map")
 
 
 def _by_verdict(found: Sequence[tuple[Entry, Entry]], links: Links) -> str:
