@@ -143,8 +143,9 @@ def test_a_stopped_parallel_sweep_continues_to_the_bit(words, tmp_path):
     until(lambda: not _holders(locks))  # the workers notice, save and end
 
     child = parallel_sweep(folder, *words)
-    until(lambda: _holders(locks))
-    os.kill(_holders(locks)[0], signal.SIGKILL)
+    found = []
+    until(lambda: found.extend(_workers(locks)) or found)
+    os.kill(found[0], signal.SIGKILL)
     status, out, errors = ended(child)
     assert status == exits.BROKEN and "its process was killed by SIGKILL" in errors, out + errors
     assert "seed=" in errors
@@ -153,6 +154,13 @@ def test_a_stopped_parallel_sweep_continues_to_the_bit(words, tmp_path):
     assert status == 0, errors
     assert "mean ± sample standard deviation over 2 seeds" in out
     equal(folder, whole)
+
+
+def _workers(locks):
+    """Processes that keep a lock for half a second: one that only tries it lets go at once."""
+    before = _holders(locks)
+    time.sleep(0.5)
+    return [process for process in _holders(locks) if process in before]
 
 
 def _holders(files):
