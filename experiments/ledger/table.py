@@ -113,7 +113,7 @@ def with_sizes(text: str, gathered: Mapping[str, Any]) -> str:
     def made(found: re.Match[str]) -> str:
         return f"{found[1]}\n{by_size(gathered, int(found[2]))}\n{found[3]}"
 
-    return re.sub(r"(<!-- claims? (\d+) -->)\n.*?\n(<!-- end -->)", made, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- claims (\d+) -->)\n.*?\n(<!-- end -->)", made, text, flags=re.DOTALL)
 
 
 def publish(results: pathlib.Path = records.RESULTS, out: pathlib.Path = pathlib.Path()) -> str:

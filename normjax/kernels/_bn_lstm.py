@@ -48,8 +48,7 @@ def run(
 ) -> tuple[jax.Array, jax.Array, Arrays, Arrays]:
     """Walk `term`; return h, c, and mean and variance of the recurrent term and of the cell."""
     _, batch, width = term.shape
-    takes = lambda backend: _kernel(backend).fits(batch, width // 4)  # noqa: E731
-    found = _pallas.platforms("bn_lstm", term, takes)
+    found = _pallas.platforms("bn_lstm", term, lambda b: _kernel(b).fits(batch, width // 4))
     kernels = tuple((name, _kernel(backend), backend) for name, backend in found.items())
     recurrence = _recurrence(*eps, kernels)
     hs, cs, mean_h, var_h, mean_c, var_c = recurrence(term, w_h, scale_h, scale_c, bias_c, c, h)

@@ -2,8 +2,10 @@
 
 Under `jit` a compiler splits a program over devices, and each sum over rows becomes an all-reduce.
 Two passes, the second around the mean that the first one found, are two of them, one after the
-other, in each step of a recurrent layer. Here rows are measured in groups, whose two passes stay
-on a device, and all groups' means and variances travel together. Nothing is lost to cancellation.
+other, in each step of a recurrent layer. Here rows are measured in groups, whose passes stay on a
+device, and all groups' means and variances travel together. Small groups lose nothing to
+cancellation; one of 32 rows or more is read once, around the mean of a part, with the error that
+`_large_accelerator.mean_and_var` has.
 """
 
 from __future__ import annotations
@@ -17,12 +19,10 @@ import numpy as np
 from normjax._internal._by_platform import by_platform
 from normjax._internal._manual_axes import varying
 from normjax.statistics import _formulas
+from normjax.statistics._large_accelerator import PART
 
 # Rows are split evenly over up to so many devices. Each group's statistics are sent.
 MAX_GROUPS = 64
-# A group of so many rows or more is measured around the mean of its first ones, one in so many,
-# and read once: `_large_accelerator.mean_and_var` says what that costs in accuracy.
-PART = 32
 
 
 def serves(x: jax.Array, axes: tuple[int, ...]) -> bool:
