@@ -8,11 +8,12 @@ from experiments import tasks
 from experiments.runtime import step
 
 
-def population(finished, shared=()):
+def population(finished, shared=(), batch_size=0):
     """Estimate population statistics over the training set, shared over time in some places.
 
     Returns the task that reads them, and the state that holds them. In training every step is
-    normalized by its own batch either way, so the parameters are those of one run.
+    normalized by its own batch either way, so the parameters are those of one run. `batch_size` is
+    that of the batches they are measured in; 0: the config's.
     """
     config = copy.deepcopy(finished.config)
     for place in shared:
@@ -20,7 +21,7 @@ def population(finished, shared=()):
         config["model"][place] = {**norm, "lift": "shared"}
     task, how = tasks.build(config, finished.dataset), config["population"]
     _, start = task.init(jax.random.key(0))
-    train, size = finished.dataset.train, how["batch_size"]
+    train, size = finished.dataset.train, batch_size or how["batch_size"]
     exact = step.population(
         finished.params, start, train, task=task, how=how["how"], batch_size=size
     )
