@@ -2,11 +2,13 @@
 
     python -m experiments.device --minutes=10 --out=results/h100
     python -m experiments.device --minutes=10 --out=results/h100 --jobs=1:pmnist784,2:pmnist784
+    python -m experiments.device --minutes=10 --out=results/h100 --jobs=1:pmnist49 --together=24
 
 For each job, a group of claims at a scale, it measures a training step with more and more runs
 side by side, takes as many as pay, and trains them until they are done or the time is over. All
-runs save once a minute and at the end; the same command continues them. `device.json` in --out
-says what each call measured and how far each job came. At home
+runs save once a minute and at the end; the same command continues them. With --together it measures
+nothing, and runs save as often as their config says and at the end. `device.json` in --out says
+what each call measured and how far each job came. At home
 
     python -m experiments.claim 1 --run --scale=pmnist784 --workdir=results/h100/runs
 
@@ -51,6 +53,12 @@ _MINUTES = flags.DEFINE_float("minutes", 10.0, "Time in all, from the command's 
 _OUT = flags.DEFINE_string("out", "", "Folder of the runs and of device.json.")
 _JOBS = flags.DEFINE_string("jobs", "", "GROUP:SCALE with commas; empty: those that are missing.")
 _COUNT = flags.DEFINE_integer("count", 8, "Replicates of each arm at each rate.")
+_TOGETHER = flags.DEFINE_integer(
+    "together",
+    0,
+    "So many runs side by side, not measured; 0: as many as pay.",
+    allow_override=True,
+)
 
 
 def missing(results: Any = records.RESULTS) -> list[tuple[ModuleType, Scale]]:
@@ -191,9 +199,16 @@ def progress(study: ModuleType, scale: Scale, count: int, runs: epath.Path) -> d
 
 
 def spend(
-    jobs: Sequence[tuple[ModuleType, Scale]], out: epath.Path, minutes: float, count: int
+    jobs: Sequence[tuple[ModuleType, Scale]],
+    out: epath.Path,
+    minutes: float,
+    count: int,
+    side_by_side: int = 0,
 ) -> dict[str, Any]:
-    """Measure and train the jobs in turn until the time is over; return what device.json says."""
+    """Measure and train the jobs in turn until the time is over; return what device.json says.
+
+    With `side_by_side` so many runs are trained together, and nothing is measured.
+    """
     began, total = time.monotonic(), 60 * minutes
     runs = out / "runs"
     out.mkdir(parents=True, exist_ok=True)
@@ -210,14 +225,13 @@ def spend(
                 print(f"{study.GROUP.number} {scale.name}: {study.GROUP.title}", flush=True)
                 job: dict[str, Any] = {"group": study.GROUP.number, "scale": scale.name}
                 report["jobs"].append(job)
-                until = began + SHARE * total
-                most, seconds, job["measured"] = measure(study, scale, count, until)
-                job["together"] = most
-                call = configs_of(study, scale, study.GROUP.arms[-1], 1)[0].steps_per_call
-                every = call * max(1, int(60 / seconds) // call)
-                replicates.train(
-                    study, scale, count, runs, together=most, free={"checkpoint_every": every}
-                )
+                free, job["together"] = {}, side_by_side
+                if not side_by_side:
+                    until = began + SHARE * total
+                    job["together"], seconds, job["measured"] = measure(study, scale, count, until)
+                    call = configs_of(study, scale, study.GROUP.arms[-1], 1)[0].steps_per_call
+                    free["checkpoint_every"] = call * max(1, int(60 / seconds) // call)
+                replicates.train(study, scale, count, runs, together=job["together"], free=free)
         report["ended"] = "all jobs are trained"
     except exits.Interrupted:
         report["ended"] = "the time is over; the same command continues"
@@ -240,9 +254,11 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("write --out=FOLDER, where the runs and device.json go.")
         if not _MINUTES.value > 0 or _COUNT.value < 4:
             raise UsageError("--minutes must be above 0, and --count at least 4.")
+        if _TOGETHER.value < 0:
+            raise UsageError("--together must be a number of runs, or 0 to measure how many pay.")
         jobs = named(_JOBS.value) if _JOBS.value else missing()
         out = epath.Path(_OUT.value).expanduser()
-        report = spend(jobs, out, _MINUTES.value, _COUNT.value)
+        report = spend(jobs, out, _MINUTES.value, _COUNT.value, _TOGETHER.value)
         for job in report["jobs"]:
             print(
                 f"{job['group']} {job['scale']}: {job['finished']} of {job['runs']} runs finished"

@@ -26,7 +26,7 @@ from experiments.runtime.step import (
     better,
     compiled_step,
     evaluate_members,
-    final_scores,
+    final_scores_members,
     optimizer,
     scored,
     start,
@@ -326,9 +326,11 @@ class Group(Loop):
             self.checkpoints.wait()
             self.progress.close()
             ends: dict[str, dict[str, Any] | Diverged] = {}
+            scores = self.final_scores()
             for i, member in enumerate(self.members):
                 if member.writes:
-                    ended = Diverged(member.message) if member.message else self.write_result(i)
+                    said = member.message
+                    ended = Diverged(said) if said else self.write_result(i, scores[i])
                     ends[member.workdir.name] = ended
         except KeyboardInterrupt:
             self.finish_writing = False  # a second signal
@@ -340,12 +342,26 @@ class Group(Loop):
             (self.folder.parent / name / GROUP).unlink(missing_ok=True)
         return ends
 
-    def write_result(self, i: int) -> dict[str, Any]:
-        """Score a member's best parameters and write its checkpoint and its final.json."""
+    def final_scores(self) -> list[dict[str, Any]]:
+        """Score the best parameters of every member; none, if no result is wanted."""
+        if not any(member.trains() for member in self.members):
+            return [{} for _ in self.members]
+        names = ("train", "valid", "test")
+        first = self.members[0].dataset
+        return final_scores_members(
+            self.state["best"],
+            {"train": self.train, "valid": self.valid, "test": self._split("test")},
+            {name: splits.size(getattr(first, name)) for name in names},
+            task=self.task,
+            config=self.config,
+            members=self.data,
+        )
+
+    def write_result(self, i: int, scores: dict[str, Any]) -> dict[str, Any]:
+        """Write a member's checkpoint, and with the scores of its best parameters final.json."""
         member, state = self.members[i], member_state(self.state, i)
         assert member.metrics is not None
         self._save_own(member, state, self.position(member))
-        scores = final_scores(state["best"], member.dataset, member.task, member.config)
         final = result(member.config, state, member.metrics.rows, scores, self.layout.count)
         final["together"] = len(self.members)
         write_json(member.workdir / "final.json", final)

@@ -301,6 +301,31 @@ def population(
     return normjax.population_statistics(task, params, norm, inputs(), how=how)
 
 
+def population_members(
+    params: Tree,
+    norm: Tree,
+    split: Tree,
+    at_once: int,
+    *,
+    task: tasks.Task,
+    how: Any,
+    batch_size: int,
+    members: parallel.Members,
+) -> Tree:
+    """Estimate `population` of members, so many at once: their batches need not all fit."""
+    if not jax.tree.leaves(norm):
+        return norm
+    estimate = functools.partial(population, task=task, how=how, batch_size=batch_size)
+    mapped = jax.vmap(estimate, in_axes=(0, 0, members.data_axis))
+    count = len(jax.tree.leaves(params)[0])
+    parts = []
+    for which in np.array_split(np.arange(count), -(-count // at_once)):
+        own = functools.partial(jax.tree.map, lambda x, at=which: x[at[0] : at[-1] + 1])
+        data = own(split) if members.own_data else split
+        parts.append(mapped(own(params), own(norm), data))
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+
+
 def final_scores(
     best: Tree,
     dataset: splits.Dataset,
@@ -318,13 +343,6 @@ def final_scores(
     exact = population(
         params, running, dataset.train, task=task, how=how, batch_size=size, layout=layout
     )
-    kinds = {
-        "population": (exact, "running"),
-        "batch": (running, "batch"),
-        "running": (running, "running"),
-    }
-    if not jax.tree.leaves(running):  # then all three are one
-        kinds = {"batch": kinds["batch"]}
     scores = {
         name: {
             kind: evaluate(
@@ -336,9 +354,65 @@ def final_scores(
                 batch_size=config["eval_batch_size"],
                 layout=layout,
             )
-            for kind, (norm, stats) in kinds.items()
+            for kind, (norm, stats) in _kinds(running, exact).items()
         }
         for name, split in (("valid", dataset.valid), ("test", dataset.test))
     }
-    names = ("population", "batch", "running")
-    return {split: {k: s.get(k, s["batch"]) for k in names} for split, s in scores.items()}
+    return _of_each_kind(scores)
+
+
+KINDS = ("population", "batch", "running")
+
+
+def _kinds(running: Tree, exact: Tree) -> dict[str, tuple[Tree, str]]:
+    """Return the norm state and `stats` of each kind of statistics; without any all are one."""
+    if not jax.tree.leaves(running):
+        return {"batch": (running, "batch")}
+    states = (exact, "running"), (running, "batch"), (running, "running")
+    return dict(zip(KINDS, states, strict=True))
+
+
+def _of_each_kind(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {split: {k: s.get(k, s["batch"]) for k in KINDS} for split, s in scores.items()}
+
+
+def final_scores_members(
+    best: Tree,
+    data: Mapping[str, Tree],
+    sizes: Mapping[str, int],
+    *,
+    task: tasks.Task,
+    config: Mapping[str, Any],
+    members: parallel.Members,
+) -> list[dict[str, dict[str, Any]]]:
+    """Compute `final_scores` of members side by side, of arrays `[members, ...]`.
+
+    `data` and `sizes` have the splits and their numbers of examples.
+    """
+    params, running = best["params"], best["norm"]
+    scored_at_once = len(jax.tree.leaves(params)[0]) * config["eval_batch_size"]
+    at_once = max(1, scored_at_once // config["population"]["batch_size"])
+    exact = population_members(
+        params, running, data["train"], at_once, task=task, members=members, **config["population"]
+    )
+    scores: dict[str, dict[str, list[dict[str, float]]]] = {
+        name: {
+            kind: evaluate_members(
+                params,
+                norm,
+                data[name],
+                task=task,
+                stats=stats,
+                batch_size=config["eval_batch_size"],
+                examples=sizes[name],
+                members=members,
+            )
+            for kind, (norm, stats) in _kinds(running, exact).items()
+        }
+        for name in ("valid", "test")
+    }
+    count = len(scores["valid"]["batch"])
+    return [
+        _of_each_kind({s: {k: own[i] for k, own in kinds.items()} for s, kinds in scores.items()})
+        for i in range(count)
+    ]

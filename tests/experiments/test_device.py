@@ -70,6 +70,16 @@ def test_what_does_not_fit_is_not_tried_again(study, monkeypatch, fits):
             run()
 
 
+def test_what_is_asked_for_side_by_side_is_not_measured(study, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(device, "measure", None)
+    monkeypatch.setattr(device.replicates, "train", lambda *_, **said: calls.append(said))
+    report = device.spend([(study, study.GROUP.scales[0])], epath.Path(tmp_path), 5.0, 4, 6)
+    assert calls == [{"together": 6, "free": {}}]  # saved as often as the config says
+    (job,) = report["jobs"]
+    assert job["together"] == 6 and "measured" not in job
+
+
 def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
     jobs = [(s.GROUP.number, scale.name, scale.device) for s, scale in device.missing(tmp_path)]
     assert jobs[0] == (1, "pmnist784", "gpu")

@@ -167,7 +167,7 @@ def test_members_leave_what_a_run_alone_leaves(whole):
         assert [s for kind, s in steps if kind == "train"] == [5, 10, 15, 20]
         assert [s for kind, s in steps if kind == "valid"] == [10, 20]
         scored = evaluate.evaluate(where, split="test", stats="running")
-        assert scored["loss"] == final["test"]["running"]["loss"]
+        assert scored["loss"] == pytest.approx(final["test"]["running"]["loss"], rel=1e-5)
         assert members.run_metrics(final, epath.Path(where))["metrics"]["diverged"] == 0
         assert members.load_finished(member(*PAIR[i]), epath.Path(where)).params
     assert len(curves.find([folder])) == 2
@@ -199,15 +199,35 @@ def test_a_group_continues_whole_when_one_member_is_asked_for(whole, stopped):
         compare(stopped / i, whole[0] / i)
 
 
+def test_final_scores_are_those_of_members_alone():
+    """Of three members, whose population statistics are estimated for two at a time."""
+    config = validate.check(small())
+    config["population"]["batch_size"] = 135
+    dataset = datasets.load_config_data(config).on_device()
+    task, sizes = tasks.build(config, dataset), {"train": 270, "valid": 180, "test": 90}
+    data = {k: jax.tree.map(lambda x, n=n: x[:n], getattr(dataset, k)) for k, n in sizes.items()}
+    keys = jax.random.split(jax.random.key(0), 3)
+    best = dict(zip(("params", "norm"), jax.vmap(task.init)(keys), strict=True))
+    found = step.final_scores_members(
+        best, data, sizes, task=task, config=config, members=parallel.Members()
+    )
+    for i, own in enumerate(found):
+        alone = jax.tree.map(lambda x, i=i: x[i], best)
+        expected = step.final_scores(alone, dataset._replace(**data), task, config)
+        assert expected["test"]["population"] != expected["test"]["running"]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), own, expected)
+    assert found[0] != found[1]
+
+
 def test_a_group_killed_at_its_end_finishes(whole, tmp_path, monkeypatch):
     """One member has its result, the other has none yet."""
     real, calls = group.Group.write_result, []
 
-    def dying(self, i):
+    def dying(self, i, scores):
         calls.append(i)
         if i == 1:
             raise RuntimeError("killed")
-        return real(self, i)
+        return real(self, i, scores)
 
     folders = [tmp_path / "0", tmp_path / "1"]
     monkeypatch.setattr(group.Group, "write_result", dying)
