@@ -8,6 +8,7 @@ continues where it was.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import io
@@ -33,7 +34,7 @@ from experiments.data import batches, splits
 from experiments.ledger import records, registry
 from experiments.ledger.claims import Group, Scale
 from experiments.runtime import members
-from experiments.runtime.workdir import hardware, versions
+from experiments.runtime.workdir import hardware, read_json, versions
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
 KEPT = (
@@ -279,11 +280,35 @@ def run(
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "replicates": count,
         "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
-        "hardware": hardware(),
-        "versions": versions(),
+        **made_on(study, scale, count, workdir),
         "arms": arms,
     }
     return record, answers
+
+
+def made_on(
+    study: ModuleType, scale: Scale, count: int, workdir: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+    """Return hardware and versions of most of the runs, which another machine may have trained.
+
+    Where runs are of several kinds of machine, "hardware" has the number of runs of each "device".
+    """
+    if not registry.trains(study):
+        return {"hardware": hardware(), "versions": versions()}
+    machines = [
+        read_json(epath.Path(folder_of(workdir, config)) / "config.json", "hardware", "versions")
+        for arm in study.GROUP.arms
+        for rate in study.GROUP.rates_at(scale) or (None,)
+        for n in range(1, count + 1)
+        for config in [config_of(study, scale, arm, rate, n)]
+    ]
+    kinds = collections.Counter(machine["hardware"]["device"] for machine in machines)
+    device = kinds.most_common(1)[0][0]
+    first = next(machine for machine in machines if machine["hardware"]["device"] == device)
+    found: dict[str, Any] = dict(first["hardware"])
+    if len(kinds) > 1:
+        found["device"] = " and ".join(f"{kind} ({n} runs)" for kind, n in kinds.most_common())
+    return {"hardware": found, "versions": first["versions"]}
 
 
 def _lists(found: Sequence[Sequence[Any]], kept: Sequence[str] | None) -> dict[str, Any]:

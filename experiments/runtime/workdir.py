@@ -56,12 +56,16 @@ def versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
 def hardware(devices: int = 0) -> dict[str, Any]:
     """Describe the machine that computes the numbers."""
     device = jax.devices()[0]
-    return {
+    found = {
         "device": device.device_kind,
         "platform": device.platform,
         "devices": devices or jax.device_count(),
         "cpus": os.cpu_count(),
     }
+    if device.platform != "cpu":
+        # Where float32 products may be rounded: on a GPU to TF32, on a TPU to bfloat16.
+        found["matmul_precision"] = jax.config.jax_default_matmul_precision or "default"
+    return found
 
 
 def folders_with(name: str, folder: epath.Path) -> Iterator[epath.Path]:

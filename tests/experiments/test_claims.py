@@ -259,12 +259,23 @@ def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny):
         np.testing.assert_allclose(scores[2], 0.1)
         assert len(found["curves"]["valid.loss"][0]) == 4
         assert len(set(found["metrics"]["train.loss"][0])) == 4  # every replicate is another draw
-    assert claim.run(  # a stopped claim continues: nothing is trained again
+    # As if all runs but one had come home from another machine.
+    _, *others = sorted(tmp_path.glob("*/*/config.json"))
+    assert len(others) == 23
+    for path in others:
+        described = json.loads(path.read_text())
+        described["hardware"] |= {"device": "a lent one", "platform": "gpu"}
+        path.write_text(json.dumps(described))
+    again = claim.run(  # a stopped claim continues: nothing is trained again
         study, study.GROUP.scale("small"), tmp_path, tmp_path / "again", limit=4, draft=True
-    )["arms"] == {
+    )
+    assert again["arms"] == {
         name: {**arm, "seconds": pytest.approx(arm["seconds"], abs=0.2)}
         for name, arm in record["arms"].items()
     }
+    assert record["hardware"]["device"] == "cpu"
+    assert again["hardware"]["device"] == "a lent one (23 runs) and cpu (1 runs)"
+    assert again["hardware"]["platform"] == "gpu"
 
 
 # ----------------------------------------------------------------------------------- what is seen
