@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks.device import (
+from benchmarks._device_programs import (
     BOTH,
     GROUPS,
     LONG,

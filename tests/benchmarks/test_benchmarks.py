@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, device, early, loop, models, newton, norms, together
+from benchmarks import (
+    _device_programs,
+    _layers,
+    _measure,
+    device,
+    early,
+    loop,
+    models,
+    newton,
+    norms,
+    together,
+)
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -220,8 +231,10 @@ def test_a_devices_figures_are_kept_whatever_breaks(tmp_path):
     run = device.Run(str(path), minutes=1)
     run.copy(quick=True)
     x = jax.ShapeDtypeStruct((2,), jnp.float32)
-    broken = device.Program("broken", "nobody", lambda x: x + jnp.ones(3), (x,))
-    found = [p for p in device.norms(("rms",), quick=True) if p.case == "rms float32 forward"]
+    broken = _device_programs.Program("broken", "nobody", lambda x: x + jnp.ones(3), (x,))
+    found = [
+        p for p in _device_programs.norms(("rms",), quick=True) if p.case == "rms float32 forward"
+    ]
     run.part("norms", [broken, *found], compile_for=50.0)
     written = json.loads(path.read_text())
     assert [note.partition(", nobody")[0] for note in written["notes"]] == ["norms: broken"]
@@ -238,7 +251,7 @@ def test_a_devices_figures_are_kept_whatever_breaks(tmp_path):
 def test_a_devices_benchmark_runs_and_says_what_it_left_out(tmp_path):
     table, written = _run("device", tmp_path, "--only=recurrent,profile", "--minutes=5")
     found = {r["library"] for r in written["records"] if r["part"] == "recurrent"}
-    assert found == {*device.EVERY} and "µs a step" in table
+    assert found == {*_device_programs.EVERY} and "µs a step" in table
     assert written["versions"]["jax"] == jax.__version__ and not written["notes"]
     _, written = _run("device", tmp_path, "--only=wide", "--minutes=0")
     assert written["notes"] and not [r for r in written["records"] if r["part"] == "wide"]
