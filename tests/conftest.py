@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -25,8 +26,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jaxtyping
 
-# Shapes in public signatures are checked while the tests run, and cost nothing elsewhere.
-_hook = jaxtyping.install_import_hook("normjax", "beartype.beartype")
+# Shapes in public signatures are checked while the tests run, and cost nothing elsewhere. A machine
+# with an accelerator may lack the checker: there the tests in tests/device do without it.
+CHECKED = importlib.util.find_spec("beartype") is not None
+if not CHECKED and os.environ["JAX_PLATFORMS"] == "cpu" and "NORMJAX_REHEARSE" not in os.environ:
+    raise ImportError("the tests need beartype: pip install beartype")
+_hook = jaxtyping.install_import_hook("normjax", "beartype.beartype" if CHECKED else None)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -45,6 +50,12 @@ CACHE_LIMIT = 2 * 2**30  # bytes of compiled programs in the cache; above, it st
 # `make test` sets JAX_DISABLE_MOST_OPTIMIZATIONS: XLA then compiles a third faster, to slower
 # programs, which is what these small ones want. Plain `pytest` and `make test-slow` do not.
 QUICK = jax.config.read("jax_disable_most_optimizations")
+
+
+def pytest_report_header():
+    """Say what is compared on, and what is not checked."""
+    where = f"{os.environ['JAX_PLATFORMS']}, jax {jax.__version__}"
+    return where if CHECKED else f"{where}; without beartype: shapes in signatures are not checked"
 
 
 def pytest_configure(config):
@@ -71,6 +82,7 @@ def pytest_configure(config):
         os.environ[setting.upper()] = str(value)  # of commands that tests start, again and again
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
 def pytest_xdist_auto_num_workers(config):
     """With `-n auto`, one worker more than CPUs for slow tests: many wait for other processes."""
     return (os.cpu_count() or 1) + 1 if config.getoption("markexpr") == "slow" else None
@@ -93,7 +105,8 @@ def _share_mlir_contexts():
         mlir.make_ir_context = functools.cache(make)
 
 
-_share_mlir_contexts()
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    _share_mlir_contexts()
 
 
 @pytest.hookimpl(tryfirst=True)

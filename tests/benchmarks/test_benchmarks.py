@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _layers, _measure, early, loop, models, newton, norms, together
+from benchmarks import (
+    _device_programs,
+    _layers,
+    _measure,
+    device,
+    early,
+    loop,
+    models,
+    newton,
+    norms,
+    together,
+)
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -212,3 +223,35 @@ def test_the_table_of_early_statistics_has_mean_and_range():
 def test_the_loop_is_held_against_its_steps():
     config = loop.settings("lstm", 1, 3 * loop.LOG)
     assert loop.steps(config) > 0 and loop.loop(config) > 0
+
+
+@pytest.mark.standard_numerics
+def test_a_devices_figures_are_kept_whatever_breaks(tmp_path):
+    path = tmp_path / "device.json"
+    run = device.Run(str(path), minutes=1)
+    run.copy(quick=True)
+    x = jax.ShapeDtypeStruct((2,), jnp.float32)
+    broken = _device_programs.Program("broken", "nobody", lambda x: x + jnp.ones(3), (x,))
+    found = [
+        p for p in _device_programs.norms(("rms",), quick=True) if p.case == "rms float32 forward"
+    ]
+    run.part("norms", [broken, *found], compile_for=50.0)
+    written = json.loads(path.read_text())
+    assert [note.partition(", nobody")[0] for note in written["notes"]] == ["norms: broken"]
+    rows = [r for r in written["records"] if r["part"] == "norms"]
+    assert [r["library"] for r in rows] == ["normjax", "normjax kernel", "flax.linen"]
+    for row in rows:
+        moved = 2 * 4 * 16 * 64  # bytes: x and y of float32
+        assert row["us"] == np.median(row["rounds_us"]) and len(row["rounds_us"]) == device.ROUNDS
+        np.testing.assert_allclose(row["gbps"], moved / row["us"] / 1e3)
+        np.testing.assert_allclose(row["copies"], written["copy_gbps"] / row["gbps"])
+
+
+@pytest.mark.slow
+def test_a_devices_benchmark_runs_and_says_what_it_left_out(tmp_path):
+    table, written = _run("device", tmp_path, "--only=recurrent,profile", "--minutes=5")
+    found = {r["library"] for r in written["records"] if r["part"] == "recurrent"}
+    assert found == {*_device_programs.EVERY} and "µs a step" in table
+    assert written["versions"]["jax"] == jax.__version__ and not written["notes"]
+    _, written = _run("device", tmp_path, "--only=wide", "--minutes=0")
+    assert written["notes"] and not [r for r in written["records"] if r["part"] == "wide"]
