@@ -94,6 +94,7 @@ class Call:
         dtype: half-precision dtype of the x that the caller gave, where x was widened to float32;
             else `None`.
         segments: which segment each position belongs to, for norms that are `segmented`.
+        at_once: number of steps that are measured at once, under `vmap`.
     """
 
     stats: Stats = "batch"
@@ -102,6 +103,7 @@ class Call:
     hyper: Hyper = None
     dtype: Any = dataclasses.field(default=None, kw_only=True)
     segments: Segments | None = dataclasses.field(default=None, kw_only=True)
+    at_once: int = dataclasses.field(default=1, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -64,7 +64,8 @@ def hardware(devices: int = 0) -> dict[str, Any]:
     }
     if device.platform != "cpu":
         # Where float32 products may be rounded: on a GPU to TF32, on a TPU to bfloat16.
-        found["matmul_precision"] = jax.config.jax_default_matmul_precision or "default"
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        found["matmul_precision"] = precision or "default"
     return found
 
 

@@ -97,7 +97,7 @@ class SeqNorm(abc.ABC):
         def normalize(
             step_inputs: PyTree, x_t: jax.Array, mask_t: Array | None
         ) -> tuple[jax.Array, PyTree]:
-            call_t = dataclasses.replace(call, mask=mask_t)
+            call_t = dataclasses.replace(call, mask=mask_t, at_once=x.shape[0])
             return self.normalize_step(params, state, step_inputs, x_t, call_t)
 
         if call.stats == "running":
@@ -112,7 +112,8 @@ class SeqNorm(abc.ABC):
 
         def measure(step_inputs: PyTree, x_t: jax.Array, mask_t: Array | None) -> PyTree:
             params_t, _ = self.slice_for_step(params, state, step_inputs)
-            m = self.norm.measure(params_t, x_t, dataclasses.replace(call, mask=mask_t))
+            call_t = dataclasses.replace(call, mask=mask_t, at_once=x.shape[0])
+            m = self.norm.measure(params_t, x_t, call_t)
             if getattr(m[0] if m else None, "size", None) == x_t.size:
                 _single.refuse(self.norm, x_t.shape, m, call, " of each time step")
             return m

@@ -54,10 +54,12 @@ def moments(
     plain_mean: bool = False,
     impl: Impl = "xla",
     dtype: Any = None,
+    at_once: int = 1,
 ) -> Moments:
     """Return mean, variance and count over `axes`; arguments as for `normjax.moments`.
 
-    `dtype` is a half-precision one from which x was widened, in which it may be read.
+    `dtype` is a half-precision one from which x was widened, in which it may be read. So many x
+    are measured `at_once`, under `vmap`.
     """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     x = x.astype(stat_dtype(x.dtype))
@@ -76,7 +78,7 @@ def moments(
         mean, var = _formulas.mean_and_var(x, None, None, axes, plain_mean)
     if axis_name is None:
         return Moments(mean, var, count)
-    return pool(Moments(mean, var, count), axis_name, axis_index_groups)
+    return pool(Moments(mean, var, count), axis_name, axis_index_groups, at_once)
 
 
 def means(
@@ -236,10 +238,14 @@ def normalize_rows(
     return y.astype(x.dtype)
 
 
-def pool(m: Moments, axis_name: AxisName, axis_index_groups: Any = None) -> Moments:
-    """Pool moments over devices, weighted by their counts."""
+def pool(
+    m: Moments, axis_name: AxisName, axis_index_groups: Any = None, at_once: int = 1
+) -> Moments:
+    """Pool moments over devices, weighted by their counts; so many `at_once`, under `vmap`."""
     if axis_name is None:
         return m
+    if axis_index_groups is None and _one_exchange.is_small(m, axis_name, at_once):
+        return _one_exchange.pool(m, axis_name)
     mean, var, count = m
     # Two all-reduces, so that the spread is taken around the pooled mean and loses no digits.
     n, weighted = _sum_over_devices(

@@ -67,10 +67,21 @@ def test_input_statistics_of_all_steps_are_a_fixed_number_of_calls(mode):
     }
     by_length = {t: collectives(layer, mode, t) for t, layer in layers.items()}
     for steps, reduces in by_length.items():
-        hoisted = [s for inside, s in reduces if f"[{steps},{4 * HIDDEN}]" in s]
+        all_steps = re.compile(rf"\[{steps},(\d+,)*{4 * HIDDEN}\]")
+        hoisted = [inside for inside, s in reduces if all_steps.search(s)]
         assert 1 <= len(hoisted) <= 4
-        assert not any(inside for inside, s in reduces if f"[{steps},{4 * HIDDEN}]" in s)
+        assert not any(hoisted)
     assert len(by_length[5]) == len(by_length[9])
+
+
+def test_each_place_of_a_step_is_one_exchange_under_shard_map():
+    """Forward mean and variance of a place travel together, backward their gradients."""
+    layer = recurrent.bn_lstm(HIDDEN, 5, input_schedule="before_loop")
+    inside = [s for inside, s in collectives(layer, "shard_map", 5) if inside]
+    places = {4 * HIDDEN: "norm_h", HIDDEN: "norm_c"}
+    # [devices, mean and variance and count, features], of a batch with weights
+    sent = collections.Counter(int(re.search(r",(\d+)\]", s).group(1)) for s in inside)
+    assert sent == dict.fromkeys(places, 2)
 
 
 def test_gradients_of_a_scan_are_reduced_once_under_shard_map():
