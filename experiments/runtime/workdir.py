@@ -179,8 +179,10 @@ def check_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> No
                 "the batch of a statistic is what one device has: another number of devices is "
                 "another experiment. Choose another --workdir."
             )
-        for note in _notes(there, config, devices):
-            print(f"note: {workdir} was {note}", flush=True)
+        done = workdir / "final.json"
+        if not (done.exists() and read_json(done, "steps")["steps"] == config["steps"]):
+            for note in _notes(there, config, devices):
+                print(f"note: {workdir} was {note}", flush=True)
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UsageError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir."

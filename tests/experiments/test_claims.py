@@ -229,7 +229,7 @@ def test_a_replicate_redraws_the_training_and_validation_sets(tiny):
 
 
 @pytest.mark.slow
-def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny):
+def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsys):
     """Tiny nets, real training: two arms, three rates of which one diverges, four replicates."""
     source = OWN.replace('("a", "b"),', '("3", "4"),').replace(
         'more("a", "b", "m")', 'more("4", "3", "test.population.accuracy")'
@@ -276,6 +276,7 @@ def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny):
     assert record["hardware"]["device"] == "cpu"
     assert again["hardware"]["device"] == "a lent one (23 runs) and cpu (1 runs)"
     assert again["hardware"]["platform"] == "gpu"
+    assert "continues on" not in capsys.readouterr().out  # they have ended
 
 
 # ----------------------------------------------------------------------------------- what is seen
