@@ -212,11 +212,13 @@ def check_registration(record: Mapping[str, Any], path: pathlib.Path) -> str:
         if git("rev-parse", f"{commit}:{name}", root=root) != blob:
             return f"{name} is not in commit {commit[:10]} as {path} says"
     added = git("log", "--diff-filter=A", "--format=%H", "--", path.name, root=root).split()
-    later = added[-1] if added else "HEAD"
+    # The last time: an earlier record of the same name may have been withdrawn.
+    known = added and git("ls-tree", "--name-only", "HEAD", "--", path.name, root=root)
+    later = added[0] if known else "HEAD"
     try:
         git("merge-base", "--is-ancestor", commit, later, root=root)
     except UsageError:
         return f"commit {commit[:10]} is no ancestor of {later[:10]}, which added {path}"
-    if added and commit == added[-1]:
+    if commit == later:
         return f"commit {commit[:10]} registers the claim and adds {path} at once"
     return ""

@@ -184,6 +184,17 @@ def test_a_claim_is_registered_by_a_commit_that_is_older_than_its_record(tmp_pat
     other["registered"]["files"] = dict.fromkeys(record["registered"]["files"], "0" * 40)
     assert "is not in commit" in registry.check_registration(other, path)
     assert "a draft" in registry.check_registration({**record, "registered": None}, path)
+    # Withdrawn, registered anew, and run again: the first record's commit is of no account.
+    git(tmp_path, "rm", "-rqf", "results")
+    file = pathlib.Path(study.__file__)
+    file.write_text(file.read_text() + "# changed\n")
+    git(tmp_path, "commit", "-qam", "withdraw, and register anew")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write(path, second := {**record, "registered": registry.register(study)}, {})
+    assert registry.check_registration(second, path) == ""
+    git(tmp_path, "add", "results")
+    git(tmp_path, "commit", "-qm", "run again")
+    assert registry.check_registration(second, path) == ""
 
 
 def test_answers_are_kept_a_bit_each(tmp_path):
