@@ -70,7 +70,7 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
         counts = ["/".join(str(by[i][k]) for i in by) for k in ("kernels", "temporary_mb")]
         rows.append([f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts])
     heads = ("aim", "XLA", "kernel", "Flax", "kernels launched", "MB temporary")
-    return _table(("norm", "dtype"), heads, rows)
+    return markdown(("norm", "dtype"), heads, rows)
 
 
 def _resources(records: Sequence[dict[str, Any]]) -> str:
@@ -86,7 +86,7 @@ def _resources(records: Sequence[dict[str, Any]]) -> str:
             cells.append("/".join(f"{v / unit:.1f}".removesuffix(".0") for v in r[field]))
         by = {"kernel": "kernel", "xla": "XLA, largest"}[r["impl"]]
         rows.append([r["program"], r["dtype"], by, *cells])
-    return _table(("program", "dtype", "by"), [heads[f] for f in fields], rows)
+    return markdown(("program", "dtype", "by"), [heads[f] for f in fields], rows)
 
 
 def _recurrent(records: Sequence[dict[str, Any]]) -> str:
@@ -95,7 +95,7 @@ def _recurrent(records: Sequence[dict[str, Any]]) -> str:
         size = " ".join(f"{k}{v}" for k, v in zip("TBDH", r["size"], strict=True))
         rows.append([r["layer"], size, *_two(r["kernels_a_step"]), str(r["temporary_mb"])])
     heads = ("kernels a step, forward", "backward", "MB temporary")
-    return _table(("layer", "size"), heads, rows)
+    return markdown(("layer", "size"), heads, rows)
 
 
 def _slices(records: Sequence[dict[str, Any]]) -> str:
@@ -103,7 +103,7 @@ def _slices(records: Sequence[dict[str, Any]]) -> str:
         [r["layer"], r["slice"], r["mode"], *_two(r["a_step"]), str(r["outside"])] for r in records
     ]
     heads = ("collectives a step, forward", "backward", "outside of loops")
-    return _table(("layer", "slice", ""), heads, rows)
+    return markdown(("layer", "slice", ""), heads, rows)
 
 
 def _steps(records: Sequence[dict[str, Any]]) -> str:
@@ -125,7 +125,7 @@ def _steps(records: Sequence[dict[str, Any]]) -> str:
     heads = ["kernels", "a turn of its loops", "MB moved", "MB temporary"]
     for mode in modes:
         heads += [f"{mode}: collectives a turn", "outside"]
-    return _table(("training step",), heads, rows)
+    return markdown(("training step",), heads, rows)
 
 
 def _two(loops: Sequence[Any]) -> list[str]:
@@ -133,7 +133,7 @@ def _two(loops: Sequence[Any]) -> list[str]:
     return [str(loop) for loop in [*loops, "", ""][:2]]
 
 
-def _table(labels: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(labels: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a Markdown table: columns of labels to the left, of numbers to the right."""
     lines = [[*labels, *numbers], [":---"] * len(labels) + ["---:"] * len(numbers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

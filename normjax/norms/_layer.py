@@ -54,8 +54,9 @@ def layer_norm(
             norm.
         bias_init: initial bias.
         feature_axis_name: device axis that the *features* are split over.
-        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. They
-            have not been run on an accelerator yet; a CPU runs the plain formulas.
+        impl: `"xla"`, or `"kernel"` to use the kernels of `normjax.kernels` where possible. On an
+            H100 a forward pass with them reads x once, and training gains nothing. No TPU has run
+            them. A CPU runs the plain formulas.
 
     Returns:
         A `Norm` with params `Affine` and no state.

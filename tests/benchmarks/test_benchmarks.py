@@ -16,6 +16,7 @@ from benchmarks import (
     _layers,
     _measure,
     device,
+    device_table,
     early,
     loop,
     models,
@@ -255,3 +256,12 @@ def test_a_devices_benchmark_runs_and_says_what_it_left_out(tmp_path):
     assert written["versions"]["jax"] == jax.__version__ and not written["notes"]
     _, written = _run("device", tmp_path, "--only=wide", "--minutes=0")
     assert written["notes"] and not [r for r in written["records"] if r["part"] == "wide"]
+
+
+def test_the_tables_of_an_h100_are_those_of_the_records():
+    readme = device_table.README.read_text()
+    days = device_table.folders()
+    assert days
+    for folder in days:
+        assert f"<!-- h100 {folder.name} -->" in readme
+        assert device_table.replaced(readme, folder) == readme, "python -m benchmarks.device_table"

@@ -433,6 +433,20 @@ def test_a_step_has_one_kernel_forward_and_one_backward(make, shape, calls, dtyp
     assert lowered(grad, params, x, platform=accelerator) == calls
 
 
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(nj.layer_norm, (37, 32)), (nj.rms_norm, (64, 24)), (nj.batch_norm, (300, 64))],
+    ids=["odd rows", "odd features", "odd rows of columns"],
+)
+def test_a_gpu_has_kernels_for_whole_blocks_alone(make, shape):
+    """Triton's blocks are powers of two; where x is not cut into whole ones it has the twin."""
+    norm = make(impl="kernel")
+    params, state, x, _ = started(norm, shape)
+    apply = lambda x: norm.apply(params, state, x, stats="batch")[0]  # noqa: E731
+    calls = {p: lowered(apply, x, platform=p) for p in ("tpu", "cuda")}
+    assert calls == {"tpu": 1, "cuda": 0}
+
+
 @accelerator
 def test_bn_lstms_side_by_side_have_one_kernel_forward_and_one_backward(accelerator):
     """Under `vmap` too, which a grid of the models takes the place of."""
