@@ -172,6 +172,7 @@ def test_collectives_of_a_step_on_a_slice():
     # Only batch statistics need other chips forward: mean and spread of two places. On 64 chips
     # the batch is as large as what other formulas measure where rows are not split.
     assert found["bn_lstm", "4x4", "jit"] == found["bn_lstm", "8x8", "jit"] == [2, 2]
+    assert found["bn_lstm", "4x4", "shard_map"] == [2, 2]
     for mode in ("jit", "shard_map"):
         assert found["lstm", "4x4", mode] == [0, 0]
         assert found["ln_lstm", "4x4", mode][0] == 0
