@@ -17,6 +17,7 @@ from benchmarks.compilers import norms, recurrent, resources, slices, steps, tab
 
 PARTS = {
     "norms": norms.measure,
+    "forward": norms.measure_forward,
     "resources": resources.measure,
     "recurrent": recurrent.measure,
     "slices": slices.measure,

@@ -82,7 +82,7 @@ def makers(case: Case) -> dict[str, Callable[[str], Any]]:
 
 
 def ours(case: Case, dtype: str, **fields: Any) -> Any:
-    """A norm of normjax: the function, and the types of its arguments."""
+    """A norm of normjax: its forward pass, both passes, and the types of the arguments of both."""
     import jax
 
     import normjax as nj
@@ -93,11 +93,11 @@ def ours(case: Case, dtype: str, **fields: Any) -> Any:
     def apply(params: Any, state: Any, x: Any) -> Any:
         return norm.apply(params, state, x, stats="batch")
 
-    return _both(apply, params, state, case.shape, dtype)
+    return _passes(apply, params, state, case.shape, dtype)
 
 
 def flax(case: Case, dtype: str) -> Any:
-    """Flax's: the function, and the types of its arguments."""
+    """Flax's, as `ours`."""
     import flax.linen
     import jax
     import jax.numpy as jnp
@@ -109,10 +109,10 @@ def flax(case: Case, dtype: str) -> Any:
     def apply(params: Any, state: Any, x: Any) -> Any:
         return module.apply({"params": params, **state}, x, mutable=["batch_stats"])
 
-    return _both(apply, fresh["params"], state, case.shape, dtype)
+    return _passes(apply, fresh["params"], state, case.shape, dtype)
 
 
-def _both(apply: Any, params: Any, state: Any, shape: Any, dtype: str) -> Any:
+def _passes(apply: Any, params: Any, state: Any, shape: Any, dtype: str) -> Any:
     import jax
 
     def both(params: Any, state: Any, x: Any, dy: Any) -> Any:
@@ -120,7 +120,7 @@ def _both(apply: Any, params: Any, state: Any, shape: Any, dtype: str) -> Any:
         return y, pull(dy), state
 
     x = jax.ShapeDtypeStruct(shape, dtype)
-    return both, (params, state, x, x)
+    return apply, both, (params, state, x, x)
 
 
 def read(compiled: Any, x: Any, target: str) -> dict[str, Any]:
@@ -146,5 +146,19 @@ def measure(compile_: Callable[..., Any], target: str, wanted: Any) -> Iterator[
         for dtype in DTYPES:
             for impl, make in makers(case).items():
                 record = {"norm": case.name, "shape": case.shape, "dtype": dtype, "impl": impl}
-                function, args = make(dtype)
-                yield record | read(compile_(function, *args), args[2], target)
+                _, both, args = make(dtype)
+                yield record | read(compile_(both, *args), args[2], target)
+
+
+def measure_forward(
+    compile_: Callable[..., Any], target: str, wanted: Any
+) -> Iterator[dict[str, Any]]:
+    """One record for the forward pass alone, as in inference, of each norm that Flax has."""
+    for case in CASES:
+        if not case.flax or not wanted(f"forward {case.name}"):
+            continue
+        for dtype in DTYPES:
+            for impl, make in makers(case).items():
+                record = {"norm": case.name, "shape": case.shape, "dtype": dtype, "impl": impl}
+                apply, _, args = make(dtype)
+                yield record | read(compile_(apply, *args[:3]), args[2], target)

@@ -12,7 +12,7 @@ from benchmarks.compilers import norms, targets
 
 RESULTS = targets.ROOT / "results" / "compilers"
 README = targets.ROOT / "benchmarks" / "README.md"
-PARTS = ("norms", "resources", "recurrent", "slices", "steps")
+PARTS = ("norms", "forward", "resources", "recurrent", "slices", "steps")
 
 
 def text(record: dict[str, Any]) -> str:
@@ -42,6 +42,8 @@ def tables(record: dict[str, Any]) -> Iterator[str]:
     target = record["target"]
     if record["norms"]:
         yield _norms(record["norms"], target)
+    if record.get("forward"):
+        yield _forward(record["forward"])
     if record.get("resources"):
         yield _resources(record["resources"])
     if record["recurrent"]:
@@ -71,6 +73,18 @@ def _norms(records: Sequence[dict[str, Any]], target: str) -> str:
         rows.append([f"{name} {shape}", dtype, f"{aim:g}" if aim else "", *cells, *counts])
     heads = ("aim", "XLA", "kernel", "Flax", "kernels launched", "MB temporary")
     return markdown(("norm", "dtype"), heads, rows)
+
+
+def _forward(records: Sequence[dict[str, Any]]) -> str:
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in records:
+        shape = "×".join(map(str, r["shape"]))
+        found.setdefault((f"{r['norm']} {shape}", r["dtype"]), {})[r["impl"]] = r
+    rows = []
+    for labels, by in found.items():
+        cells = [f"{by[i]['copies']:.1f}" if i in by else "" for i in ("xla", "kernel", "flax")]
+        rows.append([*labels, *cells, "/".join(str(r["kernels"]) for r in by.values())])
+    return _table(("forward alone", "dtype"), ("XLA", "kernel", "Flax", "kernels launched"), rows)
 
 
 def _resources(records: Sequence[dict[str, Any]]) -> str:

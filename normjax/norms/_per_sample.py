@@ -130,7 +130,16 @@ class FeatureNorm(PerSampleNorm):
             )
             if y is not None:
                 return y
-        return _core.normalize(x, measured, axes, scale, bias, self.eps, call.mask)
+        return _core.normalize(
+            x,
+            measured,
+            axes,
+            scale,
+            bias,
+            self.eps,
+            call.mask,
+            centred=self.centred if self.feature_axis_name is None else None,
+        )
 
 
 def spatial_axes(

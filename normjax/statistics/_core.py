@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from normjax._internal._checkpoint_names import POOLED, STATISTICS, checkpoint_name
 from normjax.kernels import _registry
-from normjax.statistics import _formulas, _large, _one_exchange
+from normjax.statistics import _formulas, _large, _large_accelerator, _one_exchange
 from normjax.statistics._shapes import (
     abs2,
     append_axes,
@@ -176,10 +176,12 @@ def normalize(
     *,
     impl: Impl = "xla",
     dtype: Any = None,
+    centred: bool | None = None,
 ) -> jax.Array:
     """Centre and scale with the statistics `m`, then apply an affine of the rank of x.
 
-    `dtype` as in `moments`; the output has the dtype of x all the same.
+    `dtype` as in `moments`; the output has the dtype of x all the same. `centred` is given if `m`
+    was measured of this same x, around its mean or around 0: a GPU may do that again.
     """
     kernel = column_kernel(x, axes, mask) if impl == "kernel" else None
     if kernel is not None and is_one_affine(x, axes, scale, bias):
@@ -205,7 +207,12 @@ def normalize(
         scale = scale.astype(wide.dtype if jnp.iscomplexobj(scale) else real)
     bias = None if bias is None else jnp.asarray(bias).astype(wide.dtype)
     if isinstance(x.size, int) and x.size >= _large.MIN_SIZE and _large.serves(wide, mask):
-        return _large.standardize(wide, mean, inverse, scale, bias).astype(x.dtype)
+        arguments = (wide, mean, inverse, scale, bias)
+        if centred is not None and _large_accelerator.serves_rows(wide, axes):
+            y = _large.normalize_rows(*arguments, eps, centred)
+        else:
+            y = _large.standardize(*arguments)
+        return y.astype(x.dtype)
     return _formulas.standardize(wide, mean, inverse, scale, bias, mask).astype(x.dtype)
 
 

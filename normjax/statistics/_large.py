@@ -63,6 +63,41 @@ def standardize(
     return by_platform(*_standardizers(scale is not None, bias is not None), *args)[0]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5, 6))
+def normalize_rows(
+    x: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    eps: float,
+    centred: bool,
+) -> jax.Array:
+    """Return what `standardize` does, for `mean` and `inverse` that were measured of this x.
+
+    An NVIDIA GPU measures x again instead, in the kernel that normalizes it. A derivative needs
+    both statistics, which would be a pass of its own then; so where one is taken, they are used.
+
+    Args:
+        x: real, at least float32; `_large_accelerator.serves_rows` says which.
+        mean: over the last axis, or 0, of the rank of x.
+        inverse: 1 / root of the variance, or mean square, plus eps; of the rank of x.
+        scale: of the rank of x.
+        bias: of the rank of x.
+        eps: as in `inverse`.
+        centred: whether `mean` is the mean, and not 0.
+    """
+    args = (v for v in (x, mean, inverse, scale, bias) if v is not None)
+    functions = _row_norms(scale is not None, bias is not None, eps, centred)
+    return by_platform(*functions, *args)[0]
+
+
+@normalize_rows.defjvp
+def _normalize_rows_jvp(eps: float, centred: bool, primals: Any, tangents: Any) -> Any:
+    del eps, centred
+    return jax.jvp(standardize, primals, tangents)
+
+
 # Each returns the function for all platforms, and those of some; cached, so that jit's cache hits.
 
 
@@ -105,6 +140,19 @@ def _standardizers(scaled: bool, biased: bool) -> Any:
 
     elsewhere = _large_accelerator
     return _functions(of(elsewhere, False), of(elsewhere, True), of(_large_cpu))
+
+
+@functools.cache
+def _row_norms(scaled: bool, biased: bool, eps: float, centred: bool) -> Any:
+    default, others = _standardizers(scaled, biased)
+
+    def on_gpu(x: Any, mean: Any, inverse: Any, *affine: Any) -> tuple[jax.Array, ...]:
+        del mean, inverse
+        scale, bias = affine[0] if scaled else None, affine[-1] if biased else None
+        return (_large_accelerator.normalize_rows(x, scale, bias, eps, centred),)
+
+    # Not for ROCm, whose compiler's kernels nobody has looked at.
+    return default, tuple((p, on_gpu if p == "cuda" else f) for p, f in others)
 
 
 def _functions(default: Any, on_gpu: Any, on_cpu: Any) -> Any:

@@ -23,6 +23,8 @@ Arrays = tuple[jax.Array, ...]
 PART = 32
 # Rows that a GPU adds, at most, in the first of two steps.
 RUN = 256
+# Values that a row has, at most, in a kernel of whole rows that XLA makes for a GPU.
+WIDEST = 2**14
 
 
 def mean_and_var(
@@ -112,6 +114,51 @@ def _standardize_jvp(in_steps: bool, primals: Any, tangents: Any) -> Any:
         dy = dx * factor
     dy = dy + d * spread(dfactor)
     return standardize(*primals, in_steps), dy if shift is None else dy + spread(shift)
+
+
+def normalize_rows(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, eps: float, centred: bool
+) -> jax.Array:
+    """Return layer norm (`centred`) or RMS norm of x over its last axis, from x alone.
+
+    XLA makes one kernel of this for an NVIDIA GPU, from Ampere on, which reads a row once and keeps
+    it on the chip: of sums over the last axis alone that are used for nothing but their row. More
+    passes over a row are then free, so the mean is corrected as by `_formulas.mean_and_var`.
+
+    Args:
+        x: real, at least float32.
+        scale: of the rank of x.
+        bias: of the rank of x.
+        eps: added to the variance or mean square.
+        centred: whether the mean is subtracted.
+    """
+    mean = functools.partial(jnp.mean, axis=-1, keepdims=True)
+    if centred:
+        x = x - mean(x)
+        x = x - mean(x)
+    inverse = _formulas.rsqrt(_overflow_to_nan(mean(x * x)) + eps)
+    y = x * (inverse if scale is None else inverse * scale)
+    return y if bias is None else y + bias
+
+
+def serves_rows(x: jax.Array, axes: tuple[int, ...]) -> bool:
+    """Whether XLA makes one kernel of `normalize_rows` for a GPU."""
+    last = x.ndim - 1
+    whole = jax.typeof(x).sharding.spec[last:] in ((), (None,))
+    return axes == (last,) and x.shape[last] <= WIDEST and whole
+
+
+def _overflow_to_nan(square: jax.Array) -> jax.Array:
+    """Return what `_formulas.overflow_to_nan` does, where each value is used once.
+
+    XLA makes no kernel of a whole row if two operations use the row's sum.
+    """
+    kind = jnp.finfo(square.dtype)
+    integer = jnp.int32 if kind.bits == 32 else jnp.int64
+    # With 1 added to the exponent, infinity is the lowest integer. The next one up was a NaN.
+    one, lowest = (jnp.asarray(v, integer) for v in (1 << kind.nmant, jnp.iinfo(integer).min + 1))
+    bits = lax.bitcast_convert_type(square, integer)
+    return lax.bitcast_convert_type(lax.max(bits + one, lowest) - one, square.dtype)
 
 
 def _sums(values: Arrays, axes: tuple[int, ...], in_steps: bool) -> Arrays:

@@ -52,8 +52,11 @@ def add_and_normalize(
 def _fused(eps: float, axes: int, centred: bool, scaled: bool, biased: bool) -> Any:
     """Build the function of `(x, residual, *affine)`."""
 
-    def steps(x: jax.Array, residual: jax.Array, *affine: jax.Array) -> Any:
-        """Run the two steps one after the other; also return the statistics."""
+    def steps(own: bool | None, x: jax.Array, residual: jax.Array, *affine: jax.Array) -> Any:
+        """Run the two steps one after the other; also return the statistics.
+
+        `own` is `centred` where the statistics are used for nothing else, as in `_core.normalize`.
+        """
         total = x + residual
         wide = total.astype(stat_dtype(total.dtype))
         over = tuple(range(x.ndim - axes, x.ndim))
@@ -63,17 +66,17 @@ def _fused(eps: float, axes: int, centred: bool, scaled: bool, biased: bool) -> 
             None if v is None else v.reshape(ones + v.shape).astype(wide.dtype)
             for v in _named(affine)
         )
-        y = _core.normalize(wide, m, over, scale, bias, eps)
+        y = _core.normalize(wide, m, over, scale, bias, eps, centred=own)
         return (y.astype(x.dtype), total), m
 
     def _named(affine: Any) -> tuple[Any, Any]:
         return affine[0] if scaled else None, affine[-1] if biased else None
 
     def plain(*args: jax.Array) -> tuple[jax.Array, ...]:
-        return steps(*args)[0]
+        return steps(centred, *args)[0]
 
     def forward(*args: jax.Array) -> Any:
-        (y, total), m = steps(*args)
+        (y, total), m = steps(None, *args)
         return (y, total), (total, m.var, m.mean) if centred else (total, m.var)
 
     def backward(args: Any, residuals: Any, cotangents: Any) -> Any:
@@ -105,7 +108,11 @@ def _fused(eps: float, axes: int, centred: bool, scaled: bool, biased: bool) -> 
             gradients.append(dbias.reshape(bias.shape).astype(bias.dtype))
         return tuple(gradients)
 
-    return with_fast_vjp(plain, forward, backward)
+    # Without a derivative no statistic is kept.
+    alone = jax.custom_jvp(plain)
+    fast = with_fast_vjp(plain, forward, backward)
+    alone.defjvp(functools.partial(jax.jvp, fast))
+    return alone
 
 
 def _by_sums(

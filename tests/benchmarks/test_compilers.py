@@ -150,6 +150,19 @@ def test_norms_compile_without_a_rule_of_the_cpu_and_in_no_more_passes_than_flax
 
 
 @pytest.mark.slow
+def test_forward_passes_move_no_more_than_flax_and_those_of_rows_are_one_kernel():
+    records = _measured("h100", "forward", "forward")
+    found = {(r["norm"], *r["shape"], r["dtype"], r["impl"]): r for r in records}
+    assert len(found) == len(records) == len(BESIDE_FLAX) * len(norms.DTYPES) * 3
+    for case in BESIDE_FLAX:
+        for dtype in norms.DTYPES:
+            ours, flax = (found[case.name, *case.shape, dtype, i] for i in ("xla", "flax"))
+            assert round(ours["copies"]) <= round(flax["copies"]), (case, dtype)
+            if case.name in ("layer", "rms"):  # x in, y out
+                assert ours["kernels"] == 1 and ours["copies"] < 2.01, (case, dtype)
+
+
+@pytest.mark.slow
 def test_no_kernel_of_pallas_spills_registers():
     programs = (
         "layer 4096×1024",

@@ -143,6 +143,46 @@ def test_what_is_not_finite_stays_so(elsewhere):
     assert jnp.isnan(nj.moments(jnp.full((1, 64), 1e30).at[0, :32].set(-1e30), 1).var)
 
 
+@pytest.mark.parametrize("norm", [nj.layer_norm(), nj.rms_norm()], ids=repr)
+def test_rows_are_normalized_from_x_alone_as_from_their_statistics(norm, elsewhere, monkeypatch):
+    """Without a derivative, by the one kernel of a GPU; with one, by the statistics it needs."""
+    x = np.asarray(RNG.normal(size=(9, 512)), np.float32)
+    x[1] += 1e4
+    x[2] *= 1e-15
+    x[3] = 7
+    x[4] *= 1e17
+    x[5, 3], x[6, 9], x[7, ::2], x[8] = np.nan, -np.inf, 1e30, 0
+    params, state = norm.init(x.shape)
+    calls = []
+    run = _large_accelerator.normalize_rows
+    monkeypatch.setattr(
+        _large_accelerator, "normalize_rows", lambda *args: calls.append(1) or run(*args)
+    )
+
+    def apply(x):
+        return norm.apply(params, state, x, stats="batch")[0]
+
+    alone = apply(jnp.asarray(x))
+    assert len(calls) == (elsewhere == "cuda")
+    with_derivative, _ = jax.vjp(apply, jnp.asarray(x))
+    assert len(calls) == (elsewhere == "cuda")
+    both = functools.partial(nj.add_norm, norm, params)
+    np.testing.assert_array_equal(both(jnp.asarray(x), jnp.zeros_like(x))[0], alone)
+    assert len(calls) == 2 * (elsewhere == "cuda")
+    jax.vjp(both, jnp.asarray(x), jnp.zeros_like(x))
+    assert len(calls) == 2 * (elsewhere == "cuda")
+    assert np.isnan(alone[5:8]).all() and np.isnan(with_derivative[5:8]).all()
+    real = np.delete(np.asarray(x, np.float64), [5, 6, 7], 0)
+    mean = real.mean(1, keepdims=True) if norm == nj.layer_norm() else np.zeros((6, 1))
+    spread = np.sqrt(((real - mean) ** 2).mean(1, keepdims=True) + 1e-5)
+    want = (real - mean) / spread
+    # A mean that is stored is rounded to float32; the GPU's kernel subtracts what is left of it.
+    stored = EPS * np.abs(mean) / spread
+    for y, rounding in ((alone, 0 if elsewhere == "cuda" else stored), (with_derivative, stored)):
+        far = np.abs(np.delete(y, [5, 6, 7], 0) - want)
+        assert (far <= 3e-7 + 2e-6 * np.abs(want) + rounding).all()
+
+
 @pytest.mark.parametrize("case", hard_inputs.CASES, ids=lambda c: c.name)
 def test_hard_inputs(case, elsewhere):
     assert hard_inputs.cell(case, peers.Normjax())["passes"]
