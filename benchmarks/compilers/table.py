@@ -84,7 +84,7 @@ def _forward(records: Sequence[dict[str, Any]]) -> str:
     for labels, by in found.items():
         cells = [f"{by[i]['copies']:.1f}" if i in by else "" for i in ("xla", "kernel", "flax")]
         rows.append([*labels, *cells, "/".join(str(r["kernels"]) for r in by.values())])
-    return _table(("forward alone", "dtype"), ("XLA", "kernel", "Flax", "kernels launched"), rows)
+    return markdown(("forward alone", "dtype"), ("XLA", "kernel", "Flax", "kernels launched"), rows)
 
 
 def _resources(records: Sequence[dict[str, Any]]) -> str:
