@@ -221,7 +221,8 @@ def test_the_table_of_early_statistics_has_mean_and_range():
 
 @pytest.mark.slow
 @pytest.mark.standard_numerics
-def test_the_loop_is_held_against_its_steps():
+def test_the_loop_is_held_against_its_steps(monkeypatch):
+    monkeypatch.setattr(loop, "LOG", 4)
     config = loop.settings("lstm", 1, 3 * loop.LOG)
     assert loop.steps(config) > 0 and loop.loop(config) > 0
 
