@@ -1,8 +1,8 @@
 """Permuted MNIST at three lengths: images averaged down to 7 x 7 and 14 x 14, and as they are.
 
 All 50,000 images, 100 units, batches of 100, the published protocol (`_protocol.py`). A replicate
-draws its own permutation, the same for both arms. The two short lengths are trained until the
-validation loss settles, in a tenth of the source's updates or less; 784 steps are for a device.
+draws its own permutation, the same for both arms. The two short lengths are meant to be trained
+until the validation loss settles, in a tenth of the source's updates; 784 steps are for a device.
 Arms that several groups share are trained once: `minutes` counts them in each.
 
 Population statistics are those of the whole training set as one batch. In smaller batches a step is
