@@ -91,16 +91,6 @@ def named(jobs: str) -> list[tuple[ModuleType, Scale]]:
     return found
 
 
-def configs_of(study: ModuleType, scale: Scale, arm: str, count: int) -> list[Any]:
-    """Return the configs of the runs of an arm, those of one rate after the other."""
-    rates = study.GROUP.rates_at(scale) or (None,)
-    return [
-        replicates.config_of(study, scale, arm, rate, n)
-        for rate in rates
-        for n in range(1, count + 1)
-    ]
-
-
 def seconds_a_step(configs: Sequence[Any]) -> float:
     """Measure a training step of runs that are trained together."""
     plain = [validate.check(config) for config in configs]
@@ -135,7 +125,7 @@ def measure(
     the time `until`.
     """
     arm = study.GROUP.arms[-1]
-    configs = configs_of(study, scale, arm, count)
+    configs = replicates.configs_of(study, scale, arm, count)
     scan = defaults.timesteps(configs[0].to_dict()) if configs[0].task == "sequence" else 1
     best, taken, rows, n = 0, math.inf, [], 1
     while True:
@@ -184,7 +174,9 @@ def deadline(seconds: float) -> Iterator[None]:
 
 def progress(study: ModuleType, scale: Scale, count: int, runs: epath.Path) -> dict[str, Any]:
     """Return how many runs of a job are finished, and the last saved step of what is not."""
-    configs = [c for arm in study.GROUP.arms for c in configs_of(study, scale, arm, count)]
+    configs = [
+        c for arm in study.GROUP.arms for c in replicates.configs_of(study, scale, arm, count)
+    ]
     folders = [epath.Path(replicates.folder_of(runs, config)) for config in configs]
     ends = [f for f in folders if (f / "final.json").exists() or (f / DIVERGED).exists()]
     groups = [g for parent in {f.parent for f in folders} for g in parent.glob("together-*")]
@@ -229,7 +221,8 @@ def spend(
                 if not side_by_side:
                     until = began + SHARE * total
                     job["together"], seconds, job["measured"] = measure(study, scale, count, until)
-                    call = configs_of(study, scale, study.GROUP.arms[-1], 1)[0].steps_per_call
+                    first = replicates.configs_of(study, scale, study.GROUP.arms[-1], 1)[0]
+                    call = first.steps_per_call
                     free["checkpoint_every"] = call * max(1, int(60 / seconds) // call)
                 replicates.train(study, scale, count, runs, together=job["together"], free=free)
         report["ended"] = "all jobs are trained"

@@ -56,6 +56,12 @@ def config_of(study: ModuleType, scale: Scale, arm: str, rate: float | None, n: 
     return study.replicate(config, n) if hasattr(study, "replicate") else config
 
 
+def configs_of(study: ModuleType, scale: Scale, arm: str, count: int) -> list[Any]:
+    """Return the configs of the runs of an arm, those of one rate after the other."""
+    rates = study.GROUP.rates_at(scale) or (None,)
+    return [config_of(study, scale, arm, rate, n) for rate in rates for n in range(1, count + 1)]
+
+
 def folder_of(workdir: pathlib.Path, config: Any) -> pathlib.Path:
     """Return the folder of a replicate's run."""
     return workdir / config.name / f"{config.optim.learning_rate:g},{config.seed}"
@@ -200,9 +206,7 @@ def train(
     runs = [
         (members.with_changes(config, free or {}), epath.Path(folder_of(workdir, config)))
         for arm in study.GROUP.arms
-        for rate in study.GROUP.rates_at(scale) or (None,)
-        for n in range(1, count + 1)
-        for config in [config_of(study, scale, arm, rate, n)]
+        for config in configs_of(study, scale, arm, count)
     ]
     with (
         contextlib.redirect_stdout(_Notes(sys.stdout)),
@@ -298,16 +302,16 @@ def made_on(
     machines = [
         read_json(epath.Path(folder_of(workdir, config)) / "config.json", "hardware", "versions")
         for arm in study.GROUP.arms
-        for rate in study.GROUP.rates_at(scale) or (None,)
-        for n in range(1, count + 1)
-        for config in [config_of(study, scale, arm, rate, n)]
+        for config in configs_of(study, scale, arm, count)
     ]
     kinds = collections.Counter(machine["hardware"]["device"] for machine in machines)
     device = kinds.most_common(1)[0][0]
     first = next(machine for machine in machines if machine["hardware"]["device"] == device)
     found: dict[str, Any] = dict(first["hardware"])
     if len(kinds) > 1:
-        found["device"] = " and ".join(f"{kind} ({n} runs)" for kind, n in kinds.most_common())
+        found["device"] = " and ".join(
+            f"{kind} ({n} of {len(machines)} runs)" for kind, n in kinds.most_common()
+        )
     return {"hardware": found, "versions": first["versions"]}
 
 

@@ -63,8 +63,16 @@ class BatchNorm(Norm):
         axes = _checks.resolve_axes(self.axes, x.ndim)
         # Groups of devices have a meaning only together with a device axis.
         groups = self.axis_index_groups if call.axis_name is not None else None
-        how: Any = {"impl": self.impl, "dtype": call.dtype, "at_once": call.at_once}
-        return _core.moments(x, axes, call.mask, call.axis_name, groups, **how)
+        return _core.moments(
+            x,
+            axes,
+            call.mask,
+            call.axis_name,
+            groups,
+            impl=self.impl,
+            dtype=call.dtype,
+            at_once=call.at_once,
+        )
 
     def transform(
         self,

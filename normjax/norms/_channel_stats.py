@@ -59,7 +59,8 @@ class ChannelStatsNorm(Norm):
         """Measure each channel over batch and space and over all devices of `axis_name`."""
         del params
         axes = _checks.resolve_axes(None, x.ndim)
-        return _core.moments(x, axes, call.mask, call.axis_name, dtype=call.dtype)
+        how: Any = {"dtype": call.dtype, "at_once": call.at_once}
+        return _core.moments(x, axes, call.mask, call.axis_name, **how)
 
     def update(
         self, state: Running | Accumulator, measured: Moments | None, call: Call

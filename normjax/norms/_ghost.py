@@ -49,7 +49,8 @@ class GhostBatchNorm(BatchNorm):
         del params
         xs, masks, axes, _ = self._split(x, call.mask)
         groups = _core.moments(xs, axes, masks, dtype=call.dtype)
-        whole = _core.pool(_merge.merge_axis(groups), call.axis_name, self.axis_index_groups)
+        own = _merge.merge_axis(groups)
+        whole = _core.pool(own, call.axis_name, self.axis_index_groups, call.at_once)
         return GhostMoments(groups, whole)
 
     def transform(

@@ -20,7 +20,7 @@ from jax import lax
 from normjax._internal._by_platform import by_platform
 from normjax._internal._checkpoint_names import POOLED, checkpoint_name
 from normjax._internal._manual_axes import varying
-from normjax.statistics import _formulas
+from normjax.statistics import _formulas, _merge
 from normjax.statistics._large_accelerator import PART
 from normjax.statistics._types import AxisName, Moments
 
@@ -106,14 +106,8 @@ def pool(m: Moments, axis_name: AxisName) -> Moments:
     row = lax.broadcasted_iota(jnp.int32, (devices,) + (1,) * own.ndim, 0)
     whole = lax.psum(jnp.where(row == lax.axis_index(axis_name), own[None], 0), axis_name)
     whole = checkpoint_name(whole, POOLED)
-    mean, var = whole[:, 0], whole[:, 1]
-    if known:
-        n, weight = devices * m.count, 1 / devices
-    else:
-        n = whole[:, 2].sum(0)
-        weight = whole[:, 2] / jnp.maximum(n, 1)[None]
-    first = (weight * mean).sum(0)
-    distance = mean - first[None]
-    rest = (weight * distance).sum(0)
-    spread = (weight * (var + (distance - rest[None]) ** 2)).sum(0)
-    return Moments(first + rest, spread, n)
+    if not known:
+        return _merge.merge_axis(Moments(*jnp.moveaxis(whole, 1, 0)))
+    counts = np.broadcast_to(m.count, (devices, *m.count.shape))
+    merged = _merge.merge_axis(Moments(whole[:, 0], whole[:, 1], counts))
+    return Moments(merged.mean, merged.var, devices * m.count)

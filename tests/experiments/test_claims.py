@@ -285,7 +285,7 @@ def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsy
         for name, arm in record["arms"].items()
     }
     assert record["hardware"]["device"] == "cpu"
-    assert again["hardware"]["device"] == "a lent one (23 runs) and cpu (1 runs)"
+    assert again["hardware"]["device"] == "a lent one (23 of 24 runs) and cpu (1 of 24 runs)"
     assert again["hardware"]["platform"] == "gpu"
     assert "continues on" not in capsys.readouterr().out  # they have ended
 

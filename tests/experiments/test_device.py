@@ -95,7 +95,7 @@ def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
 @pytest.mark.slow
 def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, monkeypatch):
     scale, out = study.GROUP.scales[0], epath.Path(tmp_path) / "out"
-    assert device.seconds_a_step(device.configs_of(study, scale, "b", 4)[:2]) > 0
+    assert device.seconds_a_step(device.replicates.configs_of(study, scale, "b", 4)[:2]) > 0
     monkeypatch.setattr(device, "seconds_a_step", lambda configs: 1 / len(configs))
     get_config = study.get_config
 
