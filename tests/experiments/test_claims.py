@@ -304,6 +304,8 @@ def test_what_people_read_is_made_from_the_ledger():
     assert table.with_sizes(readme, gathered) == readme and table.by_size(gathered, 1) in readme, (
         AGAIN
     )
+    with pytest.raises(UsageError, match=f"no claim 99; .* from 1 to {NUMBERS[-1]}"):
+        table.with_sizes("<!-- claims 99 -->\n\n<!-- end -->", gathered)
     assert [group["number"] for group in gathered["groups"]] == NUMBERS, AGAIN
     known = {
         records.path_of(n, scale.name, ROOT / "results" / "claims")
