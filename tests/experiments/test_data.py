@@ -8,7 +8,7 @@ import pytest
 
 from experiments import prepare
 from experiments.config.defaults import TRAIN_SIZE
-from experiments.data import batches, datasets, images, locate, records, shuffle, splits
+from experiments.data import batches, datasets, images, locate, shuffle, splits, tfds_records
 from experiments.usage import UsageError
 from tests._support.few import few
 
@@ -185,12 +185,12 @@ def test_records_that_were_cut_short_are_told(tmp_path):
         writer.write(bytes([i % 256]) * 1000)
     writer.close()
     info = {"splits": [{"name": "test", "numBytes": "300000"}]}
-    records._check_split(tmp_path, info, "test", 300)
+    tfds_records._check_split(tmp_path, info, "test", 300)
     whole = file.read_bytes()
     for left in (len(whole) // 2, 100, 0):
         file.write_bytes(whole[:left])
         with pytest.raises(UsageError, match=r"is damaged \(.*prepare it again"):
-            records._check_split(tmp_path, info, "test", 300)
+            tfds_records._check_split(tmp_path, info, "test", 300)
 
 
 @pytest.mark.parametrize("side", [14, 7, 4, 2])
