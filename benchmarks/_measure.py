@@ -370,6 +370,8 @@ def launch(
         if asked.quick:
             asked.rounds = 2
         records = measure(asked)
+        if not records:
+            raise app.UsageError(f"--only={','.join(asked.only)} is in the name of no case.")
         parts = [show(records), *([bars_of(records, bars)] if bars else [])]
         report(command, records, "\n\n".join(part for part in parts if part))
 

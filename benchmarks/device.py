@@ -286,11 +286,14 @@ def main() -> None:
     parser.add_argument("--only", help="parts to measure, with commas between them")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: that it runs")
     asked = parser.parse_args()
+    offered = parts(asked.quick)
+    wanted = asked.only.split(",") if asked.only else [*offered]
+    if unknown := [part for part in wanted if part not in offered]:
+        parser.error(f"--only: there is no {unknown[0]!r}; known: {', '.join(offered)}")
     faulthandler.dump_traceback_later(60 * asked.minutes + 45, exit=True)
     run = Run(asked.json, asked.minutes)
     print(jax.devices(), jax.__version__, flush=True)
-    wanted = asked.only.split(",") if asked.only else None
-    todo = {k: v for k, v in parts(asked.quick).items() if wanted is None or k in wanted}
+    todo = {name: make for name, make in offered.items() if name in wanted}
     try:
         run.copy(asked.quick)
     except Exception as raised:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.ledger import facts
+from experiments.ledger import computed_facts
 from experiments.runtime import exits
 from experiments.runtime.workdir import hardware, versions
 from experiments.usage import UsageError
@@ -41,7 +41,7 @@ def compute() -> dict[str, Any]:
         The record: the facts in order, date, versions and hardware.
     """
     entries = []
-    for fact in facts.facts().values():
+    for fact in computed_facts.facts().values():
         began = time.perf_counter()
         numbers = fact.numbers()
         entries.append(

@@ -241,9 +241,7 @@ def spend(
 def main(argv: Sequence[str]) -> None:
     """Run ``python -m experiments.device``."""
     logging.set_verbosity(logging.WARNING)
-    # A record's products are float32 on every device, where a GPU's default is TF32.
-    jax.config.update("jax_default_matmul_precision", "highest")
-    with exits.statuses():
+    with exits.statuses(), replicates.float32_products():
         command_line.no_arguments(argv)
         if not _OUT.value:
             raise UsageError("write --out=FOLDER, where the runs and device.json go.")

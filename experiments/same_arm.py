@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from experiments.config import command_line
-from experiments.ledger import records, replicates, same_arm
+from experiments.ledger import records, replicates, self_test
 from experiments.runtime import exits
 from experiments.runtime.workdir import write_json
 from experiments.usage import UsageError
@@ -38,9 +38,9 @@ def train(workdir: pathlib.Path, workers: int = 1, results: pathlib.Path = RESUL
     path = results / "aa" / "pool.json"
     if path.exists():
         return
-    study, scale = same_arm.pool()
+    study, scale = self_test.pool()
     records.write(
-        path, *replicates.run(study, scale, same_arm.REPLICATES, workdir, workers=workers)
+        path, *replicates.run(study, scale, self_test.REPLICATES, workdir, workers=workers)
     )
 
 
@@ -49,15 +49,20 @@ def cases(
     answers: records.Answers,
     times: int,
     sizes: Sequence[int] = SIZES,
-    metrics: Mapping[str, float] = same_arm.METRICS,
+    metrics: Mapping[str, float] = self_test.METRICS,
 ) -> list[dict[str, Any]]:
     """Return the shares of verdicts for every metric and size."""
-    where = {"claim": same_arm.GROUP, "scale": same_arm.SCALE, "arm": same_arm.ARM, "times": times}
+    where = {
+        "claim": self_test.GROUP,
+        "scale": self_test.SCALE,
+        "arm": self_test.ARM,
+        "times": times,
+    }
     found = []
     for metric, delta in metrics.items():
         for size in sizes:
-            shares = same_arm.false_verdicts(
-                record, answers, same_arm.ARM, metric, delta, replicates=size, times=times
+            shares = self_test.false_verdicts(
+                record, answers, self_test.ARM, metric, delta, replicates=size, times=times
             )
             case = {"metric": metric, "delta": delta, "replicates": size, "shares": shares}
             found.append({**where, **case})
@@ -84,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
             shares = case["shares"]
             print(
                 f"{case['metric']}, {case['replicates']} replicates: "
-                f"{100 * sum(shares[v] for v in same_arm.FALSE):.1f} % false verdicts, "
+                f"{100 * sum(shares[v] for v in self_test.FALSE):.1f} % false verdicts, "
                 f"0 outside {100 * shares['excludes 0']:.1f} % of intervals"
             )
 

@@ -12,7 +12,6 @@ at once, which is for CPUs.
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from ml_collections import config_flags
 from experiments.config import command_line
 from experiments.runtime import exits, measures, members
 from experiments.runtime.workdir import write_json
-from experiments.usage import UsageError
+from experiments.usage import UsageError, literal
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py:VARIANT", allow_override=True
@@ -45,16 +44,9 @@ def grid(words: Sequence[str]) -> Iterator[dict[str, Any]]:
         key, equals, values = word.partition("=")
         if not equals or not values:
             raise UsageError(f"--grid={word}: write --grid=KEY=VALUE,VALUE")
-        axes.append([(key, _literal(value)) for value in values.split(",")])
+        axes.append([(key, literal(value)) for value in values.split(",")])
     for cell in itertools.product(*axes):
         yield dict(cell)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def sweep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -75,6 +76,14 @@ def short(value: Any, limit: int = 80) -> str:
     except ValueError:  # an integer of more digits than Python prints
         text = "a number of thousands of digits"
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def literal(text: str) -> Any:
+    """Read a value of a command line: a number, True, False, None, a list, and else a word."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
 
 
 def told(error: Exception, path: str = "") -> str:

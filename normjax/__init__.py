@@ -39,8 +39,8 @@ from normjax.norms._renorm import batch_renorm, renorm_schedule
 from normjax.norms._rms import rms_norm
 from normjax.norms._switchable import SwitchableNormParams, switchable_norm
 from normjax.norms._unit_length import l2_norm, scale_norm
-from normjax.norms._whiten import Whitening, pca_whitening, whiten, zca_whitening
-from normjax.norms._whitening import decorrelated_batch_norm, iterative_norm
+from normjax.norms._whitening_matrix import Whitening, pca_whitening, whiten, zca_whitening
+from normjax.norms._whitening_norms import decorrelated_batch_norm, iterative_norm
 from normjax.state._age import statistics_age
 from normjax.state._fold import fold, fold_conv, fold_dense
 from normjax.state._fold_model import FoldRule, fold_model

@@ -36,11 +36,13 @@ def main() -> None:
     if asked.target == "table":
         table.bring_up_to_date()
         return
+    parts = asked.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts: there is no {unknown[0]!r}; known: {', '.join(PARTS)}")
     if not _has_compiler(asked.target):
         _run_in_its_environment(asked.target)
     if asked.keep and asked.only:
         parser.error("--keep keeps whole parts: leave --only out")
-    parts = asked.parts.split(",")
     record = measure(asked.target, parts, [v for v in asked.only.split(",") if v])
     if asked.keep:
         table.keep(record, parts)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import normjax
-from experiments.ledger.facts import Fact
+from experiments.ledger.computed_facts import Fact
 from normjax import analysis
 
 

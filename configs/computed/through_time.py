@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import gradient_flow
 from experiments.data import datasets
-from experiments.ledger.facts import Fact
+from experiments.ledger.computed_facts import Fact
 from normjax import recurrent
 from normjax.recurrent import _newton
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 import pathlib
 import runpy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 
 from experiments.config import switch
 from experiments.config.defaults import flatten
-from experiments.usage import UsageError, nearest, told, usage
+from experiments.usage import UsageError, literal, nearest, told, usage
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -21,12 +24,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     with usage():
         argument = _config_argument(argv)
         config = None if argument is None else load(argument)
+        words, new = _new_keys(argv, config) if config is not None else (list(argv), {})
         try:
-            rest = flags.FLAGS(list(argv))
+            with _as_sys_argv(words):
+                rest = flags.FLAGS(words)
             if config is not None:
-                _switch_norms(argv, config, flags.FLAGS["config"].value)
+                changed = flags.FLAGS["config"].value
+                switch.add(changed, new)
+                _switch_norms(argv, config, changed)
             return rest
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             # The locked config that refused the key is not at hand here: it was loaded above.
             message = _misspelt(argv, config) if config is not None else ""
             raise UsageError(message or f"a --config key was refused: {error}") from error
@@ -34,6 +41,33 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             # A config file that refuses its variant arrives here with its traceback in the text.
             line = str(error).strip().splitlines()[-1]
             raise UsageError(_unreadable(line) or line.removeprefix("ValueError: ")) from error
+
+
+def _new_keys(
+    argv: Sequence[str], config: ml_collections.ConfigDict
+) -> tuple[list[str], dict[str, Any]]:
+    """Divide a command into the words that absl reads and the keys that a config does not name."""
+    words, new = [], {}
+    for word in argv:
+        name, _, value = word.partition("=")
+        key = name.lstrip("-").removeprefix("config.")
+        if name.lstrip("-") == key or not word.startswith("-") or not switch.can_add(config, key):
+            words.append(word)
+        elif not value:
+            raise UsageError(f"write {name}=VALUE.")
+        else:
+            new[key] = literal(value)
+    return words, new
+
+
+@contextlib.contextmanager
+def _as_sys_argv(words: list[str]) -> Iterator[None]:
+    """Make `sys.argv` some words, where config_flags looks for the keys of its config."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _switch_norms(

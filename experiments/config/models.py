@@ -53,7 +53,9 @@ def _check_arguments(
     for name in known:
         parameter = parameters[name]
         if parameter.default is parameter.empty and name not in names:
-            raise UsageError(f"{where}: {function.__name__} needs {name!r}; write {name}=VALUE.")
+            raise UsageError(
+                f"{where}: {function.__name__} needs {name!r}; write {where}.{name}=VALUE."
+            )
 
 
 SIMPLE: dict[str, Any] = {
@@ -142,6 +144,7 @@ class NormConfig:
                 )
         to_lift = {k: v for k, v in arguments.items() if k in of_lift}
         to_norm = {k: v for k, v in arguments.items() if k not in of_lift}
+        _check_arguments(self.where, factory, to_norm)
         _check_arguments(self.where, lift, to_lift, skip=[first])
         return _call(self.where, lift, _call(self.where, factory, **to_norm), **to_lift)
 

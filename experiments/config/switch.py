@@ -1,15 +1,45 @@
-"""Switches a norm of a config by name: arguments that the new norm does not have are dropped."""
+"""Changes the model of a config: adds what it does not name, and switches a norm by name."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import ml_collections
 
 import normjax
 from experiments.config.models import LIFTS, factories
 from normjax import recurrent
+
+
+def can_add(config: ml_collections.ConfigDict, key: str) -> bool:
+    """Whether a key such as "model.norm_h.debias" may be added to a config that does not name it.
+
+    The model's functions have more arguments than a config file names. Whether there is such a one
+    is for the check of the whole config to say, which knows what else has changed.
+    """
+    words = key.split(".")
+    if words[0] != "model" or len(words) not in (2, 3) or not all(words):
+        return False
+    *group, option = words[1:]
+    node = config.get("model")
+    for name in group:
+        node = node.get(name) if node is not None else None
+        node = ml_collections.ConfigDict() if node is None else node
+    return isinstance(node, ml_collections.ConfigDict) and option not in node
+
+
+def add(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """Add keys that `can_add` allows, in place."""
+    with config.unlocked():
+        for key, value in values.items():
+            node, (*group, option) = config.model, key.split(".")[1:]
+            for name in group:
+                if node.get(name) is None:
+                    node[name] = ml_collections.ConfigDict()
+                node = node[name]
+            node[option] = value
 
 
 def names(config: ml_collections.ConfigDict) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from experiments.config.defaults import SIDE, TRAIN_SIZE
-from experiments.data import records
+from experiments.data import tfds_records
 from experiments.data.locate import FOLDERS, cache_locally, find
 from experiments.data.splits import Dataset, Split, take
 
@@ -112,11 +112,11 @@ def _tfds(name: str, data_dir: str, sizes: dict[str, int]) -> dict[str, Split]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it would recommend a faster image library, each time
     splits = {}
-    for split, source in records.sources(folder, sizes, ("image", "label")).items():
+    for split, source in tfds_records.sources(folder, sizes, ("image", "label")).items():
         size = sizes[split]
         pixels = np.empty((size, SIDE[name] ** 2), np.uint8)
         labels = np.empty((size,), np.int32)
-        with records.reading(folder):
+        with tfds_records.reading(folder):
             for start in range(0, size, 256):  # in chunks: several times faster than one by one
                 chunk = source.__getitems__(range(start, min(start + 256, size)))
                 for i, example in enumerate(chunk, start):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from experiments.data import records
+from experiments.data import tfds_records
 from experiments.runtime.checkpoints import local
 from experiments.usage import UsageError
 
@@ -44,7 +44,7 @@ def find(name: str, data_dir: str = "") -> epath.Path:
             "Point NORMJAX_DATA_DIR or --config.data_dir at the folder that has it, or "
             f"{instruction}"
         )
-    file_format = records.read_json(versions[-1]).get("fileFormat", "tfrecord")
+    file_format = tfds_records.read_json(versions[-1]).get("fileFormat", "tfrecord")
     if file_format != "array_record":
         raise UsageError(
             f"data set {name!r} in {root} is stored as {file_format}, which needs TensorFlow to "

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments.data import expressions, records
+from experiments.data import expressions, tfds_records
 from experiments.data.images import arrange
 from experiments.data.locate import cache_locally, find_any
 from experiments.data.splits import Split
@@ -65,7 +65,7 @@ def _stamps(folder: epath.PathLike) -> tuple[float, ...]:
     files = [epath.Path(folder) / name for name in ("dataset_info.json", "features.json")]
     for file in files:
         if not file.is_file():
-            raise records.damaged(epath.Path(folder), f"it has no file {file.name}")
+            raise tfds_records.damaged(epath.Path(folder), f"it has no file {file.name}")
     return tuple(float(file.stat().mtime) for file in files)
 
 
@@ -73,17 +73,17 @@ def _stamps(folder: epath.PathLike) -> tuple[float, ...]:
 def _builder(folder: str, stamps: Any) -> Any:
     """Load a builder from its folder; `stamps` are the times when its files were changed."""
     where = epath.Path(folder)
-    info = records.read_json(where / "dataset_info.json")
+    info = tfds_records.read_json(where / "dataset_info.json")
     file_format = info.get("fileFormat", "tfrecord")
-    if file_format not in records.FORMATS:
+    if file_format not in tfds_records.FORMATS:
         raise UsageError(
-            f"{folder} is stored as {file_format}; {' and '.join(records.FORMATS)} can be read. "
-            "Remove it, and run: python -m experiments.prepare NAME"
+            f"{folder} is stored as {file_format}; {' and '.join(tfds_records.FORMATS)} can be "
+            "read. Remove it, and run: python -m experiments.prepare NAME"
         )
-    records.check_classes(where / "features.json")
+    tfds_records.check_classes(where / "features.json")
     import tensorflow_datasets as tfds
 
-    with records.reading(where):
+    with tfds_records.reading(where):
         return tfds.builder_from_directory(folder)
 
 
@@ -193,9 +193,9 @@ class Images:
         self.named, self.intervals = named, tuple(intervals)
         self.shape, self.layout = shape, layout
         splits = self._builder.info.splits
-        with records.reading(epath.Path(named.folder)):
+        with tfds_records.reading(epath.Path(named.folder)):
             self.files = {
-                split: records.Records(
+                split: tfds_records.Records(
                     [str(path) for path in splits[split].filepaths],
                     splits[split].shard_lengths,
                     self._builder.info.file_format.value,
@@ -258,7 +258,7 @@ class Images:
             raise
         except Exception as error:
             why = f"example {number} of {split}: {type(error).__name__}: {error}"
-            raise records.damaged(epath.Path(self.named.folder), why) from error
+            raise tfds_records.damaged(epath.Path(self.named.folder), why) from error
 
     def _decode(self, record: bytes) -> tuple[np.ndarray, int]:
         features, skip = self._features

@@ -31,7 +31,7 @@ import numpy as np
 from etils import epath
 
 from experiments.config.defaults import TRAIN_SIZE
-from experiments.data import records
+from experiments.data import tfds_records
 from experiments.usage import UsageError
 
 RATE, WINDOW, HOP, MELS = 8000, 400, 160, 20  # 50 ms of sound every 20 ms
@@ -87,8 +87,8 @@ class Recording(NamedTuple):
 def _recordings(folder: epath.Path, length: int) -> list[Recording]:
     sizes, found = {"train": 2700, "test": 300}, []
     keys = ("label", "speaker", "index")
-    for source in records.sources(folder, sizes, ("audio", *keys)).values():
-        with records.reading(folder):
+    for source in tfds_records.sources(folder, sizes, ("audio", *keys)).values():
+        with tfds_records.reading(folder):
             for example in source.__getitems__(range(len(source))):
                 frames = log_mel(np.asarray(example["audio"]), length)
                 found.append(Recording(frames, *(int(example[key]) for key in keys)))
@@ -140,10 +140,10 @@ def imdb(
     """Read reviews as the numbers of their last `length` words, and the words by number."""
     read: dict[str, tuple[list[list[str]], np.ndarray]] = {}
     sizes = {"train": 25_000, "test": 25_000}
-    for split, source in records.sources(folder, sizes, ("text", "label")).items():
+    for split, source in tfds_records.sources(folder, sizes, ("text", "label")).items():
         texts: list[list[str]] = []
         labels_read: list[int] = []
-        with records.reading(folder):
+        with tfds_records.reading(folder):
             for start in range(0, len(source), 512):
                 for example in source.__getitems__(range(start, min(start + 512, len(source)))):
                     text = example["text"].decode().lower().replace("<br />", " ")

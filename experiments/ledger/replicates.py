@@ -43,6 +43,11 @@ KEPT = (
 )
 
 
+def float32_products() -> contextlib.AbstractContextManager[None]:
+    """Compute matrix products in float32, as every record does, where a GPU's default is TF32."""
+    return jax.default_matmul_precision("highest")
+
+
 def config_of(study: ModuleType, scale: Scale, arm: str, rate: float | None, n: int) -> Any:
     """Return the config of replicate `n` (from 1) of an arm at a learning rate."""
     config = ml_collections.ConfigDict(study.get_config(arm, scale.name))
@@ -209,6 +214,7 @@ def train(
         for config in configs_of(study, scale, arm, count)
     ]
     with (
+        float32_products(),
         contextlib.redirect_stdout(_Notes(sys.stdout)),
         tqdm(
             total=len(runs),
@@ -277,14 +283,16 @@ def run(
     workers: int = 1,
 ) -> tuple[dict[str, Any], records.Answers]:
     """Train and gather `count` replicates: what every record says of its runs, and the answers."""
-    if registry.trains(study):
-        train(study, scale, count, workdir, together=together, workers=workers)
-    arms, answers = gather(study, scale, count, workdir)
+    with float32_products():
+        if registry.trains(study):
+            train(study, scale, count, workdir, together=together, workers=workers)
+        arms, answers = gather(study, scale, count, workdir)
+        machine = made_on(study, scale, count, workdir)
     record = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "replicates": count,
         "seconds": round(sum(arm["seconds"] for arm in arms.values()), 1),
-        **made_on(study, scale, count, workdir),
+        **machine,
         "arms": arms,
     }
     return record, answers

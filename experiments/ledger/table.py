@@ -88,7 +88,13 @@ def write(gathered: Mapping[str, Any]) -> str:
 
 def by_size(gathered: Mapping[str, Any], group_number: int) -> str:
     """Return a group's table for the README: a row for each size, a column for each claim."""
-    group = next(group for group in gathered["groups"] if group["number"] == group_number)
+    groups = {group["number"]: group for group in gathered["groups"]}
+    if group_number not in groups:
+        raise UsageError(
+            f"there is no claim {group_number}; write a table's number from {min(groups)} to "
+            f"{max(groups)}: <!-- claims 1 -->."
+        )
+    group = groups[group_number]
     claims = group["claims"]
     titles = " | ".join(f"{claim['id']}: {claim['title']}" for claim in claims)
     lines = [f"| {group['axis']} | {titles} | replicates |"]

@@ -53,11 +53,13 @@ def with_changes(config: Any, changes: Mapping[str, Any]) -> ml_collections.Conf
     """Copy a config and replace some keys, each written as a path."""
     config = ml_collections.ConfigDict(copy.deepcopy(config))  # with groups of its own
     known = defaults.flatten(config.to_dict())
-    for key in changes:
-        if key not in known:
+    new = {key: value for key, value in changes.items() if key not in known}
+    for key in new:
+        if not switch.can_add(config, key):
             raise UsageError(f"config.{key} is no key.{usage.nearest(key, known)}")
     before = switch.names(config)
-    config.update_from_flattened_dict(dict(changes))
+    config.update_from_flattened_dict({k: v for k, v in changes.items() if k in known})
+    switch.add(config, new)
     for note in switch.switch_norms(config, before, changes):
         print(f"note: {note}", flush=True)
     return config

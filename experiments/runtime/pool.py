@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from experiments.runtime import exits
+from experiments.runtime.workdir import matmul_precision
 from experiments.usage import UsageError
 
 COMMAND = (sys.executable, "-m", "experiments.runtime.worker")
@@ -54,6 +55,7 @@ class _Worker:
             stderr=subprocess.STDOUT,
             text=True,
             pass_fds=[write],
+            env=_environment(),
             start_new_session=True,
         )
         os.close(write)
@@ -97,6 +99,12 @@ class _Worker:
         if status < 0:
             return f"its process was killed by {signal.Signals(-status).name}"
         return f"its process ended with status {status}"
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, with the precision of its matrix products."""
+    precision = matmul_precision()
+    return {**os.environ, **({"JAX_DEFAULT_MATMUL_PRECISION": precision} if precision else {})}
 
 
 def train(jobs: Sequence[Job], count: int) -> Iterator[int]:

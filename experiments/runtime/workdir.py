@@ -53,6 +53,11 @@ def versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
     return numbers | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def matmul_precision() -> str:
+    """Return the precision that matrix products are asked for, "" for JAX's default."""
+    return jax.config.jax_default_matmul_precision or ""  # type: ignore[attr-defined]
+
+
 def hardware(devices: int = 0) -> dict[str, Any]:
     """Describe the machine that computes the numbers."""
     device = jax.devices()[0]
@@ -64,8 +69,7 @@ def hardware(devices: int = 0) -> dict[str, Any]:
     }
     if device.platform != "cpu":
         # Where float32 products may be rounded: on a GPU to TF32, on a TPU to bfloat16.
-        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        found["matmul_precision"] = precision or "default"
+        found["matmul_precision"] = matmul_precision() or "default"
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from normjax._internal import _checks, _hints
 from normjax._internal._exportable import exportable
-from normjax.base import Call, Norm
+from normjax.base import Norm
 from normjax.recurrent import _lstm_cudnn, _lstm_kernel
 from normjax.recurrent._activations import lstm_gates, sigmoid, tanh
 from normjax.recurrent._base import Gates, NormAt
@@ -81,26 +80,15 @@ class LSTM(Recurrent):
         following = LSTMCarry(c_normalized if self.carry_normalized else c, h)
         return following, {"input": i, "forget": f, "output": o}
 
-    def run_by_kernel(
-        self,
-        params: PyTree,
-        state: PyTree,
-        x: jax.Array,
-        carry: LSTMCarry,
-        calls: Mapping[str, Call],
-    ) -> Run | None:
-        """Run the BN-LSTM's recurrence as one program."""
-        if self.impl != "kernel" or not _lstm_kernel.supports(x, self.hidden):
-            return None
-        return Run(*_lstm_kernel.run(self, params, state, x, carry, calls))
-
-    def _run(
+    def run_at_once(
         self, params: PyTree, state: PyTree, x: jax.Array, carry: LSTMCarry, call: LayerCall
-    ) -> Run:
-        """Run by cuDNN, or as any `Recurrent`."""
+    ) -> Run | None:
+        """Run the recurrence by the BN-LSTM's kernel or by cuDNN."""
+        if self.impl == "kernel" and _lstm_kernel.supports(x, call, self.hidden):
+            return Run(*_lstm_kernel.run(self, params, state, x, carry, call))
         if self.impl == "cudnn" and _lstm_cudnn.supports(x, call):
             return Run(*_lstm_cudnn.run(self, params, x, carry, call))
-        return super()._run(params, state, x, carry, call)
+        return None
 
     def zoneout(self, key: jax.Array | None, old: LSTMCarry, new: LSTMCarry) -> LSTMCarry:
         """Hold units of c and h, each with its own probability."""

@@ -6,7 +6,6 @@ Falls back to the scan for evaluation with running statistics, padding, a `hidde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from normjax.base import Call
 from normjax.kernels import _registry
 from normjax.norms._batch import BatchNorm
 from normjax.recurrent._per_step import PerStep
+from normjax.recurrent._scan import LayerCall
 from normjax.recurrent._seq_norm import SeqNorm
 from normjax.recurrent._shared import Shared
 from normjax.statistics._types import Moments, PyTree
@@ -50,10 +50,12 @@ def _one_affine(norm: SeqNorm | None) -> bool:
     return whole and getattr(norm, "share_params", True)
 
 
-def supports(x: jax.Array, hidden: int) -> bool:
-    """Whether the kernel takes x, of an LSTM with so many units."""
+def supports(x: jax.Array, call: LayerCall, hidden: int) -> bool:
+    """Whether the kernel takes x, how the layer is called, and so many units."""
+    if x.dtype != jnp.float32 or call.stats != "batch" or call.needs_scan:
+        return False
     fits: bool = _registry.load("bn_lstm").fits(x.shape[1], hidden)
-    return x.dtype == jnp.float32 and fits
+    return fits
 
 
 def run(
@@ -62,10 +64,11 @@ def run(
     state: PyTree,
     x: jax.Array,
     carry: Any,
-    calls: Mapping[str, Call],
+    call: LayerCall,
 ) -> tuple[jax.Array, Any, PyTree, dict[str, Any], dict[str, Any]]:
     """Run over x `[time, batch, features]`; return the fields of `Run`, without gates."""
     norms, measured = layer.norms(), {}
+    calls = call.of_norms(norms)
     term = x @ params["w_x"]
     if "norm_x" in norms:
         term, measured["norm_x"] = _input_term(

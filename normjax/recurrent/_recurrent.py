@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Inexact, Integer
 
 from normjax._internal import _checks, _hints
-from normjax.base import Call, Hyper, Norm, Stats
+from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent import _initializers, _newton, _packed, _scan, _segments, _sequences, _shared
 from normjax.recurrent._base import SATURATED, Gates, Info, Layer, NormAt
 from normjax.recurrent._carry import hidden_of, with_hidden, with_noise, zoneout
@@ -111,15 +111,11 @@ class Recurrent(Layer):
         """Return the biases before training, by name."""
         return {"bias": jnp.zeros((self.gates * self.hidden,), dtype)}
 
-    def run_by_kernel(
-        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, calls: Mapping[str, Call]
+    def run_at_once(
+        self, params: PyTree, state: PyTree, x: jax.Array, carry: PyTree, call: LayerCall
     ) -> Run | None:
-        """Run over x `[time, batch, features]` as one program, or return `None`.
-
-        It is called where each batch has its own statistics, on one device, and nothing is
-        padded, perturbed or reported. `calls` are those of the norms, by place.
-        """
-        del params, state, x, carry, calls
+        """Run over x `[time, batch, features]` by a kernel or a library, or return `None`."""
+        del params, state, x, carry, call
         return None
 
     def zoneout(self, key: jax.Array | None, old: PyTree, new: PyTree) -> PyTree:
@@ -359,10 +355,9 @@ class Recurrent(Layer):
         norms = self.norms()
         params, state = self._norms_from_names(params, state)
         calls = call.of_norms(norms)
-        if call.stats == "batch" and not call.needs_scan:
-            run = self.run_by_kernel(params, state, x, carry, calls)
-            if run is not None:
-                return run
+        run = self.run_at_once(params, state, x, carry, call)
+        if run is not None:
+            return run
 
         # Before the loop.
         steps = x.shape[0]

@@ -136,7 +136,7 @@ def normalize_rows(
     if centred:
         x = x - mean(x)
         x = x - mean(x)
-    inverse = _formulas.rsqrt(_overflow_to_nan(mean(x * x)) + eps)
+    inverse = _formulas.rsqrt(_overflow_to_nan_by_bits(mean(x * x)) + eps)
     y = x * (inverse if scale is None else inverse * scale)
     return y if bias is None else y + bias
 
@@ -148,8 +148,8 @@ def serves_rows(x: jax.Array, axes: tuple[int, ...]) -> bool:
     return axes == (last,) and x.shape[last] <= WIDEST and whole
 
 
-def _overflow_to_nan(square: jax.Array) -> jax.Array:
-    """Return what `_formulas.overflow_to_nan` does, where each value is used once.
+def _overflow_to_nan_by_bits(square: jax.Array) -> jax.Array:
+    """Return what `_formulas.overflow_to_nan` does, with one use of the value.
 
     XLA makes no kernel of a whole row if two operations use the row's sum.
     """

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from experiments.data import records
+from experiments.data import tfds_records
 
 CORE = "tensorflow_datasets.core.features."
 NUMBER = {"shape": {}, "dtype": "int64", "encoding": "none"}
@@ -82,7 +82,7 @@ def write_records(path, blocks, file_format):
     with open(path, "wb") as file:
         for block in blocks:
             length = len(block).to_bytes(8, "little")
-            sums = records.masked_crc([length, block]).astype("<u4")
+            sums = tfds_records.masked_crc([length, block]).astype("<u4")
             file.write(length + sums[0].tobytes() + block + sums[1].tobytes())
 
 

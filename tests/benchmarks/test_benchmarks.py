@@ -24,6 +24,7 @@ from benchmarks import (
     norms,
     together,
 )
+from benchmarks.compilers import __main__ as compilers
 
 EVERY = [(lib, case.method) for lib in norms.LIBRARIES for case in norms.CASES]
 
@@ -247,6 +248,14 @@ def test_a_devices_figures_are_kept_whatever_breaks(tmp_path):
         assert row["us"] == np.median(row["rounds_us"]) and len(row["rounds_us"]) == device.ROUNDS
         np.testing.assert_allclose(row["gbps"], moved / row["us"] / 1e3)
         np.testing.assert_allclose(row["copies"], written["copy_gbps"] / row["gbps"])
+
+
+@pytest.mark.parametrize("main, flag", [(device.main, "--only"), (compilers.main, "--parts")])
+def test_a_part_that_there_is_not_is_refused(main, flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["measure", f"{flag}=norms,norm"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "there is no 'norm'; known: norms, " in capsys.readouterr().err
 
 
 @pytest.mark.slow

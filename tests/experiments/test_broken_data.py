@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from experiments.data import locate, records, sequences
+from experiments.data import locate, sequences, tfds_records
 from experiments.usage import UsageError
 
 SIZES = {"train": 300, "test": 100}
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 def test_a_whole_set_passes_the_checks(folder):
-    found = records.sources(folder, SIZES, ("label",))
+    found = tfds_records.sources(folder, SIZES, ("label",))
     assert {split: len(source) for split, source in found.items()} == SIZES
 
 
@@ -109,7 +109,7 @@ BREAK = {
 def test_a_damaged_set_is_named(folder, change):
     change(folder)
     with pytest.raises(UsageError, match=r"prepare it again") as error:
-        records.sources(folder, SIZES, ("label",))
+        tfds_records.sources(folder, SIZES, ("label",))
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -121,7 +121,7 @@ def test_classes_that_are_not_tfds_own_are_never_imported(folder, key, name, mon
     deep = {"featuresDict": {"features": {"label": {**TENSOR, key: name}}}}
     (folder / "features.json").write_text(json.dumps({**FEATURES, **deep}))
     with pytest.raises(UsageError, match=r"features\.json names the class .* is not loaded"):
-        records.sources(folder, SIZES, ("label",))
+        tfds_records.sources(folder, SIZES, ("label",))
     assert "evil_module" not in sys.modules
 
 

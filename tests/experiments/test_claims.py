@@ -54,6 +54,7 @@ def test_every_arm_at_every_scale_is_a_valid_config(number):
 # --------------------------------------------------------------------------------------- records
 
 OWN = '''"""Counts a."""
+import jax
 from experiments.ledger.claims import Claim, Group, Scale, more
 
 GROUP = Group(
@@ -64,12 +65,13 @@ GROUP = Group(
            0.2, ()),),
 )
 BASE = {"a": 1.0, "b": 0.0}
-calls = []
+calls, precisions = [], set()
 
 
 def measure(arm, seed, scale):
     """Count."""
     calls.append((arm, seed, scale))
+    precisions.add(jax.config.jax_default_matmul_precision)
     return {"m": BASE[arm] + 0.5 * (seed % 2), "odd": float("inf")}
 '''
 
@@ -122,6 +124,7 @@ def test_replicates_are_added_until_the_interval_is_narrow_or_the_budget_is_spen
     record = run(study, tmp_path, draft=True)
     assert record["replicates"] == 16  # never narrow: half of the replicates are half a unit apart
     assert study.calls[0] == ("a", 1, "small")
+    assert study.precisions == {"highest"}  # on a GPU too, where JAX's default is TF32
     path = records.path_of(1, "small", tmp_path / "results")
     assert json.loads(path.read_text()) == record
     assert record["arms"]["a"]["metrics"]["odd"] == [[None] * 16]
@@ -304,6 +307,8 @@ def test_what_people_read_is_made_from_the_ledger():
     assert table.with_sizes(readme, gathered) == readme and table.by_size(gathered, 1) in readme, (
         AGAIN
     )
+    with pytest.raises(UsageError, match=f"no claim 99; .* from 1 to {NUMBERS[-1]}"):
+        table.with_sizes("<!-- claims 99 -->\n\n<!-- end -->", gathered)
     assert [group["number"] for group in gathered["groups"]] == NUMBERS, AGAIN
     known = {
         records.path_of(n, scale.name, ROOT / "results" / "claims")

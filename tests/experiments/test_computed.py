@@ -10,10 +10,10 @@ import pytest
 
 from configs.computed import through_time
 from experiments import computed
-from experiments.ledger import facts, registry
+from experiments.ledger import computed_facts, registry
 
 ROOT = pathlib.Path(__file__).parents[2]
-FACTS = facts.facts()
+FACTS = computed_facts.facts()
 RECORD = json.loads((ROOT / "results" / "computed.json").read_text())
 QUICK = ("tanh_derivative", "rms_is_layer_of_centred")
 # Through many steps of batch norm rounding grows without bound, and with it in Newton's sweeps.

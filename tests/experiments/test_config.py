@@ -130,16 +130,15 @@ def test_a_norm_of_too_few_steps_is_refused_in_every_place():
 @pytest.mark.parametrize(
     ("word", "suggestion"),
     [
-        ("--config.model.norm_h.max_steps=3", "config.model.norm_c.max_steps"),
         ("--config.learning_rate=3", "config.optim.learning_rate"),
-        ("--config.model.norm_x.scal_init=1", "scale_init"),
+        ("--config.model.hidden.max_steps=3", "config.model.norm_c.max_steps"),
+        ("--config.optim.learn_rate=3", "learning_rate"),
     ],
 )
 def test_a_misspelt_key_is_looked_for_near_by(word, suggestion):
     config = digits.get_config("bn_lstm")
     with config.unlocked():
         config.data.max_steps = 7  # the same key in a group that is farther away
-        del config.model.norm_h["max_steps"]
     message = command_line._misspelt([word], config)
     assert f"Did you mean {suggestion!r}?" in message
 
@@ -236,7 +235,8 @@ def test_command_lines_end_in_one_paragraph_and_status_2(tmp_path):
             file,
             "--config.stepz=3",
         ): "--config.stepz is no key of this config. Did you mean 'steps'",
-        (file, "--config.model.norm_x.scale=1"): "Did you mean 'scale_init'?",
+        (file, "--config.model.norm_x.scales=1"): "has an argument 'scales'; known: axes, eps,",
+        (file, "--config.="): "'--config.=' names no key; write for instance --config.steps=100",
         (file, "--config.steps=1e2"): "--config.steps='1e2' is not an integer; write for instance",
         ("--config=nowhere.py",): "there is no config file 'nowhere.py'",
         (): "write --config=configs/recurrent_bn/digits.py:bn_lstm",

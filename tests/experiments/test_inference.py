@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import same_arm as same_arm_command
-from experiments.ledger import inference, records, same_arm
+from experiments import same_arm
+from experiments.ledger import inference, records, self_test
 from experiments.ledger.inference import Arm, Effect
 
 
@@ -191,7 +191,7 @@ def test_an_arm_does_not_differ_from_itself():
     path = AA.parent / "aa" / "pool.json"
     if not path.exists():
         pytest.skip("results/aa/pool.json is absent: python -m experiments.same_arm")
-    found = same_arm_command.cases(records.load(path), records.read_answers(path), 300, (16,))
+    found = same_arm.cases(records.load(path), records.read_answers(path), 300, (16,))
     for case in found:
         shares = case["shares"]
         assert shares["supported"] + shares["reversed"] <= 0.05
@@ -216,8 +216,8 @@ def test_a_pool_of_runs_that_all_agree_or_are_too_few():
     rng = np.random.default_rng(0)
     scores = rng.normal(0.5, 0.1, (3, 32))
     record = {"arms": {"a": {"metrics": {"m": scores.tolist()}}}}
-    shares = same_arm.false_verdicts(record, {}, "a", "m", 0.1, times=40, draws=200)
+    shares = self_test.false_verdicts(record, {}, "a", "m", 0.1, times=40, draws=200)
     assert sum(shares[v] for v in ("supported", "reversed", "negligible", "inconclusive")) == 1
     assert shares["supported"] + shares["reversed"] <= 0.05
     with pytest.raises(ValueError, match="two arms of 17 need 34"):
-        same_arm.false_verdicts(record, {}, "a", "m", 0.1, replicates=17)
+        self_test.false_verdicts(record, {}, "a", "m", 0.1, replicates=17)

@@ -14,14 +14,14 @@ from configs.recurrent_bn import digits
 from configs.yours import images as yours
 from experiments import tasks
 from experiments.config import validate
-from experiments.data import datasets, expressions, facts, locate, named, records, splits
+from experiments.data import datasets, expressions, facts, locate, named, splits, tfds_records
 from experiments.runtime import curves, run
 from experiments.usage import UsageError
 from tests._support import processes
 from tests._support import tfds_sets as sets
 from tests._support.few import few
 
-FORMATS = pytest.mark.parametrize("file_format", records.FORMATS)
+FORMATS = pytest.mark.parametrize("file_format", tfds_records.FORMATS)
 
 
 def own_config(root, variant="lenet", *, dataset="patches", **changes):
@@ -300,7 +300,7 @@ def test_the_checksum_of_tfrecord_is_the_published_one():
     """RFC 3720 has the CRC-32C of 32 zeros, 0x8A9136AA; the files have it masked."""
     crc = 0x8A9136AA
     masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    assert records.masked_crc([b"", bytes(32), b"x"])[1] == masked
+    assert tfds_records.masked_crc([b"", bytes(32), b"x"])[1] == masked
 
 
 def test_images_travel_to_another_process(tmp_path):

@@ -1,4 +1,4 @@
-"""A norm switched by name on the command line or in a grid can be built, and says what it lost."""
+"""A model changed on the command line or in a grid: what is added, and what a norm loses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import normjax
 from configs.recurrent_bn import digits
-from experiments.config import models, switch, validate
+from experiments.config import command_line, models, switch, validate
+from experiments.config.defaults import flatten
 from experiments.runtime import members
 from experiments.usage import UsageError
 
@@ -65,6 +68,59 @@ def test_a_norm_of_another_batch_keeps_its_lift():
     plain = validate.check(switched)
     assert plain["model"]["norm_h"]["lift"] == "per_step"
     assert plain["model"]["norm_h"]["max_steps"] == 64
+
+
+# config_flags loads a config's file in a way that Python deprecates.
+loads = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
+
+
+def parsed(monkeypatch, *words):
+    """The config that a command makes of the words behind its file."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    command = ["train", "--config=configs/recurrent_bn/digits.py:bn_lstm", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    assert command_line.parse_flags(command) == ["train"] and sys.argv is command
+    return values["config"].value
+
+
+@loads
+def test_the_command_line_adds_what_a_model_takes_and_its_config_does_not_name(monkeypatch):
+    changes = {
+        "model.norm_h.debias": "warmup",  # of the norm,
+        "model.norm_x.beyond": "merge",  # of its lift,
+        "model.zoneout_h": 0.1,  # of the layer,
+        "model.norm_sum.name": "group_norm",  # in a place without a norm,
+        "model.norm_sum.groups": 2,  # of that one,
+        "seed": 7,  # and absl's
+    }
+    config = parsed(monkeypatch, *(f"--config.{key}={value}" for key, value in changes.items()))
+    flat = flatten(validate.check(config))
+    assert {key: flat[key] for key in changes} == changes
+    assert config.name == "bn_lstm,norm_sum=group_norm"
+    with_grid = members.with_changes(digits.get_config("bn_lstm"), changes)
+    assert validate.check(with_grid) == validate.check(config)
+
+
+@loads
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.norm_h.dbias=True", "neither batch_norm nor per_step has .*Did you mean 'debias'"),
+        ("model.norm_h.debias=warm", "config.model.norm_h: .*debias"),
+        (
+            "model.norm_c.name=ghost_batch_norm",
+            "needs 'size'; write config.model.norm_c.size=VALUE",
+        ),
+        ("model.hidden_size=4", "lstm has no argument 'hidden_size'.*Did you mean 'hidden'"),
+        ("model.norm_z.eps=1", "lstm has no argument 'norm_z'"),
+    ],
+)
+def test_what_no_model_takes_is_refused_by_the_check(word, message, monkeypatch):
+    config = parsed(monkeypatch, f"--config.{word}")
+    with pytest.raises(UsageError, match=message):
+        validate.check(config)
 
 
 @pytest.mark.slow

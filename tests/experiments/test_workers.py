@@ -15,6 +15,7 @@ import pytest
 from etils import epath
 
 from experiments import sweep
+from experiments.ledger import replicates
 from experiments.runtime import exits, members, pool
 from experiments.usage import UsageError
 from tests._support.processes import begin, command, compare, killed, rows, until
@@ -26,7 +27,8 @@ answers = os.fdopen(int(sys.argv[1]), "w")
 for line in sys.stdin:
     job = json.loads(line)
     do, where = job["configs"][0]["do"], job["workdirs"][0]
-    print(job["label"], "begins", os.path.basename(where), flush=True)
+    precision = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "usual")
+    print(job["label"], "begins", os.path.basename(where), precision, flush=True)
     if do == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "wait":
@@ -53,7 +55,13 @@ def jobs(where, *words):
 def test_workers_take_the_jobs_in_turn(fake, tmp_path, capfd):
     assert sorted(pool.train(jobs(tmp_path, *["train"] * 5), 2)) == [0, 1, 2, 3, 4]
     out = capfd.readouterr().out.splitlines()
-    assert "[4] of 5: run3" in out and "[4] begins run3" in out and len(out) == 10
+    assert "[4] of 5: run3" in out and "[4] begins run3 usual" in out and len(out) == 10
+
+
+def test_workers_compute_products_as_the_process_that_starts_them(fake, tmp_path, capfd):
+    with replicates.float32_products():
+        assert list(pool.train(jobs(tmp_path, "train"), 1)) == [0]
+    assert capfd.readouterr().out.splitlines()[-1] == "[1] begins run0 highest"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from normjax._internal import _checks, _hints
 from normjax.base import Affine, Call, Norm
 from normjax.norms._affine import check_affine, check_running, initial_affine
 from normjax.norms._inverse_root import inverse_root, newton_inverse_root
-from normjax.norms._whiten import Whitening, _ridge, whiten
+from normjax.norms._whitening_matrix import Whitening, _ridge, whiten
 from normjax.statistics import _core, _formulas, _running, _shapes
 from normjax.statistics._types import Array, Debias, PyTree, RunningCov, SecondMoments
 
