@@ -8,7 +8,8 @@
 Every arm is trained at every rate, eight replicates at a time, until the intervals of all claims
 are as narrow as half the smallest effect that matters, or the budget is spent. A stopped run
 continues; a record that has enough replicates is shown. The claim's file must be committed first:
-the commit is its registration.
+the commit is its registration. With --together=160, for a GPU, arms that differ in the initial
+scale of their norms alone are one program.
 """
 
 from __future__ import annotations

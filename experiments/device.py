@@ -5,10 +5,12 @@
     python -m experiments.device --minutes=10 --out=results/h100 --jobs=1:pmnist49 --together=24
 
 For each job, a group of claims at a scale, it measures a training step with more and more runs
-side by side, takes as many as pay, and trains them until they are done or the time is over. All
-runs save once a minute and at the end; the same command continues them. With --together it measures
-nothing, and runs save as often as their config says and at the end. `device.json` in --out says
-what each call measured and how far each job came. At home
+side by side, takes as many as pay, and trains them until they are done or the time is over. Arms
+that differ in the initial scale of their norms alone are one program, and a run that several jobs
+have is trained once: name the job with more such arms first. All runs save once a minute and at the
+end; the same command continues them. With --together it measures nothing, and runs save as often as
+their config says and at the end. `device.json` in --out says what each call measured, which runs
+were one program, and how far each job came. At home
 
     python -m experiments.claim 1 --run --scale=pmnist784 --workdir=results/h100/runs
 
@@ -30,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
@@ -39,7 +42,7 @@ from experiments.ledger.claims import Scale
 from experiments.runtime import exits, parallel, together
 from experiments.runtime.group import Group, has_checkpoint
 from experiments.runtime.members import DIVERGED
-from experiments.runtime.workdir import hardware, read_json, versions, write_json
+from experiments.runtime.workdir import group_of, hardware, read_json, versions, write_json
 from experiments.usage import UsageError
 
 # Groups of claims by value, what the sources dispute; all others come after them.
@@ -117,15 +120,16 @@ def seconds_a_step(configs: Sequence[Any]) -> float:
 
 
 def measure(
-    study: ModuleType, scale: Scale, count: int, until: float
+    runs: Sequence[replicates.Run], until: float
 ) -> tuple[int, float, list[dict[str, Any]]]:
     """Return how many runs to train together, their seconds a step, and all that was measured.
 
-    The last arm stands for all. It stops where more runs do not pay, where the memory ends, or at
-    the time `until`.
+    The largest group stands for all, of equal ones the last. It stops where more runs do not pay,
+    where the memory ends, or at the time `until`.
     """
-    arm = study.GROUP.arms[-1]
-    configs = replicates.configs_of(study, scale, arm, count)
+    groups = replicates.groups_of(runs, len(runs))
+    largest = max(reversed(groups), key=len)
+    arm, configs = replicates.arms_in(largest), [run.config for run in largest]
     scan = defaults.timesteps(configs[0].to_dict()) if configs[0].task == "sequence" else 1
     best, taken, rows, n = 0, math.inf, [], 1
     while True:
@@ -136,8 +140,8 @@ def measure(
                 raise
             if not best:
                 raise UsageError(
-                    f"one run of group {study.GROUP.number} at {scale.name} does not fit in this "
-                    "device's memory; write --jobs= with another scale."
+                    f"one run of {arm} does not fit in this device's memory; write --jobs= with "
+                    "another scale."
                 ) from error
             rows.append({"arm": arm, "together": n, "out_of_memory": True})
             break
@@ -174,12 +178,10 @@ def deadline(seconds: float) -> Iterator[None]:
 
 def progress(study: ModuleType, scale: Scale, count: int, runs: epath.Path) -> dict[str, Any]:
     """Return how many runs of a job are finished, and the last saved step of what is not."""
-    configs = [
-        c for arm in study.GROUP.arms for c in replicates.configs_of(study, scale, arm, count)
-    ]
-    folders = [epath.Path(replicates.folder_of(runs, config)) for config in configs]
+    all_runs = replicates.runs_of(study, scale, count, runs)
+    folders = [run.folder for run in all_runs]
     ends = [f for f in folders if (f / "final.json").exists() or (f / DIVERGED).exists()]
-    groups = [g for parent in {f.parent for f in folders} for g in parent.glob("together-*")]
+    groups = {group for f in folders if (group := group_of(f)) is not None}
     begun = {
         os.fspath(folder.relative_to(runs)): max(
             int(step.name) for step in (folder / "checkpoints").iterdir() if step.name.isdigit()
@@ -187,7 +189,27 @@ def progress(study: ModuleType, scale: Scale, count: int, runs: epath.Path) -> d
         for folder in sorted((*groups, *folders), key=os.fspath)
         if folder not in ends and has_checkpoint(folder)
     }
-    return {"finished": len(ends), "runs": len(folders), "steps": configs[0].steps, "begun": begun}
+    steps = all_runs[0].config.steps
+    return {"finished": len(ends), "runs": len(folders), "steps": steps, "begun": begun}
+
+
+def planned(
+    groups: Sequence[Sequence[replicates.Run]], measured: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return what is trained: the arms of each group, its members, and its minutes if measured.
+
+    A step of a number of members that was not measured is interpolated between those that were.
+    The minutes are those of the steps alone, all of them.
+    """
+    known = [row for row in measured if "seconds_a_step" in row]
+    plan = []
+    for group in groups:
+        plan.append({"arms": replicates.arms_in(group), "members": len(group)})
+        if known:
+            at, seconds = zip(*((r["together"], r["seconds_a_step"]) for r in known), strict=True)
+            step = float(np.interp(len(group), at, seconds))
+            plan[-1]["minutes"] = round(group[0].config.steps * step / 60, 1)
+    return plan
 
 
 def spend(
@@ -218,13 +240,20 @@ def spend(
                 job: dict[str, Any] = {"group": study.GROUP.number, "scale": scale.name}
                 report["jobs"].append(job)
                 free, job["together"] = {}, side_by_side
-                if not side_by_side:
+                wanted = replicates.runs_of(study, scale, count, runs)
+                if not side_by_side and replicates.groups_of(wanted, 1):
                     until = began + SHARE * total
-                    job["together"], seconds, job["measured"] = measure(study, scale, count, until)
-                    first = replicates.configs_of(study, scale, study.GROUP.arms[-1], 1)[0]
-                    call = first.steps_per_call
+                    job["together"], seconds, job["measured"] = measure(wanted, until)
+                    call = wanted[-1].config.steps_per_call
                     free["checkpoint_every"] = call * max(1, int(60 / seconds) // call)
-                replicates.train(study, scale, count, runs, together=job["together"], free=free)
+                groups = replicates.groups_of(wanted, max(1, job["together"]))
+                job["groups"] = planned(groups, job.get("measured", ()))
+                for group in job["groups"]:
+                    time_of = f", {group['minutes']} minutes" if "minutes" in group else ""
+                    print(f"  {group['members']} runs of {group['arms']}{time_of}", flush=True)
+                replicates.train(
+                    study, scale, count, runs, together=max(1, job["together"]), free=free
+                )
         report["ended"] = "all jobs are trained"
     except exits.Interrupted:
         report["ended"] = "the time is over; the same command continues"

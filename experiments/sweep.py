@@ -5,9 +5,9 @@ r"""Train one config over seeds and a grid, each run in a folder of its own.
         [--together=8] [--workers=2]
 
 Started again, a stopped sweep continues, within a run too. Runs that differ only in seed and
-learning rate share one compiled program; with --together=N, N of them are trained side by side in
-it (`experiments.runtime.together`), which is for accelerators. With --workers=N, N processes train
-at once, which is for CPUs.
+learning rate share one compiled program; with --together=N, N of them, whose norms may start from
+other scales too, are trained side by side in it (`experiments.runtime.together`), which is for
+accelerators. With --workers=N, N processes train at once, which is for CPUs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ LIFTS = ("per_step", "shared", "sequence_wise")
 # ---------------------------------------------------------------------------------------- norms
 
 
+@functools.cache
 def factories(module: Any, result: str) -> dict[str, Callable[..., Any]]:
     """Return the public functions of a module that are annotated to return one type."""
     functions: dict[str, Callable[..., Any]] = {}

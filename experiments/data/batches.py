@@ -6,7 +6,7 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -15,7 +15,6 @@ import numpy as np
 from absl import flags
 
 from experiments.data import splits
-from experiments.data.shuffle import permuted
 
 AHEAD = 8  # batches that are made before they are asked for
 
@@ -50,6 +49,27 @@ class Order:
             parts.append(permuted(self.size, self.seed + epoch, places))
             rows, epoch, at = rows - len(places), epoch + 1, 0
         return np.concatenate(parts)
+
+
+# Grain takes about 10 us an index, which for a batch is more than the step of a small network, so
+# the orders of small data sets are kept (100 MB at most): arms and rates of a claim share them.
+KEPT, SMALL = 256, 50_000
+
+
+def permuted(size: int, seed: int, places: Sequence[int]) -> np.ndarray:
+    """Return what is at some places of Grain's permutation of so many indices, int64."""
+    if size <= SMALL:
+        return _permutation(size, seed)[np.asarray(places)]
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed % 2**32)
+    return np.array([shuffled[place] for place in places], np.int64)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _permutation(size: int, seed: int) -> np.ndarray:
+    shuffled = grain.MapDataset.range(size).shuffle(seed=seed % 2**32)
+    found = np.fromiter((shuffled[i] for i in range(size)), np.int64, size)
+    found.setflags(write=False)
+    return found
 
 
 def batches(size: int, batch_size: int, seed: int, shuffle: str = "epoch") -> Any:

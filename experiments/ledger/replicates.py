@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,34 @@ def configs_of(study: ModuleType, scale: Scale, arm: str, count: int) -> list[An
 def folder_of(workdir: pathlib.Path, config: Any) -> pathlib.Path:
     """Return the folder of a replicate's run."""
     return workdir / config.name / f"{config.optim.learning_rate:g},{config.seed}"
+
+
+class Run(NamedTuple):
+    """A replicate of an arm at a learning rate, and the folder that it is trained in."""
+
+    arm: str
+    config: Any
+    folder: epath.Path
+
+
+def runs_of(study: ModuleType, scale: Scale, count: int, workdir: pathlib.Path) -> list[Run]:
+    """Return `count` replicates of every arm at every rate, arm by arm."""
+    return [
+        Run(arm, config, epath.Path(folder_of(workdir, config)))
+        for arm in study.GROUP.arms
+        for config in configs_of(study, scale, arm, count)
+    ]
+
+
+def groups_of(runs: Sequence[Run], together: int) -> list[list[Run]]:
+    """Divide the runs that are not finished into those that one program trains."""
+    pairs = [(run.config, run.folder) for run in runs]
+    return [[runs[i] for i in group] for group in members.groups(pairs, together)]
+
+
+def arms_in(runs: Sequence[Run]) -> str:
+    """Name the arms of some runs."""
+    return ", ".join(dict.fromkeys(run.arm for run in runs))
 
 
 def one(study: ModuleType, config: Any, folder: pathlib.Path, tag: str) -> dict[str, Any]:
@@ -209,9 +237,8 @@ def train(
     keys that change no number, such as checkpoint_every.
     """
     runs = [
-        (members.with_changes(config, free or {}), epath.Path(folder_of(workdir, config)))
-        for arm in study.GROUP.arms
-        for config in configs_of(study, scale, arm, count)
+        (members.with_changes(run.config, free or {}), run.folder)
+        for run in runs_of(study, scale, count, workdir)
     ]
     with (
         float32_products(),
@@ -308,9 +335,8 @@ def made_on(
     if not registry.trains(study):
         return {"hardware": hardware(), "versions": versions()}
     machines = [
-        read_json(epath.Path(folder_of(workdir, config)) / "config.json", "hardware", "versions")
-        for arm in study.GROUP.arms
-        for config in configs_of(study, scale, arm, count)
+        read_json(run.folder / "config.json", "hardware", "versions")
+        for run in runs_of(study, scale, count, workdir)
     ]
     kinds = collections.Counter(machine["hardware"]["device"] for machine in machines)
     device = kinds.most_common(1)[0][0]

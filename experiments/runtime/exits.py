@@ -10,6 +10,7 @@ status  meaning
         kept; once that is fixed, the same command continues
 128+n   stopped by signal n (130 Ctrl-C, 143 TERM) after saving; the same command continues. A
         second signal ends the run at once, and the last checkpoint is kept
+141     nobody reads what is printed any more, as after `| head`
 ======  =========================================================================================
 """
 
@@ -20,6 +21,7 @@ import contextlib
 import errno
 import logging as python_logging
 import os
+import select
 import signal
 import sys
 import time
@@ -180,6 +182,13 @@ def exit_with(status: int) -> None:
     sys.exit(status)
 
 
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 @contextlib.contextmanager
 def statuses() -> Iterator[None]:
     """End the program with the message and the exit status of what went wrong."""
@@ -187,6 +196,13 @@ def statuses() -> Iterator[None]:
     hide_late_callbacks()
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # Python flushes once more when it ends, which would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (UsageError, Diverged, Broken) as error:
         kinds = {UsageError: USAGE, Diverged: DIVERGED, Broken: BROKEN}
         print(f"error: {error}", file=sys.stderr)

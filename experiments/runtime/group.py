@@ -46,11 +46,17 @@ def has_checkpoint(folder: epath.Path) -> bool:
 
 @dataclasses.dataclass
 class Member:
-    """A run of a group; one that has finished or left it is computed, and writes nothing."""
+    """A run of a group; one that has finished or left it is computed, and writes nothing.
+
+    Its name is the path of its workdir from the folder that the group's folder is in. `task` is
+    the same for all members, `own_task` the run's own, which makes its initial parameters.
+    """
 
     config: dict[str, Any]
+    name: str
     workdir: epath.Path
     task: tasks.Task
+    own_task: tasks.Task
     dataset: splits.Dataset
     writes: bool = True
     metrics: Metrics | None = None
@@ -126,15 +132,16 @@ class Group(Loop):
                     f"write --config.steps={self.step} or more."
                 )
             for member, digest in zip(members, known["digests"], strict=True):
-                member.message = known["diverged"].get(member.workdir.name, "")
+                member.message = known["diverged"].get(member.name, "")
                 if member.trains():
                     member.metrics = Metrics(member.workdir, self.step, digest)
         except BaseException:
             self.close()
             raise
-        name = f"{self.config['name']}, {len(members)} together"
+        names = dict.fromkeys(member.config["name"] for member in members)
+        self.label = f"{', '.join(names)}, {len(members)} together"
         measure = measures.main(self.config)
-        self.progress = Progress(name, self.config["steps"], self.step, measure)
+        self.progress = Progress(self.label, self.config["steps"], self.step, measure)
         self.start_clock()
 
     def _split(self, name: str) -> Tree:
@@ -146,10 +153,10 @@ class Group(Loop):
         """Return where to start: state, data iterators by seed, the origin, what else is known.
 
         The last has "iterators" (positions), "digests" (of the rows of metrics) and "diverged"
-        (messages by workdir), as a group's checkpoint has them.
+        (messages by member's name), as a group's checkpoint has them.
         """
         members, config = self.members, self.config
-        states = [start(m.task, optimizer(m.config["optim"]), m.config) for m in members]
+        states = [start(m.own_task, optimizer(m.config["optim"]), m.config) for m in members]
         if self.checkpoints.latest() is not None:
             state, known, _ = self.checkpoints.restore(stacked(states))
             origin = f"step {int(state['now']['step'][0])} of {self.folder}"
@@ -249,7 +256,7 @@ class Group(Loop):
         index, train = self.index(iterators)[i], member.dataset.train
         first = nonfinite.report(member.task, _at(now, i), train, index, None)
         member.message = divergence(at, skipped, where, first)
-        print(f"{member.workdir.name} diverged at step {at}; the others go on.", flush=True)
+        print(f"{member.name} diverged at step {at}; the others go on.", flush=True)
 
     def _save_own(self, member: Member, state: Tree, position: Any) -> None:
         """Write a checkpoint of one member into its workdir."""
@@ -306,18 +313,16 @@ class Group(Loop):
         known = {
             "iterators": [self.position(member) for member in self.members],
             "digests": digests,
-            "diverged": {m.workdir.name: m.message for m in self.members if m.message},
+            "diverged": {m.name: m.message for m in self.members if m.message},
         }
         self.checkpoints.save(self.step, self.state, known)
 
     def finish(self) -> dict[str, dict[str, Any] | Diverged]:
-        """Run to the end and return each member's final.json or its divergence, by workdir."""
+        """Run to the end and return each member's final.json or its divergence, by its name."""
         count = parameters(self.state["now"]) // len(self.members)
         print(
-            f"{self.config['name']}, {len(self.members)} together: "
-            f"{count:,} parameters each, from {self.origin}, "
-            f"workdirs {', '.join(member.workdir.name for member in self.members)} in "
-            f"{self.folder.parent}",
+            f"{self.label}: {count:,} parameters each, from {self.origin}, workdirs "
+            f"{', '.join(member.name for member in self.members)} in {self.folder.parent}",
             flush=True,
         )
         try:
@@ -331,7 +336,7 @@ class Group(Loop):
                 if member.writes:
                     said = member.message
                     ended = Diverged(said) if said else self.write_result(i, scores[i])
-                    ends[member.workdir.name] = ended
+                    ends[member.name] = ended
         except KeyboardInterrupt:
             self.finish_writing = False  # a second signal
             raise

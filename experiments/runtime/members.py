@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -20,8 +21,8 @@ from experiments.runtime import metrics, pool, run, step
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged
 from experiments.runtime.measures import TOP_FIVE
-from experiments.runtime.together import MEMBERS, plan, train_together
-from experiments.runtime.workdir import folders_with, write_json
+from experiments.runtime.together import MEMBERS, begun, plan, train_together
+from experiments.runtime.workdir import folders_with, read_json, write_json
 from experiments.tasks.base import TOP_FIVE_FROM
 from experiments.usage import UsageError
 
@@ -90,7 +91,8 @@ def run_members(
     Args:
         runs: `(config, workdir)` of each.
         together: so many runs at most are trained side by side in one program, of those that
-            differ in seed and learning rate alone (`experiments.runtime.together.plan`).
+            differ in seed, learning rate and initial scale alone
+            (`experiments.runtime.together.plan`).
         workers: so many processes train at once, on a CPU. A run or group that fails there is
             reported by name after all others have finished.
 
@@ -100,10 +102,9 @@ def run_members(
     """
     if together < 1 or workers < 1:
         raise UsageError(f"--together={together} and --workers={workers} must be at least 1.")
-    configs, folders = [config for config, _ in runs], [folder for _, folder in runs]
-    jobs = [[i] for i in range(len(runs))]
-    if together > 1:
-        jobs = plan(configs, folders, together)
+    jobs = groups(runs, together)
+    left = {i for job in jobs for i in job}
+    yield from ((i, run_member(*run)) for i, run in enumerate(runs) if i not in left)
     if workers > 1 and len(jobs) > 1:
         yield from _in_processes(runs, jobs, workers)
         return
@@ -112,10 +113,29 @@ def run_members(
         yield from zip(job, results, strict=True)
 
 
+def groups(runs: Sequence[tuple[Any, epath.Path]], together: int) -> list[list[int]]:
+    """Divide the runs that are not finished into those that one program trains; return indices.
+
+    These are so many at most, but for groups that were begun, which go on as they are.
+    """
+    left = [i for i, run in enumerate(runs) if begun(run[1]) or not _ended(*run)]
+    planned = plan([runs[i][0] for i in left], [runs[i][1] for i in left], together)
+    return [[left[i] for i in group] for group in planned]
+
+
+def _ended(config: Any, folder: epath.Path) -> bool:
+    """Whether a run has finished or diverged."""
+    if (folder / DIVERGED).exists():
+        return True
+    with contextlib.suppress(UsageError):  # no or a damaged result: told when it is its turn
+        return bool(read_json(folder / "final.json", "steps")["steps"] == config["steps"])
+    return False
+
+
 def _train_job(runs: Sequence[tuple[Any, epath.Path]]) -> list[dict[str, Any]]:
     """Train one run, or several side by side, and return their metrics."""
     left = [(c, f) for c, f in runs if not (f / DIVERGED).exists()]
-    if len(left) > 1:
+    if len(left) > 1 or (left and begun(left[0][1])):
         ends = train_together([c for c, _ in left], [f for _, f in left])
         for (config, folder), end in zip(left, ends, strict=True):
             if isinstance(end, Diverged):

@@ -233,9 +233,26 @@ def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
         ) from error
 
 
-# In the workdir of a run that is trained together with others until they have finished: the name of
-# the folder beside it that holds their checkpoint.
+# In the workdir of a run that is trained together with others until they have finished: the folder
+# that holds their checkpoint, NAME beside the workdir or ../NAME one folder further up.
 GROUP = "group.json"
+
+
+def join_group(workdir: epath.Path, group: epath.Path) -> None:
+    """Write into a workdir which group it is trained in, so that both may move together."""
+    up = len(workdir.parent.relative_to(group.parent).parts)
+    write_json(workdir / GROUP, {"group": "../" * up + group.name})
+
+
+def group_of(workdir: epath.Path) -> epath.Path | None:
+    """Return the folder of the group that a workdir was begun in; None for a run alone."""
+    path = workdir / GROUP
+    if not path.exists():
+        return None
+    name, place = read_json(path, "group")["group"], workdir.parent
+    while name.startswith("../"):  # by hand: a path in a bucket knows no ..
+        name, place = name.removeprefix("../"), place.parent
+    return place / name
 
 
 def leave_group(workdir: epath.PathLike) -> None:

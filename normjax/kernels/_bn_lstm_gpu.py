@@ -14,8 +14,8 @@ the gradient of the weights is one after it. The walk takes these and the input 
 gradients in their place, and sums over the batch at each step what scale and bias need.
 
 Triton's blocks are powers of two; rows and units beyond the end are masked. Why Triton and not
-Mosaic GPU: there `dot_general` has no lowering (JAX 0.10.2), and its own product, `wgmma`, rounds
-float32 to TF32, where the twin's products are float32.
+Mosaic GPU: there `dot_general` has no lowering (JAX 0.10 and 0.11), and its own product, `wgmma`,
+reads float32 without its last 13 bits, as TF32, where the twin's products are float32.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ from configs.recurrent_bn import claim_06_places as places
 from configs.vertical_bn import _small as spoken
 from configs.vertical_bn import claim_09_depth as depth
 from configs.vertical_bn import claim_11_more_data as more_data
+from configs.vertical_bn import claim_46_leak as leak
 from experiments import tasks
 from experiments.config import validate
 from experiments.config.models import build_layer
-from experiments.data import datasets
+from experiments.data import datasets, sequences, splits
 from experiments.ledger import replicates
 from experiments.runtime import members, step
 
@@ -75,6 +76,35 @@ def test_stacks_have_equal_weights_and_another_speaker_each_replicate():
             for study, at, a in ((more_data, whole, arm), (depth, at_five, same))
         ]
         assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("arm", leak.GROUP.arms)
+def test_another_future_changes_a_prediction_by_the_statistics_alone(arm, monkeypatch):
+    monkeypatch.setattr(leak, "PLACES", (2, 5))
+    monkeypatch.setattr(leak, "AT_ONCE", 2)
+    tokens = np.random.default_rng(0).integers(0, 5, (6, 9)).astype(np.int32)
+    text = sequences.Segments(tokens)
+    config = validate.check(leak.get_config(arm))
+    config["model"]["hidden"] = 3
+    dataset = splits.Dataset(text, text, text, 1.0, 0, vocabulary=5)
+    task = tasks.build(config, dataset)
+    params, norm = task.init(jax.random.key(0))
+    found = leak.extra(members.Finished(task, params, norm, dataset, config))
+
+    def loss(read, following, place):
+        x = np.eye(5, dtype=np.float32)[read[None, :-1]]
+        (y, _), _ = task.layer.apply(params["layer"], norm, x, stats="batch")
+        logits = np.asarray(y[0, place - 1] @ params["head"]["kernel"], np.float64)
+        return np.log(np.exp(logits).sum()) - logits[following]
+
+    want = {"true.loss": [], "replaced.loss": []}
+    for place in (2, 5):
+        for i in range(6):
+            other = np.concatenate([tokens[i, :place], tokens[i - 3, place:]])
+            want["true.loss"].append(loss(tokens[i], tokens[i, place], place))
+            want["replaced.loss"].append(loss(other, tokens[i, place], place))
+    assert found == pytest.approx({k: np.mean(v) for k, v in want.items()}, rel=1e-5)
+    assert (found["true.loss"] == found["replaced.loss"]) == (arm == "none")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from experiments import claim, device
+from experiments.ledger import replicates
 from experiments.ledger.claims import Claim, Group, Scale, more
 from experiments.usage import UsageError
 
@@ -19,7 +20,7 @@ CLAIM = Claim("", "b is more", "b is more", more("b", "a", "valid.batch.accuracy
 
 @pytest.fixture
 def study(tiny):
-    """Two arms, LSTMs of 3 and 4 units, at two rates."""
+    """Two arms, LSTMs of 3 and 4 units with an initial scale each, at two rates."""
     group = Group(
         number=1,
         title="a and b",
@@ -34,34 +35,41 @@ def study(tiny):
 
     def get_config(arm, scale):
         config = tiny("lstm", steps=6, log_every=2, eval_every=3, checkpoint_every=6)
-        config.model.hidden = {"a": 3, "b": 4}[arm]
+        config.model.hidden = made.sizes[arm]
+        scale = {"use_scale": True, "scale_init": {"a": 0.5, "b": 1.0}[arm]}
+        config.model.norm_c = {"name": "identity", **scale}
         return config
 
     made = types.ModuleType("study_of_two_lstms")
-    vars(made).update(GROUP=group, get_config=get_config)
+    vars(made).update(GROUP=group, get_config=get_config, sizes={"a": 3, "b": 4})
     return made
 
 
-def test_as_many_runs_as_pay(study, monkeypatch):
+def runs_of(study, folder):
+    return replicates.runs_of(study, study.GROUP.scales[0], 4, folder)
+
+
+def test_as_many_runs_as_pay(study, tmp_path, monkeypatch):
     seconds = {1: 1.0, 4: 1.2, 8: 2.3}
     monkeypatch.setattr(device, "seconds_a_step", lambda configs: seconds[len(configs)])
-    scale = study.GROUP.scales[0]
-    most, taken, rows = device.measure(study, scale, 4, until=float("inf"))
+    runs = runs_of(study, tmp_path)
+    most, taken, rows = device.measure(runs, until=float("inf"))
     assert (most, taken) == (4, 1.2)  # 3.3 runs a second; 8 make 3.5
     assert [row["together"] for row in rows] == [1, 4, 8]
     assert rows[0]["microseconds_a_scan_step"] == pytest.approx(1e6 / 64)  # digits have 64 pixels
-    assert device.measure(study, scale, 4, until=0.0)[:2] == (1, 1.0)
+    assert {row["arm"] for row in rows} == {"b"}
+    assert device.measure(runs, until=0.0)[:2] == (1, 1.0)
 
 
 @pytest.mark.parametrize("fits", [0, 1])
-def test_what_does_not_fit_is_not_tried_again(study, monkeypatch, fits):
+def test_what_does_not_fit_is_not_tried_again(study, tmp_path, monkeypatch, fits):
     def seconds(configs):
         if len(configs) > fits:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return 1.0
 
     monkeypatch.setattr(device, "seconds_a_step", seconds)
-    run = functools.partial(device.measure, study, study.GROUP.scales[0], 4, float("inf"))
+    run = functools.partial(device.measure, runs_of(study, tmp_path), float("inf"))
     if fits:
         most, _, rows = run()
         assert most == 1 and rows[-1] == {"arm": "b", "together": 4, "out_of_memory": True}
@@ -80,6 +88,25 @@ def test_what_is_asked_for_side_by_side_is_not_measured(study, tmp_path, monkeyp
     assert job["together"] == 6 and "measured" not in job
 
 
+def test_arms_of_one_program_are_planned_as_one_group(study, tmp_path, monkeypatch, capsys):
+    """They differ in their initial scale; what is measured gives the minutes of each group."""
+    study.sizes["a"] = 4
+    seconds = {1: 10.0, 4: 20.0, 16: 40.0}
+    monkeypatch.setattr(device, "seconds_a_step", lambda configs: seconds[len(configs)])
+    monkeypatch.setattr(device.replicates, "train", lambda *_, **said: None)
+    job = (study, study.GROUP.scales[0])
+    measured, asked = (
+        device.spend([job], epath.Path(tmp_path), 5.0, 4, together)["jobs"][0]["groups"]
+        for together in (0, 10)
+    )
+    assert measured == [{"arms": "a, b", "members": 16, "minutes": 4.0}]  # 6 steps
+    assert asked == [{"arms": "a, b", "members": 10}, {"arms": "b", "members": 6}]
+    assert "16 runs of a, b, 4.0 minutes" in capsys.readouterr().out
+    rows = [{"together": 4, "seconds_a_step": 20.0}, {"together": 16, "seconds_a_step": 40.0}]
+    eight = replicates.groups_of(runs_of(study, tmp_path), 8)
+    assert [group["minutes"] for group in device.planned(eight, rows)] == [2.7, 2.7]
+
+
 def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
     jobs = [(s.GROUP.number, scale.name, scale.device) for s, scale in device.missing(tmp_path)]
     assert jobs[0] == (1, "pmnist784", "gpu")
@@ -94,8 +121,10 @@ def test_jobs_are_the_missing_scales_for_accelerators_first(tmp_path):
 
 @pytest.mark.slow
 def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, monkeypatch):
+    """All arms are one program, with one checkpoint while they train."""
     scale, out = study.GROUP.scales[0], epath.Path(tmp_path) / "out"
-    assert device.seconds_a_step(device.replicates.configs_of(study, scale, "b", 4)[:2]) > 0
+    study.sizes["a"] = 4
+    assert device.seconds_a_step([run.config for run in runs_of(study, tmp_path)[::8]]) > 0
     monkeypatch.setattr(device, "seconds_a_step", lambda configs: 1 / len(configs))
     get_config = study.get_config
 
@@ -108,9 +137,10 @@ def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, mon
     report = device.spend([(study, scale)], out, 0.4, 4)
     assert report["ended"].startswith("the time is over")
     ((job),) = report["jobs"]
-    assert job["together"] == 8 and job["finished"] == 0
+    assert job["together"] == 16 and job["finished"] == 0
+    assert [group["arms"] for group in job["groups"]] == ["a, b"]
     ((group, step),) = job["begun"].items()
-    assert "together-" in group and 0 < step < 10**6
+    assert group.startswith("together-") and 0 < step < 10**6
     study.get_config = get_config
     fresh = epath.Path(tmp_path) / "fresh"
     report = device.spend([(study, scale)], fresh, 5.0, 4)

@@ -269,6 +269,21 @@ def test_a_term_saves_and_a_second_one_does_not_wait(tmp_path):
             child.kill()
 
 
+def test_a_reader_that_goes_away_ends_a_command_as_a_signal_would():
+    """As `python -m experiments.claim 47 | head -1` does."""
+    program = (
+        "from experiments.runtime import exits\n"
+        "with exits.statuses():\n"
+        "    for _ in range(20_000): print('a line', flush=True)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as child:
+        assert child.stdout.readline() == "a line\n"
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 128 + signal.SIGPIPE
+
+
 def test_a_second_signal_is_final():
     with pytest.raises(KeyboardInterrupt), exits.Stop() as stop:
         stop._note(signal.SIGTERM, None)

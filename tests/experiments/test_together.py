@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
+import re
 import shutil
 import signal
 
@@ -19,10 +21,12 @@ from etils import epath
 from experiments import evaluate, sweep, tasks
 from experiments.config import defaults, validate
 from experiments.data import batches, datasets
+from experiments.ledger import registry
 from experiments.runtime import curves, exits, group, members, parallel, run, step, together
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.tasks.sequence import SequenceClassifier
 from experiments.usage import UsageError
+from normjax import testing
 from tests._support.processes import compare, rows
 from tests.experiments.conftest import make_tiny
 
@@ -133,6 +137,8 @@ def test_members_have_the_numbers_of_runs_alone(make, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "start", in_double)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
     configs, alone = [member(*m, make) for m in PAIR], tmp_path / "alone"
+    if make is recurrent:
+        configs[0].gamma = 1.0  # the other's is 0.1
     with jax.enable_x64(True):
         finals = together.train_together(configs, [tmp_path / "0", tmp_path / "1"])
         for i, config in enumerate(configs):
@@ -191,12 +197,79 @@ def test_stopped_members_continue_to_the_bit(whole, stopped):
     assert not where.exists()
 
 
-def test_a_group_continues_whole_when_one_member_is_asked_for(whole, stopped):
-    """The other one is trained along with it; the program, and so each bit, is the same."""
-    (final,) = together.train_together([member(*PAIR[1])], [stopped / "1"])
-    assert final["seed"] == 1
-    for i in "01":
-        compare(stopped / i, whole[0] / i)
+@pytest.fixture
+def arms(tmp_path):
+    """The same two runs with initial scales of 0.1 and 1, which is the usual one."""
+    configs = [member(*m) for m in PAIR]
+    for config, name, scale in zip(configs, "ab", (0.1, 1.0), strict=True):
+        config.name, config.model.norm_dense.scale_init = name, scale
+    return configs, [tmp_path / "a" / "0", tmp_path / "b" / "0"]
+
+
+def test_arms_that_start_from_other_scales_are_one_program(whole, arms, tmp_path, monkeypatch):
+    """Their group is beside their folders; stopped, it continues for the run of one arm."""
+    configs, folders = arms
+    runs = list(zip(configs, map(epath.Path, folders), strict=True))
+    assert members.groups(runs, 2) == [[0, 1]] and members.groups(runs, 1) == [[0], [1]]
+    monkeypatch.setattr(Stopping, "at", 13)
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "batches", Stopping)
+        with pytest.raises(exits.Interrupted, match="stopped at step 13"):
+            together.train_together(configs, folders)
+    (where,) = tmp_path.glob("together-*")
+    assert (where / "checkpoints" / "13").is_dir()
+    assert json.loads((folders[0] / "group.json").read_text()) == {"group": f"../{where.name}"}
+    assert members.groups(runs, 1) == [[0, 1]]  # begun as one
+    monkeypatch.chdir(tmp_path / "b")
+    results = dict(members.run_members([(configs[1], epath.Path("0"))]))
+    assert results[0]["metrics"]["diverged"] == 0
+    compare(folders[1], whole[0] / "1")
+    final = json.loads((folders[0] / "final.json").read_text())
+    assert (final["name"], final["config"]["model"]["norm_dense"]["scale_init"]) == ("a", 0.1)
+    assert rows(folders[0])[0]["loss"] != rows(whole[0] / "0")[0]["loss"]
+    assert not where.exists() and members.groups(runs, 2) == []
+    assert not [folder for folder in folders if (folder / "group.json").exists()]
+
+
+def test_no_step_reads_an_initial_scale():
+    """Of any norm, and of a whole training step: the same program from 0.1 as from 1."""
+
+    def program(function, *args):
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*args)))
+
+    def of_norm(norm, x):
+        params, norm_state = jax.eval_shape(lambda: norm.init(x.shape, key=jax.random.key(0)))
+        return program(functools.partial(norm.apply, stats="batch"), params, norm_state, x)
+
+    samples = {s.norm.factory: s for s in testing.SAMPLES if hasattr(s.norm, "scale_init")}
+    for sample in samples.values():
+        x = jax.ShapeDtypeStruct(sample.shape, jnp.float32)
+        one, other = (dataclasses.replace(sample.norm, scale_init=s) for s in (0.1, 1.0))
+        assert of_norm(one, x) == of_norm(other, x), sample.name
+    assert len(samples) > 10
+    whole_steps = set()
+    for gamma in (0.1, 1.0):
+        config = recurrent()
+        config.gamma = gamma
+        config = validate.check(config)
+        dataset = datasets.load_config_data(config)
+        task, tx = tasks.build(config, dataset), step.optimizer(config["optim"])
+        state = jax.eval_shape(lambda t=task, x=tx, c=config: step.start(t, x, c))["now"]
+        update = functools.partial(step.update, task=task, optim=step.static(config["optim"])[0])
+        args = (state, dataset.train, np.arange(16), None, np.float32(0.1))
+        whole_steps.add(program(update, *args))
+    assert len(whole_steps) == 1 and "dot_general" in whole_steps.pop()
+
+
+def test_what_a_group_of_an_earlier_version_listed_is_enough(arms, tmp_path):
+    """Its members had one initial scale, that of their config."""
+    config = validate.check(arms[0][0])
+    (line,) = together.listed([config], ["0"])
+    assert line["values"].pop("model.norm_dense.scale_init") == 0.1
+    (own,) = together.load_members(config, epath.Path(tmp_path), [line])
+    assert own.config == config and own.workdir == tmp_path / "0"
+    scales = [task.layers[0].norm.scale_init for task in (own.own_task, own.task)]
+    assert scales == [0.1, 1.0]
 
 
 def test_final_scores_are_those_of_members_alone():
@@ -323,6 +396,23 @@ def test_a_plan_puts_together_what_can_be(tmp_path):
     ]
     folders[1] = tmp_path / "elsewhere" / "1"
     assert together.plan(configs[:3], folders[:3], 8) == [[0, 2], [1]]
+    configs[1].model.norm_dense.scale_init = 0.5  # of its own, where the others have the usual one
+    assert together.plan(configs[:3], folders[:3], 8) == [[0, 2], [1]]
+
+
+def test_arms_of_the_recurrent_claims_that_are_one_program(tmp_path):
+    gammas = [f"gamma_{gamma}" for gamma in (0.1, 0.3, 0.5, 0.7, 1.0)]
+    for number, found in {
+        2: [gammas],
+        3: [["lstm"], ["bn_lstm"], ["bn_sum_0.1", "bn_sum_1.0"]],
+        6: [["none"], ["x_1"], ["h_0.1", "h_1"], ["both_0.1"]],
+        8: [["lstm"], ["bn_0.1", "bn_1.0"], ["ln_0.1", "ln_1.0"]],
+    }.items():
+        study = registry.module(number)
+        arms = study.GROUP.arms
+        configs = [study.get_config(arm, "pmnist49") for arm in arms]
+        groups = together.plan(configs, [tmp_path / arm / "0" for arm in arms], 160)
+        assert [[arms[i] for i in group] for group in groups] == found
 
 
 def test_a_sweep_trains_its_members_together(whole, tmp_path):
