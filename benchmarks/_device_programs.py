@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from benchmarks import _measure
 from benchmarks.compilers.recurrent import preset
 
-GROUPS = 32
 BOTH = ("forward", "forward+backward")
 METHODS = ("layer", "rms", "batch", "group", "instance")
 # Kinds of commands that XLA records by default, and loops.
@@ -82,29 +81,13 @@ def abstract(build: Callable[[], Any]) -> Any:
 
 def norm_of(library: str, method: str, shape: tuple[int, ...], dtype: Any) -> Any:
     """A library's norm: `apply(params, state, x)`, params and state."""
-    if library.startswith("normjax"):
-        import normjax as nj
+    # Not at the top: it asks JAX for devices, and torch's process reads this file for its shapes.
+    from benchmarks import norms
 
-        how = {"groups": GROUPS} if method == "group" else {}
-        how |= {"impl": "kernel"} if library.endswith("kernel") else {}
-        norm = getattr(nj, f"{method}_norm")(**how)
-        return functools.partial(norm.apply, stats="batch"), *norm.init(shape)
-    import flax.linen as nn
-
-    module = {
-        "layer": nn.LayerNorm,
-        "rms": nn.RMSNorm,
-        "batch": functools.partial(nn.BatchNorm, use_running_average=False),
-        "group": functools.partial(nn.GroupNorm, GROUPS),
-        "instance": nn.InstanceNorm,
-    }[method](dtype=dtype)
-    fresh = dict(module.init(jax.random.key(0), jnp.zeros(shape, dtype)))
-    params = fresh.pop("params")
-
-    def apply(params: Any, state: Any, x: Any) -> Any:
-        return module.apply({"params": params, **state}, x, mutable=["batch_stats"])
-
-    return apply, params, fresh
+    x = jnp.zeros(shape, dtype)
+    if library == "normjax kernel":
+        return norms.normjax(method, x, impl="kernel")
+    return norms.LIBRARIES[library](method, x)
 
 
 def norm_shape(method: str, dtype: str, quick: bool) -> tuple[int, ...]:
@@ -157,22 +140,14 @@ def program(
 def layer_of(library: str, size: Size) -> Any:
     """A recurrent layer: `apply(params, state, x)`, params and state."""
     steps, batch, features, hidden = size
-    if library == "flax lstm":
-        import flax.linen as nn
+    from benchmarks import _layers
 
-        module = nn.RNN(nn.OptimizedLSTMCell(hidden))
-        x = jnp.zeros((batch, steps, features))
-        params = module.init(jax.random.key(0), x)["params"]
-        return lambda p, s, x: (module.apply({"params": p}, x), s), params, {}
+    x = jnp.zeros((batch, steps, features))
+    if library == "flax lstm":
+        return _layers.LAYERS[library](x, hidden)
     name, _, impl = library.removeprefix("normjax ").partition(" ")
     fields = {"impl": impl} if impl else {"input_schedule": "before_loop"}
-    layer = preset(name, hidden, steps, **fields)
-
-    def apply(params: Any, state: Any, x: Any) -> Any:
-        (y, _), state = layer.apply(params, state, x, stats="batch")
-        return y, state
-
-    return apply, *layer.init(jax.random.key(0), features=features)
+    return _layers.normjax(lambda hidden, steps: preset(name, hidden, steps, **fields), x, hidden)
 
 
 LSTMS = tuple(

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from benchmarks._device_programs import (
     BOTH,
-    GROUPS,
     LONG,
     METHODS,
     SHORT,
@@ -25,6 +24,7 @@ from benchmarks._device_programs import (
     norm_shape,
     small,
 )
+from benchmarks._measure import GROUPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

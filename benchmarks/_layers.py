@@ -18,7 +18,8 @@ from normjax import recurrent
 Layer = tuple[Callable[..., Any], Any, Any]
 
 
-def _normjax(make: Callable[..., Any], x: Any, hidden: int) -> Layer:
+def normjax(make: Callable[..., Any], x: Any, hidden: int) -> Layer:
+    """A layer of this library, `make(hidden, steps)`."""
     layer = make(hidden, x.shape[1])
     params, state = layer.init(jax.random.key(0), features=x.shape[-1])
 
@@ -29,7 +30,8 @@ def _normjax(make: Callable[..., Any], x: Any, hidden: int) -> Layer:
     return apply, params, state
 
 
-def _linen(module: Any, x: Any) -> Layer:
+def linen(module: Any, x: Any) -> Layer:
+    """A module of Flax Linen."""
     fresh = dict(module.init(jax.random.key(0), x))
     params = fresh.pop("params")
 
@@ -42,7 +44,7 @@ def _linen(module: Any, x: Any) -> Layer:
 def _flax_lstm(x: Any, hidden: int) -> Layer:
     import flax.linen as nn
 
-    return _linen(nn.RNN(nn.OptimizedLSTMCell(hidden)), x)
+    return linen(nn.RNN(nn.OptimizedLSTMCell(hidden)), x)
 
 
 def _flax_bn_lstm(x: Any, hidden: int) -> Layer:
@@ -82,7 +84,7 @@ def _flax_bn_lstm(x: Any, hidden: int) -> Layer:
             )
             return scan()((zeros, zeros), x)[1]
 
-    return _linen(Scanned(), x)
+    return linen(Scanned(), x)
 
 
 def _device_lstm(x: Any, hidden: int) -> Layer:
@@ -105,15 +107,15 @@ def _device_lstm(x: Any, hidden: int) -> Layer:
 SEVERAL = jax.default_backend() != "cpu" or jax.device_count() > 1
 HOW: dict[str, Any] = {"input_schedule": "before_loop"} if SEVERAL else {}
 LAYERS: dict[str, Callable[[Any, int], Layer]] = {
-    "normjax lstm": functools.partial(_normjax, lambda h, t: recurrent.lstm(h, **HOW)),
-    "normjax bn_lstm": functools.partial(_normjax, functools.partial(recurrent.bn_lstm, **HOW)),
-    "normjax ln_lstm": functools.partial(_normjax, lambda h, t: recurrent.ln_lstm(h, **HOW)),
+    "normjax lstm": functools.partial(normjax, lambda h, t: recurrent.lstm(h, **HOW)),
+    "normjax bn_lstm": functools.partial(normjax, functools.partial(recurrent.bn_lstm, **HOW)),
+    "normjax ln_lstm": functools.partial(normjax, lambda h, t: recurrent.ln_lstm(h, **HOW)),
     "flax lstm": _flax_lstm,
     "flax bn in nn.scan": _flax_bn_lstm,
 }
 if jax.default_backend() == "tpu":
     LAYERS["normjax bn_lstm kernel"] = functools.partial(
-        _normjax, functools.partial(recurrent.bn_lstm, impl="kernel")
+        normjax, functools.partial(recurrent.bn_lstm, impl="kernel")
     )
 if jax.default_backend() == "gpu":
     LAYERS["jax.experimental.rnn"] = _device_lstm

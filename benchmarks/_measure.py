@@ -37,6 +37,7 @@ flags.DEFINE_integer("rounds", 15, "Times that each process is measured.", lower
 flags.DEFINE_integer("contenders", 1, "Processes of each contender, pooled.", lower_bound=1)
 flags.DEFINE_string("json", None, "Also write every figure, with versions and hardware, here.")
 
+GROUPS = 32  # of group norm, in every library
 PACKAGES = ("jax", "jaxlib", "flax", "dm-haiku", "equinox", "torch", "optax", "numpy")
 
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import normjax as nj
-from benchmarks import _measure
+from benchmarks import _layers, _measure
+from benchmarks._layers import Layer
 
 
 class Case(NamedTuple):
@@ -34,7 +35,7 @@ CASES = (
     Case("batch", (64, 32, 32, 64), (4, 3, 3, 8)),
     Case("group", (32, 32, 32, 128), (4, 3, 3, 64)),
 )
-GROUPS = 32
+GROUPS = _measure.GROUPS
 # Forward alone: not slower than Flax. Forward and backward: the bars of this project.
 BARS = (
     *(_measure.Bar(f"{c.method} forward ", "flax.linen", "normjax", 1.0) for c in CASES),
@@ -43,8 +44,6 @@ BARS = (
     _measure.Bar("batch forward+backward", "flax.linen", "normjax", 1.5),
     _measure.Bar("group forward+backward", "flax.linen", "normjax", 2.4),
 )
-
-Layer = tuple[Callable[..., Any], Any, Any]
 
 
 def draw(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -62,6 +61,7 @@ def normjax(method: str, x: Any, **how: Any) -> Layer:
         "rms": nj.rms_norm,
         "batch": nj.batch_norm,
         "group": functools.partial(nj.group_norm, groups=GROUPS),
+        "instance": nj.instance_norm,
     }[method](**how)
     return functools.partial(norm.apply, stats="batch"), *norm.init(x.shape)
 
@@ -75,14 +75,9 @@ def linen(method: str, x: Any) -> Layer:
         "rms": nn.RMSNorm,
         "batch": functools.partial(nn.BatchNorm, use_running_average=False),
         "group": functools.partial(nn.GroupNorm, GROUPS),
-    }[method]()
-    fresh = dict(module.init(jax.random.key(0), x))
-    params = fresh.pop("params")
-
-    def apply(params: Any, state: Any, x: Any) -> Any:
-        return module.apply({"params": params, **state}, x, mutable=["batch_stats"])
-
-    return apply, params, fresh
+        "instance": nn.InstanceNorm,
+    }[method](dtype=x.dtype)
+    return _layers.linen(module, x)
 
 
 def nnx(method: str, x: Any) -> Layer:
