@@ -225,13 +225,16 @@ class Group(Loop):
     def check_window(self, log: bool) -> None:
         """Fetch the last steps' metrics, end members that are not finite, and log their means."""
         fetched, skipped = jax.device_get([self.state["now"][k] for k in ("window", "skipped")])
-        losses = []
+        losses, windows, ended = [], [], {}
         for i, member in enumerate(self.members):
             own = {name: values[i] for name, values in fetched.items()}
-            window = Window(own, self.step, self.config["log_every"])
-            at = window.diverged_at(self.config, int(skipped[i]))
+            windows.append(Window(own, self.step, self.config["log_every"]))
+            at = windows[i].diverged_at(self.config, int(skipped[i]))
             if at is not None and member.trains():
-                self.end_diverged(i, at, int(skipped[i]))
+                ended[i] = at
+        if ended:
+            self.end_diverged(ended, skipped)
+        for i, (member, window) in enumerate(zip(self.members, windows, strict=True)):
             if log and member.trains() and member.metrics is not None:
                 values = window.means()
                 counts = {"skipped": int(skipped[i])} if self.skip else {}
@@ -240,23 +243,29 @@ class Group(Loop):
         if losses:
             self.progress.loss(*losses)
 
-    def end_diverged(self, i: int, at: int, skipped: int) -> None:
-        """Keep a member's last checkpoint, say why it diverged, and leave it out from here on."""
-        member = self.members[i]
+    def end_diverged(self, ended: Mapping[int, int], skipped: Sequence[int]) -> None:
+        """Keep members' last checkpoint, say why each diverged, and leave them out from here on.
+
+        `ended` has the step at which each of them did, by its number.
+        """
         self.checkpoints.wait()
         state, iterators, _, known = self.begin()
-        own = member_state(state, i)
-        where = "there is no checkpoint yet"
-        if latest := int(own["now"]["step"]):
-            self._save_own(member, own, known["iterators"][i])
-            where = f"step {latest} is kept in {member.workdir}"
-        now, step = state["now"], self.compiled(False)
-        for _ in range(latest, at - 1):
-            now = step(now, self.train, self.index(iterators), None, self.rates)
-        index, train = self.index(iterators)[i], member.dataset.train
-        first = nonfinite.report(member.task, _at(now, i), train, index, None)
-        member.message = divergence(at, skipped, where, first)
-        print(f"{member.name} diverged at step {at}; the others go on.", flush=True)
+        taken = int(state["now"]["step"][0])
+        if taken:
+            for i in ended:
+                self._save_own(self.members[i], member_state(state, i), known["iterators"][i])
+        latest, now, step = taken, state["now"], self.compiled(False)
+        index = self.index(iterators)  # of the step after those taken
+        for i, at in sorted(ended.items(), key=lambda item: item[1]):
+            member = self.members[i]
+            while taken < at - 1:
+                now = step(now, self.train, index, None, self.rates)
+                taken, index = taken + 1, self.index(iterators)
+            first = nonfinite.report(member.task, _at(now, i), member.dataset.train, index[i], None)
+            kept = f"step {latest} is kept in {member.workdir}"
+            where = kept if latest else "there is no checkpoint yet"
+            member.message = divergence(at, int(skipped[i]), where, first)
+            print(f"{member.name} diverged at step {at}; the others go on.", flush=True)
 
     def _save_own(self, member: Member, state: Tree, position: Any) -> None:
         """Write a checkpoint of one member into its workdir."""

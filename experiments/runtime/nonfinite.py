@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import normjax as nj
 from experiments import tasks
@@ -18,7 +19,10 @@ Tree = Any
 
 @functools.partial(jax.jit, static_argnames=("task",))
 def _stages(now: Tree, split: Tree, index: Any, weight: Any, *, task: tasks.Task) -> Tree:
-    """Whether each tensor of a step is finite, in the order in which they are computed."""
+    """Whether each tensor of a step is finite, in the order in which they are computed.
+
+    And the gradient's norm, which a run checks: the squares of finite gradients may overflow.
+    """
     key = jax.random.fold_in(now["key"], now["step"])
     batch = tasks.Batch(splits.take(split, index), weight, key)
 
@@ -47,7 +51,7 @@ def _stages(now: Tree, split: Tree, index: Any, weight: Any, *, task: tasks.Task
         lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.zeros(()), batch.examples
     )
     stages = (floats, now["params"], now["opt"], now["norm"], measured, norm, loss, grads)
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), stages)
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), (stages, optax.tree.norm(grads)))
 
 
 def _accumulating(state: Tree) -> Tree:
@@ -73,13 +77,16 @@ SHOWN = 8  # paths of each kind
 
 def report(task: tasks.Task, train_state: Tree, split: Tree, index: Any, weight: Any) -> str:
     """Name the tensors that are not finite, by path, in the step that follows a train state."""
-    finite = jax.device_get(_stages(train_state, split, index, weight, task=task))
+    stages = _stages(train_state, split, index, weight, task=task)
+    finite, norm_is_finite = jax.device_get(stages)
     lines = []
     for what, tree in zip(NAMES, finite, strict=True):
         bad = [name(path) for path, good in jax.tree.leaves_with_path(tree) if not good]
         if bad:
             more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
             lines.append(f"{what} {', '.join(bad[:SHOWN])}{more}".strip())
+    if not lines and not norm_is_finite:
+        return "All tensors are finite, but the gradients are so large that their norm is not."
     if not lines:
         return "Repeated, that step is finite."
     then = f" Then {'; then '.join(lines[1:])}." if lines[1:] else ""

@@ -85,6 +85,16 @@ def test_a_report_names_the_norm_whose_squares_overflow():
     assert first == "Not finite first: what these norms measured of the batch: norm2"
 
 
+def test_a_report_tells_finite_gradients_whose_norm_overflows():
+    task = models.MODELS["cnn"]
+    split = jax.tree.map(jnp.asarray, models.rows())
+    config = {"seed": 0, "log_every": 3, "optim": OPTIM}
+    now = step.start(task, step.optimizer(OPTIM), config)["now"]
+    now["params"]["head"] = jax.tree.map(lambda w: w * 1e22, now["params"]["head"])
+    line = nonfinite.report(task, now, split, np.arange(4, 16), None)
+    assert "All tensors are finite" in line and "their norm is not" in line
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_run_that_diverges_says_where_and_in_what(policy, tiny, tmp_path):
     config = tiny("lstm", checkpoint_every=2, log_every=4, nonfinite=policy, nonfinite_limit=3)

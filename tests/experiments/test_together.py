@@ -20,7 +20,7 @@ from etils import epath
 
 from experiments import evaluate, sweep, tasks
 from experiments.config import defaults, validate
-from experiments.data import batches, datasets
+from experiments.data import batches, datasets, splits
 from experiments.ledger import registry
 from experiments.runtime import curves, exits, group, members, parallel, run, step, together
 from experiments.runtime.checkpoints import Checkpoints
@@ -324,6 +324,36 @@ def test_a_member_that_diverges_leaves_the_others_alone(whole, tmp_path):
     assert "Repeated" not in message
     assert rows(tmp_path / "0") == rows(whole[0] / "0")
     assert dict(members.run_members(runs, together=2))[0] == results[0]
+
+
+def test_members_that_diverge_in_one_window_are_replayed_once(tmp_path, monkeypatch):
+    """From the checkpoint of step 4, each up to the step before its own."""
+    at, calls, begun, seen = (7, 6), itertools.count(), [], []
+
+    def diverged_at(self, config, skipped):
+        own = at[next(calls) % 2]
+        return own if own < self.first + len(self.values["loss"]) else None
+
+    def report(task, now, split, index, weight):
+        seen.append((int(now["step"]), list(index)))
+        return "Seen."
+
+    begin = group.Group.begin
+    monkeypatch.setattr(group.Group, "begin", lambda self: begun.append(self) or begin(self))
+    monkeypatch.setattr(group.Window, "diverged_at", diverged_at)
+    monkeypatch.setattr(group.nonfinite, "report", report)
+    configs, folders = [member(*m) for m in PAIR], [tmp_path / "0", tmp_path / "1"]
+    ends = together.train_together(configs, folders)
+    for i, end in enumerate(ends):
+        assert f"not finite at step {at[i]}; step 4 is kept in {folders[i]}. Seen." in str(end)
+        assert [row["step"] for row in rows(folders[i])] == [5]
+        assert int(state(folders[i], configs[i])["now"]["step"]) == 4
+    assert len(begun) == 2  # at the start, and for both
+    plain = validate.check(configs[0])
+    size = splits.size(datasets.load_config_data(plain).train)
+    orders = [batches.batches(size, 16, seed, plain["data"]["shuffle"]) for seed in (0, 1)]
+    steps = [[list(np.asarray(next(order))) for _ in range(7)] for order in orders]
+    assert seen == [(5, steps[1][5]), (6, steps[0][6])]
 
 
 @pytest.mark.slow
