@@ -21,7 +21,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     flags = ["xla_cpu_parallel_codegen_split_count=1"]
     if not os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):  # which is level 0
         flags.append("xla_backend_optimization_level=1")
-    elif importlib.metadata.version("jaxlib").startswith("0.10."):
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
         flags.append("xla_cpu_use_fusion_emitters=false")
     for flag in flags:
         os.environ["XLA_FLAGS"] += f" --{flag}" if flag not in os.environ["XLA_FLAGS"] else ""
