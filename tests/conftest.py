@@ -13,15 +13,18 @@ import shutil
 
 # Before jax starts: device count is fixed then.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):
-    # `make test`: XLA compiles small programs in half the time without these. Flags that it does
-    # not know end the process, and the first is gone from newer ones.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Most of a test's time is compiling programs that run once. LLVM's first level has vectors and
+    # fused multiplication as its third has; XLA's own passes, fusion among them, stay those of
+    # users. Flags that XLA does not know end the process, and the last is gone from newer ones.
     flags = ["xla_cpu_parallel_codegen_split_count=1"]
+    if not os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):  # which is level 0
+        flags.append("xla_backend_optimization_level=1")
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         flags.append("xla_cpu_use_fusion_emitters=false")
     for flag in flags:
         os.environ["XLA_FLAGS"] += f" --{flag}" if flag not in os.environ["XLA_FLAGS"] else ""
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jaxtyping
@@ -48,7 +51,8 @@ _hook.uninstall()
 CACHE_LIMIT = 2 * 2**30  # bytes of compiled programs in the cache; above, it starts empty
 
 # `make test` sets JAX_DISABLE_MOST_OPTIMIZATIONS: XLA then compiles a third faster, to slower
-# programs, which is what these small ones want. Plain `pytest` and `make test-slow` do not.
+# programs, which is what these small ones want. Plain `pytest` and `make test-slow` do not: theirs
+# are optimized as above.
 QUICK = jax.config.read("jax_disable_most_optimizations")
 
 

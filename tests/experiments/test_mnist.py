@@ -20,6 +20,7 @@ def test_a_short_run_on_real_mnist(task, variant, data_dir, tmp_path):
         config.update(steps=12, log_every=4, eval_every=12, checkpoint_every=12, batch_size=50)
         config.model.hidden = 8
         config.data_dir = str(data_dir / "tensorflow_datasets")
+        config.data.update(train_size=5000, valid_size=1000, test_size=1000)  # of all that is read
         config.eval_batch_size = 500
         config.population.batch_size = 2500
     final = train.train(config, tmp_path / "run")
