@@ -16,12 +16,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Most of a test's time is compiling programs that run once. LLVM's first level has vectors and
-    # fused multiplication as its third has; XLA's own passes, fusion among them, stay those of
-    # users. Flags that XLA does not know end the process, and the last is gone from newer ones.
+    # fused multiplication as its third has; XLA's own passes, fusion among them, and its way to
+    # emit loops are those of users there. Flags that XLA does not know end the process, and the
+    # last is gone from newer ones.
     flags = ["xla_cpu_parallel_codegen_split_count=1"]
     if not os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS"):  # which is level 0
         flags.append("xla_backend_optimization_level=1")
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
+    elif importlib.metadata.version("jaxlib").startswith("0.10."):
         flags.append("xla_cpu_use_fusion_emitters=false")
     for flag in flags:
         os.environ["XLA_FLAGS"] += f" --{flag}" if flag not in os.environ["XLA_FLAGS"] else ""
