@@ -30,8 +30,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -n auto -m 'not slow'
 
+# Single tests of a minute stand side by side in their files: a worker that is done takes over
+# others' rest.
 test-slow: $(STAMP)
-	$(PY) -m pytest -n auto -m slow
+	$(PY) -m pytest -n auto --dist worksteal -m slow
 
 # The libraries that some tests and the benchmarks compare with (torch, Haiku, Equinox). A CPU
 # needs no CUDA build of torch: make peers TORCH=torch==VERSION, from an index that has one.
