@@ -199,7 +199,7 @@ def planned(
     """Return what is trained: the arms of each group, its members, and its minutes if measured.
 
     A step of a number of members that was not measured is interpolated between those that were.
-    The minutes are those of the steps alone, all of them.
+    The minutes are those of the steps alone, all of them, at the speed of the largest group.
     """
     known = [row for row in measured if "seconds_a_step" in row]
     plan = []

@@ -26,7 +26,7 @@ from experiments.ledger.claims import Claim, Group, Scale, Settled, less
 LAURENT = "Laurent et al., ICASSP 2016, arXiv:1510.01378"
 PLACES = (10, 30, 50, 70, 90)  # characters that are read before the one that is predicted
 AT_ONCE = 256  # segments
-MINUTES = {1: 2.5, 4: 4, 16: 11}
+MINUTES = {1: 3.5, 4: 5, 16: 15}
 DELTA = 0.018
 WHY = (
     "no source has a number; in nats, half of the 0.051 bits a character that batch norm gains on "
@@ -78,11 +78,12 @@ GROUP = Group(
         ),
         claim(
             "b",
-            "With its own statistics the model seems better than it is",
+            "Its own statistics score better than the training set's",
             "With sequence-wise batch norm the test text has a lower loss with its own "
             "statistics than with those of the training set",
             less("sequence", "sequence", "test.batch.loss", other="test.population.loss"),
-            "no number: the sources score recurrent nets with population statistics",
+            "no number: the sources score recurrent nets with population statistics; it may be the "
+            "leak, or that training had such statistics: 46a separates them",
         ),
         claim(
             "c",
@@ -95,7 +96,7 @@ GROUP = Group(
             (Settled(),),
         ),
     ),
-    rates=(3e-3, 1e-2, 3e-2),
+    rates=(1e-3, 3e-3, 1e-2, 3e-2),
 )
 
 

@@ -10,7 +10,8 @@ status  meaning
         kept; once that is fixed, the same command continues
 128+n   stopped by signal n (130 Ctrl-C, 143 TERM) after saving; the same command continues. A
         second signal ends the run at once, and the last checkpoint is kept
-141     nobody reads what is printed any more, as after `| head`
+141     nobody reads what is printed any more, as after `| head`; a run continues from its last
+        checkpoint
 ======  =========================================================================================
 """
 
@@ -202,7 +203,7 @@ def statuses() -> Iterator[None]:
             raise
         # Python flushes once more when it ends, which would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        exit_with(128 + signal.SIGPIPE)
     except (UsageError, Diverged, Broken) as error:
         kinds = {UsageError: USAGE, Diverged: DIVERGED, Broken: BROKEN}
         print(f"error: {error}", file=sys.stderr)

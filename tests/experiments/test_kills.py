@@ -42,7 +42,7 @@ def test_kills_leave_no_trace(tmp_path):
     for child in (last, straight):
         _, errors = child.communicate(timeout=500)
         assert child.returncode == 0, errors
-    assert half_written  # some of them hit a save
+    assert half_written >= 2  # of the three that wait for a save
     compare(folder, whole)
 
 

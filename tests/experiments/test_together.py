@@ -272,6 +272,14 @@ def test_what_a_group_of_an_earlier_version_listed_is_enough(arms, tmp_path):
     assert scales == [0.1, 1.0]
 
 
+def test_a_group_continues_whole_when_one_member_is_asked_for(whole, stopped):
+    """The other one is trained along with it; the program, and so each bit, is the same."""
+    (final,) = together.train_together([member(*PAIR[1])], [stopped / "1"])
+    assert final["seed"] == 1
+    for i in "01":
+        compare(stopped / i, whole[0] / i)
+
+
 def test_final_scores_are_those_of_members_alone():
     """Of three members, whose population statistics are estimated for two at a time."""
     config = validate.check(small())
