@@ -22,7 +22,7 @@ from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged
 from experiments.runtime.measures import TOP_FIVE
 from experiments.runtime.together import MEMBERS, begun, plan, train_together
-from experiments.runtime.workdir import folders_with, read_json, write_json
+from experiments.runtime.workdir import check_workdir, folders_with, read_json, write_json
 from experiments.tasks.base import TOP_FIVE_FROM
 from experiments.usage import UsageError
 
@@ -127,7 +127,8 @@ def _ended(config: Any, folder: epath.Path) -> bool:
     """Whether a run has finished or diverged."""
     if (folder / DIVERGED).exists():
         return True
-    with contextlib.suppress(UsageError):  # no or a damaged result: told when it is its turn
+    with contextlib.suppress(UsageError):  # another's, or damaged: told when it is its turn
+        check_workdir(folder, validate.check(config))
         return bool(read_json(folder / "final.json", "steps")["steps"] == config["steps"])
     return False
 

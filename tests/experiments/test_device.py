@@ -146,7 +146,7 @@ def test_what_the_time_ends_is_continued_and_makes_a_record(study, tmp_path, mon
         report = device.spend([(study, scale)], out, 0.25, 4)
     assert report["ended"].startswith("the time is over")
     ((job),) = report["jobs"]
-    assert job["together"] == 8 and job["finished"] == 0
+    assert job["together"] == 16 and job["finished"] == 0
     ((group, step),) = job["begun"].items()
     assert group.startswith("together-") and 0 < step < 10**6
     record = claim.run(study, scale, fresh / "runs", tmp_path / "results", limit=4, draft=True)
