@@ -93,11 +93,11 @@ def sweeps_hold(found):
 
 def constant_start():
     """Decades by which the inputs' gradient grows if the first steps are 0: mean of three draws."""
-    gamma = normjax.layer_norm(scale_init=0.1)
+    small = normjax.layer_norm(scale_init=0.1)
     layers = {
         "LSTM": recurrent.lstm(16),
         "BN-LSTM, gamma 0.1": recurrent.bn_lstm(16, max_steps=STEPS),
-        "LN-LSTM, gain 0.1": recurrent.lstm(16, norm_x=gamma, norm_h=gamma, norm_c=gamma),
+        "LN-LSTM, gain 0.1": recurrent.lstm(16, norm_x=small, norm_h=small, norm_c=small),
         "LN-LSTM, gain 1": recurrent.ln_lstm(16),
         "RMS-LSTM, gain 1": recurrent.rms_lstm(16),
         "LN-LSTM, gain 1, noise of 0.1 on h0": recurrent.ln_lstm(16, h0_noise=0.1),

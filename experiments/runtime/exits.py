@@ -186,7 +186,10 @@ def exit_with(status: int) -> None:
 def _reader_is_gone() -> bool:
     """Whether nobody reads what is printed, as after `| head`."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # standard output is no file: another pipe broke
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
