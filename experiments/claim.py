@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +27,6 @@ from experiments.config import command_line
 from experiments.ledger import judge, records, registry, replicates, table
 from experiments.ledger.claims import Scale
 from experiments.runtime import exits
-from experiments.runtime.workdir import code
 from experiments.usage import UsageError
 
 AT_ONCE = 8  # replicates between two looks at the widths of the intervals
@@ -77,7 +76,7 @@ def run(
         ran, answers = replicates.run(
             study, scale, count, workdir, together=together, workers=workers
         )
-        codes = [*(record["codes"] if record else ()), code()]
+        codes = [*(record["codes"] if record else ()), *ran.pop("codes")]
         record = {
             "group": group.number,
             "scale": scale.name,
@@ -88,11 +87,22 @@ def run(
             "command": f"python -m experiments.claim {group.number} --run --scale={scale.name} "
             f"--replicates={count}",
             "wall_seconds": round(time.perf_counter() - began, 1),
-            "codes": list(dict.fromkeys(codes)),  # more than one if it was continued after a change
+            "codes": list(dict.fromkeys(codes)),  # of the runs, and of what measured them
+            **_older(ran.pop("began", []), registered),
             **ran,
         }
         records.write(path, record, answers)
     return record
+
+
+def _older(began: Sequence[str], registered: Mapping[str, Any] | None) -> dict[str, int]:
+    """Count the runs, and those that do not say that they began after the registration.
+
+    A group may use runs of an earlier group with the same configs.
+    """
+    if not began or not registered or "date" not in registered:
+        return {}
+    return {"runs": len(began), "older_runs": sum(at < registered["date"] for at in began)}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import inspect
 import json
 import pathlib
 import subprocess
+import time
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import configs as folder
 from experiments.config import defaults, validate
 from experiments.ledger.claims import Claim, Group, Scale
+from experiments.runtime import workdir
 from experiments.usage import UsageError
 
 # Keys that a replicate changes, or that change no number.
@@ -180,7 +182,9 @@ def git(*words: str, root: pathlib.Path | None = None) -> str:
 
 
 def register(study: ModuleType) -> dict[str, Any]:
-    """Return the commit that a group's files were last changed in, and git's hash of each.
+    """Return the commit that a group's files were last changed in, its date, and their hashes.
+
+    The date is in UTC, as a run's "began" is written; the hashes are git's.
 
     Raises:
         UsageError: if a file is not committed as it is now.
@@ -195,7 +199,9 @@ def register(study: ModuleType) -> dict[str, Any]:
             "that enter no ledger."
         )
     blobs = {name: git("rev-parse", f"HEAD:{name}", root=root) for name in names}
-    return {"commit": git("log", "-1", "--format=%H", "--", *names, root=root), "files": blobs}
+    commit, seconds = git("log", "-1", "--format=%H %ct", "--", *names, root=root).split()
+    date = time.strftime(workdir.BEGAN, time.gmtime(int(seconds)))
+    return {"commit": commit, "date": date, "files": blobs}
 
 
 def check_registration(record: Mapping[str, Any], path: pathlib.Path) -> str:

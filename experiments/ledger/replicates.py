@@ -34,7 +34,7 @@ from experiments.data import batches, splits
 from experiments.ledger import records, registry
 from experiments.ledger.claims import Group, Scale
 from experiments.runtime import members
-from experiments.runtime.workdir import hardware, read_json, versions
+from experiments.runtime.workdir import code, hardware, read_json, versions
 
 # Metrics that a record keeps of trained runs besides those that its rules read.
 KEPT = (
@@ -325,28 +325,34 @@ def run(
     return record, answers
 
 
-def made_on(
-    study: ModuleType, scale: Scale, count: int, workdir: pathlib.Path
-) -> dict[str, dict[str, Any]]:
-    """Return hardware and versions of most of the runs, which another machine may have trained.
+def made_on(study: ModuleType, scale: Scale, count: int, workdir: pathlib.Path) -> dict[str, Any]:
+    """Return on what and when the runs of a record were trained, which need not be here and now.
 
-    Where runs are of several kinds of machine, "hardware" has the number of runs of each "device".
+    "hardware" and "versions" are those of most runs; where runs are of several kinds of machine,
+    "hardware" has the number of runs of each "device". "codes" has the source of every run, and of
+    what measures them now. "measured_on" is this machine's device, where most runs were trained
+    elsewhere. "began" is when each run began, "" where it does not say.
     """
+    here = {"hardware": hardware(), "versions": versions()}
     if not registry.trains(study):
-        return {"hardware": hardware(), "versions": versions()}
-    machines = [
+        return {**here, "codes": [code()]}
+    begun = [
         read_json(run.folder / "config.json", "hardware", "versions")
         for run in runs_of(study, scale, count, workdir)
     ]
-    kinds = collections.Counter(machine["hardware"]["device"] for machine in machines)
+    kinds = collections.Counter(run["hardware"]["device"] for run in begun)
     device = kinds.most_common(1)[0][0]
-    first = next(machine for machine in machines if machine["hardware"]["device"] == device)
-    found: dict[str, Any] = dict(first["hardware"])
+    first = next(run for run in begun if run["hardware"]["device"] == device)
+    found: dict[str, Any] = {"hardware": dict(first["hardware"]), "versions": first["versions"]}
     if len(kinds) > 1:
-        found["device"] = " and ".join(
-            f"{kind} ({n} of {len(machines)} runs)" for kind, n in kinds.most_common()
+        found["hardware"]["device"] = " and ".join(
+            f"{kind} ({n} of {len(begun)} runs)" for kind, n in kinds.most_common()
         )
-    return {"hardware": found, "versions": first["versions"]}
+    if device != here["hardware"]["device"]:
+        found["measured_on"] = here["hardware"]["device"]
+    found["codes"] = list(dict.fromkeys([*(run["versions"]["code"] for run in begun), code()]))
+    found["began"] = [run.get("began", "") for run in begun]
+    return found
 
 
 def _lists(found: Sequence[Sequence[Any]], kept: Sequence[str] | None) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def _scale(group: Group, scale: Scale, found: Any) -> dict[str, Any]:
             "commit": record["registered"]["commit"],
             "seconds": record["seconds"],
             "hardware": record["hardware"],
+            **{key: record[key] for key in ("measured_on", "runs", "older_runs") if key in record},
         }
     return entry
 

@@ -196,6 +196,8 @@ def outcome(study: ModuleType, letter: str = "", results: pathlib.Path = records
         lines.append(
             f"{scale.name}: {record['replicates']} replicates, {record['date']}, {path}{draft}"
         )
+        if older := record.get("older_runs", 0):
+            lines.append(f"  {older} of {record['runs']} runs do not say that they began later")
         for claim in _chosen(group, letter):
             lines += _outcome(group, judge.judge(group, claim, record, answers))
     return "\n".join(lines)

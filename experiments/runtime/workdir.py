@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ from experiments.usage import UsageError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 Tree = Any
+
+
+BEGAN = "%Y-%m-%dT%H:%M:%SZ"  # of "began" in a run's config.json, in UTC; sorts as text
 
 
 @functools.cache
@@ -224,9 +228,12 @@ def make_workdir(workdir: epath.PathLike, config: dict, devices: int = 0) -> Non
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        described = {"config": config, "data": facts.of(config)._asdict()}
+        described: dict[str, Any] = {"config": config, "data": facts.of(config)._asdict()}
         described |= {"versions": versions(config), "hardware": hardware(devices)}
-        write_json(workdir / "config.json", described)
+        path = workdir / "config.json"
+        there = read_json(path) if path.exists() else {"began": time.strftime(BEGAN, time.gmtime())}
+        described["began"] = there.get("began", "")  # a run continued did not begin now
+        write_json(path, described)
     except OSError as error:
         raise UsageError(
             f"--workdir={workdir} cannot be written ({error.strerror}); name a folder that can."

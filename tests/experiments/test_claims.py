@@ -243,7 +243,7 @@ def test_a_replicate_redraws_the_training_and_validation_sets(tiny):
 
 
 @pytest.mark.slow
-def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsys):
+def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsys, monkeypatch):
     """Tiny nets, real training: two arms, three rates of which one diverges, four replicates."""
     source = OWN.replace('("a", "b"),', '("3", "4"),').replace(
         'more("a", "b", "m")', 'more("4", "3", "test.population.accuracy")'
@@ -276,9 +276,13 @@ def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsy
     # As if all runs but one had come home from another machine.
     _, *others = sorted(tmp_path.glob("*/*/config.json"))
     assert len(others) == 23
-    for path in others:
+    for i, path in enumerate(others):
         described = json.loads(path.read_text())
+        assert described["began"].startswith(record["date"][:3])
         described["hardware"] |= {"device": "a lent one", "platform": "gpu"}
+        described["began"] = "2026-01-01T00:00:00Z"
+        if i == 0:
+            del described["began"]
         path.write_text(json.dumps(described))
     again = claim.run(  # a stopped claim continues: nothing is trained again
         study, study.GROUP.scale("small"), tmp_path, tmp_path / "again", limit=4, draft=True
@@ -290,6 +294,17 @@ def test_a_trained_group_keeps_every_rate_and_every_answer(tmp_path, tiny, capsy
     assert record["hardware"]["device"] == "cpu"
     assert again["hardware"]["device"] == "a lent one (23 of 24 runs) and cpu (1 of 24 runs)"
     assert again["hardware"]["platform"] == "gpu"
+    assert again["measured_on"] == "cpu" and "measured_on" not in record
+    assert "runs" not in again  # a draft has no registration
+    # Registered when all runs but one had begun, or do not say when they did.
+    date = "2026-02-02T00:00:00Z"
+    registered = {"commit": "c" * 40, "date": date, "files": {"own": "b"}}
+    monkeypatch.setattr(registry, "register", lambda study: registered)
+    once_more = claim.run(study, study.GROUP.scale("small"), tmp_path, tmp_path / "late", limit=4)
+    assert (once_more["runs"], once_more["older_runs"]) == (24, 23)
+    assert "23 of 24 runs do not say that they began later" in table.outcome(
+        study, "", tmp_path / "late"
+    )
     assert "continues on" not in capsys.readouterr().out  # they have ended
 
 

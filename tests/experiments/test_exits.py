@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import errno
+import json
 import os
 import signal
 import socket
@@ -133,6 +135,18 @@ def test_other_noise_is_said(tiny, tmp_path, capsys):
         assert ("other noise" in capsys.readouterr().out) == noted
     workdir.check_workdir(folder, {**now, "parallel": "jit"}, 2)
     assert "other noise" not in capsys.readouterr().out
+
+
+def test_a_continued_run_began_when_it_was_begun(tmp_path, tiny):
+    config = tiny()
+    path = tmp_path / "run" / "config.json"
+    workdir.make_workdir(path.parent, check(config), 1)
+    described = json.loads(path.read_text())
+    began = datetime.datetime.fromisoformat(described["began"])
+    assert abs(datetime.datetime.now(datetime.UTC) - began) < datetime.timedelta(minutes=5)
+    path.write_text(json.dumps({**described, "began": "2001-01-01T00:00:00Z"}))
+    workdir.make_workdir(path.parent, check(config), 2)
+    assert json.loads(path.read_text())["began"] == "2001-01-01T00:00:00Z"
 
 
 @pytest.mark.slow

@@ -378,6 +378,8 @@ def _runs(group: Entry, found: Entry, links: Links) -> str:
                 f"{scale['replicates']} replicates, {_time(scale['seconds'])} of training and "
                 f"evaluation, on {_hardware(scale['hardware'])}"
             )
+            if "measured_on" in scale:
+                fields["Cost"] += f"; measured after training on {e(scale['measured_on'])}"
         parts.append(_heading(group, scale) + definitions(fields))
     return "".join(parts)
 
@@ -391,9 +393,11 @@ _OF_SOURCE = "This is the size of the source."
 
 def _record(scale: Entry, links: Links) -> str:
     commit = scale["commit"]
+    older = scale.get("older_runs", 0)
+    note = f"; {older} of {scale['runs']} runs do not say that they began later" if older else ""
     return (
         f'<a href="{e(links.file(scale["record"]))}">{e(scale["record"])}</a>, {e(scale["date"])}; '
-        f'registered by commit <a href="{e(links.commit(commit))}">{e(commit[:10])}</a>'
+        f'registered by commit <a href="{e(links.commit(commit))}">{e(commit[:10])}</a>{note}'
     )
 
 
