@@ -2,17 +2,23 @@
 
 "bn_small" sees the scale's batch size, "bn_large" 128; all see 100,000 examples. Rates are those at
 128 and go with the batch size, as in Wu, He. "ghost_large" has the scale's batch size as that of
-its ghosts: its statistics are those of bn_small, its steps those of bn_large. Test accuracy is with
-running statistics, as in the papers.
+its ghosts: its statistics are those of bn_small, its steps those of bn_large. Tests are with
+running statistics, as in the papers; they average about as many updates at every batch size, so as
+few as 20 images at batches of 2. Errors are compared by their logarithm, since the sources' are
+about ten times as many as here.
+
+Claims a to e were registered with differences of accuracy first: 5.55 points of 4 % errors were to
+matter. When that was changed the runs of batches of 32 were trained and those of 2 had begun, and
+none had been looked at.
 """
 
 from typing import Any
 
 from configs.mlp_cnn import _protocol
-from experiments.ledger.claims import Claim, Control, Group, Scale, Settled, contrast, more, same
+from experiments.ledger.claims import Claim, Control, Group, Scale, Settled, contrast, less, same
 from experiments.runtime import members
 
-ACCURACY = "test.running.accuracy"
+ERROR = "test.running.log_error"
 LARGE, EXAMPLES = 128, 100_000
 NORMS: dict[str, dict[str, Any]] = {
     "bn": {"name": "batch_norm", "decay": 0.9},
@@ -24,11 +30,18 @@ NORMS: dict[str, dict[str, Any]] = {
 }
 WU = "Wu, He 2018, table 2 and figure 1, arXiv:1803.08494"
 ERRORS = (
-    "error of ResNet-50 on ImageNet at 32 and 2 images a device: batch norm 23.6 and 34.7 %, group "
-    "norm 24.1 and 24.1 %"
+    "error of ResNet-50 on ImageNet at 32, 16, 8, 4 and 2 images a device: batch norm 23.6, 23.7, "
+    "24.8, 27.3 and 34.7 %, group norm 24.1, 24.2, 24.0, 24.2 and 24.1 % (as quoted by others)"
 )
+# Log ratio of batch norm's errors to those at 32, less group norm's; by 128 over the batch size.
+FALLS = ((4, 0.0), (8, 0.0), (16, 0.054), (32, 0.141), (64, 0.385))
 ALIKE = Control(
-    "group norm equals batch norm at the large batch", same("gn_large", "bn_large", ACCURACY), 0.02
+    "group norm equals batch norm at the large batch", same("gn_large", "bn_large", ERROR), 0.19
+)  # half of 0.385
+NOISE_HELPS = Control(
+    "small batches generalize better than large ones with batch norm",
+    less("bn_small", "bn_large", ERROR),
+    0.06,  # what ghosts are to regain, as claim e has it
 )
 
 
@@ -44,17 +57,19 @@ def falls(letter, norm, words, published):
     return Claim(
         letter=letter,
         title=f"Small batches: BN loses more than {norm.upper()}",
-        statement=f"From large to small batches batch norm loses more accuracy than {words} norm",
+        statement=f"From large to small batches the errors of batch norm grow by a larger factor "
+        f"than those of {words} norm",
         rule=contrast(
-            f"(bn_large − bn_small) − ({norm}_large − {norm}_small), {ACCURACY}",
-            (1.0, "bn_large", ACCURACY),
-            (-1.0, "bn_small", ACCURACY),
-            (-1.0, f"{norm}_large", ACCURACY),
-            (1.0, f"{norm}_small", ACCURACY),
+            f"(bn_small − bn_large) − ({norm}_small − {norm}_large), {ERROR}",
+            (1.0, "bn_small", ERROR),
+            (-1.0, "bn_large", ERROR),
+            (-1.0, f"{norm}_small", ERROR),
+            (1.0, f"{norm}_large", ERROR),
         ),
-        delta=0.0555,
+        delta=0.07,
         published=published,
-        why="half of the 11.1 points by which batch norm falls more than group norm at 2 images",
+        why="half of the source's log ratio at 4 images a device, 0.141; at 8 it is 0.054, at 2 "
+        "0.385",
         expect=ERRORS,
         source=WU,
         controls=(ALIKE, Settled()),
@@ -81,21 +96,20 @@ GROUP = Group(
         *("bn_large", "gn_large", "ln_large", "in_large", "ghost_large"),
     ),
     claims=(
-        falls("a", "gn", "group", 0.111),
+        falls("a", "gn", "group", FALLS),
         falls("b", "ln", "layer", None),
         falls("c", "in", "instance", None),
         Claim(
             letter="d",
             title="Small batches: batch renorm beats batch norm",
-            statement="In small batches batch renormalization has a higher accuracy than batch "
-            "norm",
-            rule=more("brn_small", "bn_small", ACCURACY),
-            delta=0.0115,
-            published=0.023,
-            why="half of about 2.3 points, from memory; not verified",
-            expect="Inception-v3 on ImageNet in batches of 4: batch norm about 74.2 %, batch "
-            "renorm about 76.5 % (from memory, not verified)",
-            source="Ioffe 2017, section 4.2, arXiv:1702.03275",
+            statement="In small batches batch renormalization makes fewer errors than batch norm",
+            rule=less("brn_small", "bn_small", ERROR),
+            delta=0.018,
+            published=((32, 0.037),),
+            why="half of the log of 27.3 / 26.3",
+            expect="ResNet-50 on ImageNet at 4 images a device: error 27.3 % with batch norm, 26.3 "
+            "% with batch renorm (Wu, He, section 4.1, as quoted by others)",
+            source="Ioffe 2017, arXiv:1702.03275; Wu, He 2018, arXiv:1803.08494",
             controls=(Settled(),),
             change="deep networks, and the source's schedule of the two clips",
             methods=("batch renorm", "batch norm"),
@@ -103,16 +117,16 @@ GROUP = Group(
         Claim(
             letter="e",
             title="Ghost batches generalize better than one large batch",
-            statement="In a large batch, statistics of ghost batches give a higher accuracy than "
+            statement="In a large batch, statistics of ghost batches make fewer errors than "
             "statistics of the whole batch",
-            rule=more("ghost_large", "bn_large", ACCURACY),
-            delta=0.006,
-            published=0.012,
-            why="half of about 1.2 points, from memory; not verified",
+            rule=less("ghost_large", "bn_large", ERROR),
+            delta=0.06,
+            published=None,
+            why="half of the log of 10.7 / 9.5, from memory; not verified",
             expect="ResNet-44 on CIFAR-10 in batches of 4096, ghosts of 128: about 90.5 against "
             "89.3 %, table 1 (from memory, not verified)",
             source="Hoffer et al. 2017, arXiv:1705.08741",
-            controls=(Settled(),),
+            controls=(NOISE_HELPS, Settled()),
             change="batches of thousands, where the source sees a gap between large and small",
             methods=("ghost batch norm", "batch norm"),
         ),
