@@ -21,6 +21,11 @@ def small_is_good(metric: str) -> bool:
     return metric.startswith(SMALL_IS_GOOD) or metric.endswith(("loss", "error"))
 
 
+def as_accuracy(metric: str) -> str:
+    """Return the accuracy that a metric is a function of; any other metric is returned as it is."""
+    return metric.removesuffix("log_error") + "accuracy" if metric.endswith("log_error") else metric
+
+
 class Term(NamedTuple):
     """One arm's metric, with its weight in a contrast."""
 
@@ -102,7 +107,8 @@ class Settled:
     """The control that training was long enough for a claim about where it ends.
 
     The validation loss of every arm of the rule, at the setting that its replicates pick, falls by
-    less than `limit` of its value over the last tenth of the run; one that rises has settled too.
+    less than `limit` of its value over the last tenth of the run, in the median of the replicates;
+    one that rises has settled too.
     """
 
     limit: float = 0.02
@@ -120,7 +126,9 @@ class Claim:
         rule: decides it.
         delta: the smallest effect that matters, in the metric's units.
         why: where `delta` comes from.
-        published: the source's effect in the metric's units; `None` if it gives no number.
+        published: the source's effect in the metric's units; `None` if it gives no number. Where
+            it has one for several sizes: pairs of a scale's place and the effect there, the one
+            to compare with last.
         expect: what the source reports, in words, with its place (table, figure).
         controls: must be supported, or the claim is not testable.
         source: if it is not the group's.
@@ -135,7 +143,7 @@ class Claim:
     delta: float
     why: str
     expect: str
-    published: float | None = None
+    published: float | tuple[tuple[float, float], ...] | None = None
     controls: tuple[Control | Settled, ...] = (Settled(),)
     source: str = ""
     change: str = ""
@@ -148,6 +156,12 @@ class Claim:
             raise UsageError(f"the title {self.title!r} has over 60 characters.")
         if not self.why:
             raise UsageError(f"{self.title!r}: `why` says where delta comes from.")
+
+    def published_at(self, scale: Scale) -> float | None:
+        """Return the source's effect at a scale, if it gives one."""
+        if isinstance(self.published, tuple):
+            return dict(self.published).get(scale.at)
+        return self.published
 
 
 @dataclasses.dataclass(frozen=True)

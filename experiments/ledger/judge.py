@@ -10,9 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.ledger import inference
-from experiments.ledger.claims import Claim, Control, Group, Rule, Scale, Settled, small_is_good
+from experiments.ledger.claims import (
+    Claim,
+    Control,
+    Group,
+    Rule,
+    Scale,
+    Settled,
+    as_accuracy,
+    small_is_good,
+)
 from experiments.ledger.inference import Effect
 from experiments.ledger.records import Answers
+from experiments.runtime.measures import log_error
 from experiments.usage import UsageError
 
 
@@ -81,10 +91,17 @@ def effect_of(rule: Rule, record: Mapping[str, Any], answers: Answers, name: str
         usable = np.isfinite(scores).all(1)
         if not usable.any():
             return Effect(math.nan, math.nan, 1.0, (scores.shape[1],))
-        bits = answers.get(key)
-        arms[key] = inference.Arm(scores[usable], None if bits is None else bits[usable])
+        bits = answers.get(f"{term.arm}/{as_accuracy(term.metric)}")
+        correct = None if bits is None else bits[usable]
+        of_share = _good_errors if term.metric.endswith("log_error") else None
+        arms[key] = inference.Arm(scores[usable], correct, of_share)
         weights[key] = weights.get(key, 0.0) + sign * term.weight
     return inference.effect(arms, weights, paired=paired, seed=zlib.crc32(name.encode()))
+
+
+def _good_errors(share: np.ndarray) -> np.ndarray:
+    """Return the scores of `log_error`, larger is better, for shares of right answers."""
+    return -log_error(share)
 
 
 def scores_of(arm: Mapping[str, Any], name: str, metric: str) -> np.ndarray:
@@ -119,7 +136,7 @@ def _check(
                 "numbers are computed, or that is about speed, writes controls=()."
             )
         values = [v for v in rows[pick(arm, term.metric)] if v is not None]
-        falls.append(float(np.mean(values)) if values else math.inf)
+        falls.append(float(np.median(values)) if values else math.inf)
     largest = max(falls)
     return Check(control.label, largest < control.limit, largest, min(falls), largest)
 

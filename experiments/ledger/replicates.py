@@ -32,7 +32,7 @@ from experiments import tasks
 from experiments.config import validate
 from experiments.data import batches, splits
 from experiments.ledger import records, registry
-from experiments.ledger.claims import Group, Scale
+from experiments.ledger.claims import Group, Scale, as_accuracy
 from experiments.runtime import members
 from experiments.runtime.workdir import code, hardware, read_json, versions
 
@@ -110,7 +110,7 @@ def one(study: ModuleType, config: Any, folder: pathlib.Path, tag: str) -> dict[
     values["fall.valid"] = fall(curves["valid.step"], curves["valid.loss"]) if curves else math.nan
     for metric in (m for m in study.GROUP.metrics() if m.startswith("gap.at_")):
         values[metric] = gap_at(curves, float(metric.removeprefix("gap.at_")))
-    wanted = [m for m in study.GROUP.metrics() if answered(m) and one_test_set(config)]
+    wanted = answered(study.GROUP) if one_test_set(config) else []
     if values["diverged"] or not (wanted or hasattr(study, "extra")):
         return {**result, "answers": {}}
     path = folder / f"claim_{tag}.npz"
@@ -141,9 +141,11 @@ def _measure_finished(
     os.replace(partial, path)
 
 
-def answered(metric: str) -> bool:
-    """Whether a metric is the share of right answers on the test set."""
-    return metric.startswith("test.") and metric.endswith(".accuracy")
+def answered(group: Group) -> list[str]:
+    """Return the accuracies on the test set that metrics of a group's rules are, or follow from."""
+    found = (as_accuracy(metric) for metric in group.metrics())
+    answers = (m for m in found if m.startswith("test.") and m.endswith(".accuracy"))
+    return list(dict.fromkeys(answers))
 
 
 def one_test_set(config: Any) -> bool:
@@ -292,7 +294,7 @@ def gather(
         if not one_test_set(configs[0]):
             arms[arm]["folds"] = [c.data.fold for c in configs]
             continue
-        for metric in (m for m in group.metrics() if answered(m)):
+        for metric in answered(group):
             found_of[f"{arm}/{metric}"] = found
     size = max((len(a) for rows in found_of.values() for a in _answers_in(rows)), default=0)
     for key, rows in found_of.items():

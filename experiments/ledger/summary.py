@@ -110,6 +110,7 @@ def _scale(group: Group, scale: Scale, found: Any) -> dict[str, Any]:
 def _claim(group: Group, claim: Claim, found: Mapping[str, Any]) -> dict[str, Any]:
     at = [_verdict(group, claim, scale, found[scale.name]) for scale in group.scales]
     verdicts = [(scale, e["verdict"]) for scale, e in zip(group.scales, at, strict=True)]
+    published = claim.published
     return {
         "id": group.id(claim),
         "title": claim.title,
@@ -121,7 +122,8 @@ def _claim(group: Group, claim: Claim, found: Mapping[str, Any]) -> dict[str, An
         "metric": claim.rule.terms[0].metric,
         "delta": claim.delta,
         "why": claim.why,
-        "published": claim.published,
+        # Of several sizes that of the last, to compare with.
+        "published": published[-1][1] if isinstance(published, tuple) else published,
         "change": claim.change,
         "methods": list(claim.methods),
         "controls": [control.label for control in claim.controls],
@@ -133,6 +135,7 @@ def _claim(group: Group, claim: Claim, found: Mapping[str, Any]) -> dict[str, An
 def _verdict(group: Group, claim: Claim, scale: Scale, found: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"scale": scale.name, "at": scale.at, "verdict": "not run"}
     entry |= dict.fromkeys(("estimate", "low", "high", "p", "q"))
+    entry["published"] = claim.published_at(scale)
     if found is None:
         return entry
     judged = judge.judge(group, claim, found[1], found[2])

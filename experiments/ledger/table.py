@@ -24,14 +24,17 @@ One line for each claim of a paper or tutorial, made from the records in `result
 `python -m experiments.report --results`. The documentation has a page with pictures, all scales,
 controls, rates and commands; `results/ledger.json` and `ledger.csv` hold the same numbers.
 
+* **Verdict**: at each size, by its place on the axis that the group's bold line names.
 * **Effect**: in the metric's units, positive in the claimed direction, with its 95 % interval, at
-  the largest size that was run. *Source*: the same effect as published.
+  the largest size that was run. *Source*: the published number that comes nearest to it; the page
+  says in what it differs.
 * **supported**: the interval is above 0 and the effect is at least delta, the smallest that
   matters (stated by each claim before its runs, with the reason). **reversed**: the interval is
   below 0. **negligible**: the 90 % interval is inside ± delta. **inconclusive**: none of these.
   **not testable here**: a positive control failed, so that this setup cannot answer.
 * A replicate redraws initialization, order, training and validation set. Every arm is trained at
-  the same rates; the interval contains the choice of the rate, and the draw of the test examples.
+  the same rates; the interval contains the choice of the rate and, where a rule is of test answers
+  that every run gave to the same examples, the draw of these.
 * Verdicts are those of single claims; *q* on the page is corrected for all of them (Holm). Claims
   share the runs of arms that are alike, so their verdicts are not independent.
 """
@@ -58,13 +61,19 @@ def line(group: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
     effect = interval(run[-1]) if run else "–"
     name = f"[{claim['id']}][{group['number']}]"
     phrase = claim["phrase"]
+    published = run[-1]["published"] if run else claim["published"]
 
     def joined(phrase: str) -> str:
-        return f"| {name} | {claim['title']} | {phrase} | {effect} | {number(claim['published'])} |"
+        return f"| {name} | {claim['title']} | {phrase} | {effect} | {number(published)} |"
 
     if len(joined(phrase)) > WIDTH:
         phrase = f"{run[-1]['verdict']} at {run[-1]['at']:g}; others: see the page"
     return joined(phrase)
+
+
+def axis(group: Mapping[str, Any]) -> str:
+    """Return what a group's sizes are the places of."""
+    return group["axis"] if len(group["scales"]) > 1 else ""
 
 
 def write(gathered: Mapping[str, Any]) -> str:
@@ -78,8 +87,7 @@ def write(gathered: Mapping[str, Any]) -> str:
         "| --- | --- | --- | ---: | ---: |",
     ]
     for group in gathered["groups"]:
-        if len(group["claims"]) > 1:
-            lines.append(f"| **{group['number']}** | **{group['title']}** | | | |")
+        lines.append(f"| **{group['number']}** | **{group['title']}** | **{axis(group)}** | | |")
         lines += [line(group, claim) for claim in group["claims"]]
     lines.append("")
     lines += [f"[{group['number']}]: {group['config']}" for group in gathered["groups"]]

@@ -12,7 +12,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 TOP_FIVE = "top5"  # where it stands among a run's scores
+
+
+def log_error(accuracy: Any) -> np.ndarray:
+    """Return the logarithm of 1 - accuracy; no error at all counts as one in 10,000."""
+    return np.log(np.maximum(1 - np.asarray(accuracy, np.float64), 1e-4))
 
 
 class Measure(NamedTuple):

@@ -20,7 +20,7 @@ from experiments.data import datasets, splits
 from experiments.runtime import metrics, pool, run, step
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.exits import Diverged
-from experiments.runtime.measures import TOP_FIVE
+from experiments.runtime.measures import TOP_FIVE, log_error
 from experiments.runtime.together import MEMBERS, begun, plan, train_together
 from experiments.runtime.workdir import check_workdir, folders_with, read_json, write_json
 from experiments.tasks.base import TOP_FIVE_FROM
@@ -225,9 +225,9 @@ def run_metrics(final: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]
 
 
 def _log_errors(values: Mapping[str, float]) -> dict[str, float]:
-    """Return `log_error` for every accuracy on a split; no error at all counts as one in 10,000."""
+    """Return `log_error` for every accuracy on a split."""
     return {
-        name.removesuffix("accuracy") + "log_error": math.log(max(1 - value, 1e-4))
+        name.removesuffix("accuracy") + "log_error": float(log_error(value))
         for name, value in values.items()
         if name.startswith(("valid.", "test.")) and name.endswith(".accuracy")
     }

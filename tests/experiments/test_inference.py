@@ -59,6 +59,26 @@ def test_a_setting_is_scored_on_replicates_that_did_not_pick_it():
     assert np.mean(naive) > 0.25  # what picking and scoring on the same replicates would claim
 
 
+@pytest.mark.parametrize("n", [7, 8])
+def test_halves_of_a_draw_are_halves_of_what_it_drew(n):
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=50)
+    first, second = inference._halves(inference._repeated(counts), rng)
+    assert (first + second == counts).all()
+    assert (first.sum(1) == n // 2).all()
+    apart = first * second == 0  # copies of one replicate are not tied together
+    assert apart.any() and not apart.all()
+
+
+def test_a_rate_that_fails_three_times_in_four_does_not_widen_the_interval():
+    """Halves of 8 never pick it; halves of three distinct replicates would."""
+    rng = np.random.default_rng(0)
+    good = -0.5 + 0.02 * rng.normal(size=(1, 16))
+    odd = np.where(np.arange(16) % 4 == 0, -0.45, -10.0)[None]
+    arms = {name: Arm(np.concatenate([rng.permuted(good, axis=1), odd])) for name in "ab"}
+    assert inference.effect(arms, {"a": 1.0, "b": -1.0}).half_width() < 0.1
+
+
 def coverage(settings, spread, replicates, simulations, draws=300):
     """Share of false verdicts where both arms are the same."""
     rng = np.random.default_rng(3)
@@ -103,6 +123,18 @@ def test_test_examples_are_resampled():
     assert found.error == pytest.approx(
         np.hypot(without.error, np.sqrt(share * (1 - share) / 200)), rel=0.35
     )
+
+
+def test_a_function_of_a_share_is_resampled_as_the_share_is():
+    """The logarithm of the error: of 1,000 examples 50 are wrong, an error of 0.137."""
+    wrong = np.arange(1000) < 50
+    correct = np.broadcast_to(~wrong, (1, 8, 1000)).copy()
+    scores = -np.log(1 - correct.mean(-1))
+    arms = {"a": Arm(scores, correct, lambda share: -np.log(1 - share))}
+    found = inference.effect(arms, {"a": 1.0})
+    assert found.estimate == pytest.approx(-np.log(0.05))
+    # The delta method, and the n - 1 of the replicates, which do not differ here.
+    assert found.error == pytest.approx(np.sqrt(0.95 / 50) * np.sqrt(8 / 7), rel=0.1)
 
 
 # Estimate, standard error, kind, verdict; delta is 1 and the freedom large.

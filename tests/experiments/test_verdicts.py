@@ -151,6 +151,10 @@ def test_training_that_has_not_settled_leaves_the_claim_untestable():
         for arm in record["arms"].values():
             arm["metrics"]["fall.valid"] = [[falling] * 16]
         assert judge.judge(group, group.claims[0], record, {}).verdict == verdict
+    # A loss that jumps up at the end does not make up for the others, which still fall.
+    record["arms"]["a"]["metrics"]["fall.valid"] = [[0.03] * 15 + [-0.5]]
+    check = judge.judge(group, group.claims[0], record, {}).checks[0]
+    assert not check.passed and check.estimate == 0.03
     del record["arms"]["a"]["metrics"]["fall.valid"]
     with pytest.raises(UsageError, match=r"writes controls=\(\)"):
         judge.judge(group, group.claims[0], record, {})

@@ -91,9 +91,12 @@ def effect(group: Entry, claim: Entry) -> str:
     _plain(ax, "x", at)
     ax.axhspan(-claim["delta"], claim["delta"], color=INK, alpha=0.18, lw=0, label="± delta")
     ax.axhline(0, color=INK, lw=1)
-    if claim["published"] is not None:
-        look = {"color": plots.COLOURS[1], "lw": 1.8, "linestyle": "--"}
-        ax.axhline(claim["published"], label="as published", **look)
+    published = [entry["published"] for entry in claim["at"]]
+    look = {"color": plots.COLOURS[1], "lw": 1.8, "linestyle": "--", "label": "as published"}
+    if len(set(published)) > 1:  # of each size its own, or none
+        ax.plot(at, [math.nan if p is None else p for p in published], marker="s", **look)
+    elif claim["published"] is not None:
+        ax.axhline(claim["published"], **look)
     run = [e for e in claim["at"] if e["estimate"] is not None]
     if run:
         middle = [e["estimate"] for e in run]

@@ -388,7 +388,7 @@ def _rates(rates: Sequence[float]) -> str:
     return f"{', '.join(f'{rate:g}' for rate in rates)}, for every arm" if rates else "not tuned"
 
 
-_OF_SOURCE = "This is the size of the source."
+_OF_SOURCE = "Data and network have the size of the source's."
 
 
 def _record(scale: Entry, links: Links) -> str:
