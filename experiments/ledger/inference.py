@@ -2,8 +2,8 @@
 
 An arm is a table of scores, one row a setting (a learning rate) and one column a replicate; a
 replicate redraws everything that a run draws. Nothing is tuned beforehand: each bootstrap draw
-picks an arm's setting on one half of what it drew, by the metric that is judged, and scores it on
-the other half, and the other way round, so the noise of tuning is inside the interval.
+picks an arm's setting on one half of its replicates, by the metric that is judged, and scores it
+on the other half, and the other way round, so the noise of tuning is inside the interval.
 
     effect = sum of weight * score of each arm at its own setting
 
@@ -222,34 +222,24 @@ def _arm_draws(
         scores = scores if arm.of_share is None else arm.of_share(scores)
     if scores is None:
         scores = arm.scores
-    drawn = _repeated(counts)
-    halves = (_halves(drawn, rng) for _ in range(SPLITS))
+    halves = (_halves(counts, rng) for _ in range(SPLITS))
     return sum((_score(scores, *half) for half in halves), np.zeros(len(counts))) / SPLITS
 
 
-def _repeated(counts: np.ndarray) -> np.ndarray:
-    """List the replicates that each draw has, as often as it has them, `[draws, n]`."""
-    draws, n = counts.shape
-    each = np.tile(np.arange(n), draws)
-    return np.repeat(each, counts.astype(int).ravel()).reshape(draws, n)
+def _halves(counts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Split resampled replicates, `[draws, n]` copies of each, in two at random.
 
-
-def _halves(drawn: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Split the replicates of each draw in two at random; return how often a half has each.
-
-    A setting is picked on as many replicates as in the estimate. Copies of one may be in both
-    halves: draws say how far a score scatters, and the estimate, whose halves share nothing, where
-    it is. (With copies kept together, a half had 2.6 of 8 replicates on average and could have one,
-    which picked settings that the estimate never picks.)
+    Copies of a replicate go to one half together, so that no setting is scored on the replicates
+    that picked it. A half of 8 then has 2.6 of them on average, and can have one: a rate at which
+    most runs fail is picked now and then, which makes intervals wide. With copies in both halves
+    that is rarer, but 6 to 7 % of intervals, instead of 5, missed where two rates are close.
     """
-    draws, n = drawn.shape
-    mixed = rng.permuted(drawn, axis=1)
-    rows = n * np.arange(draws)[:, None]  # so that one count serves all draws
-
-    def counted(part: np.ndarray) -> np.ndarray:
-        return np.bincount((rows + part).ravel(), minlength=draws * n).reshape(draws, n)
-
-    return counted(mixed[:, : n // 2]), counted(mixed[:, n // 2 :])
+    draws, n = counts.shape
+    half = np.argsort(rng.random((draws, n)), axis=1).argsort(axis=1) < n // 2
+    first, second = counts * half, counts * ~half
+    empty = (first.sum(1) == 0) | (second.sum(1) == 0)
+    first[empty], second[empty] = half[empty].astype(float), (~half[empty]).astype(float)
+    return first, second
 
 
 def verdict(found: Effect, kind: Kind, delta: float) -> str:

@@ -59,26 +59,6 @@ def test_a_setting_is_scored_on_replicates_that_did_not_pick_it():
     assert np.mean(naive) > 0.25  # what picking and scoring on the same replicates would claim
 
 
-@pytest.mark.parametrize("n", [7, 8])
-def test_halves_of_a_draw_are_halves_of_what_it_drew(n):
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=50)
-    first, second = inference._halves(inference._repeated(counts), rng)
-    assert (first + second == counts).all()
-    assert (first.sum(1) == n // 2).all()
-    apart = first * second == 0  # copies of one replicate are not tied together
-    assert apart.any() and not apart.all()
-
-
-def test_a_rate_that_fails_three_times_in_four_does_not_widen_the_interval():
-    """Halves of 8 never pick it; halves of three distinct replicates would."""
-    rng = np.random.default_rng(0)
-    good = -0.5 + 0.02 * rng.normal(size=(1, 16))
-    odd = np.where(np.arange(16) % 4 == 0, -0.45, -10.0)[None]
-    arms = {name: Arm(np.concatenate([rng.permuted(good, axis=1), odd])) for name in "ab"}
-    assert inference.effect(arms, {"a": 1.0, "b": -1.0}).half_width() < 0.1
-
-
 def coverage(settings, spread, replicates, simulations, draws=300):
     """Share of false verdicts where both arms are the same."""
     rng = np.random.default_rng(3)
