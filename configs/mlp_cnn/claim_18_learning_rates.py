@@ -1,4 +1,8 @@
-"""Trains an MLP at nine learning rates, with batch norm, layer norm, weight norm and none."""
+"""Trains an MLP at nine learning rates, with batch norm, layer norm, weight norm and none.
+
+Claim a averages over rates of 3 to 30: on 5,000 images batch norm has 95 % of test answers right at
+3, 39 % at 10 and 10 %, chance, at 30, where claim b compares it.
+"""
 
 from configs.mlp_cnn import _protocol, _rates
 from experiments.ledger.claims import Claim, Control, Group, Settled, contrast, less, more, same

@@ -9,7 +9,9 @@ sorted by label. One rate: with several, each kind of statistics would pick its 
 Where brightness or contrast changes all images alike and nothing is clipped, the first batch norm
 takes it out exactly, whatever was learned; noise it cannot take out, so it has a claim of its own.
 A draft of three replicates of the first size was seen before the claims were registered; it
-changed no rule and no smallest effect.
+changed no rule and no smallest effect. One draw of the noise and one test set serve all replicates,
+and intervals hold neither. Claim d is the opposite of what its source found on ImageNet, as its
+expectation says.
 """
 
 import jax

@@ -8,6 +8,8 @@ scores the test set. Before registration four runs of 10,000 updates at 49 steps
 seen: three had the same test accuracy, to a point, with batches of 1,000 and with the test batches'
 own statistics. The fourth, whose permutation starts with two pixels that hardly vary, had 60 % with
 batches of 100, 68 % with 1,000, and 93 % with one of 20,000 images or with its test batches' own.
+Each estimate picks its own learning rate, and so other networks; at one rate, 0.003, the
+differences of the first record are -0.080 (a) and -0.044 (b).
 """
 
 from configs.recurrent_bn import _lengths, _statistics

@@ -326,9 +326,10 @@ def _effects(group: Entry, claim: Entry, size: source.Unit) -> str:
         "replicates",
     )
     rows = []
-    for entry in claim["at"]:
+    for scale, entry in zip(group["scales"], claim["at"], strict=True):
         if entry["verdict"] == "not run":
             continue
+        most = max(scale["budget"], entry["replicates"])
         ratio = None if entry["estimate"] is None else entry["estimate"] / size.size
         rows.append(
             (
@@ -338,7 +339,7 @@ def _effects(group: Entry, claim: Entry, size: source.Unit) -> str:
                 number(ratio),
                 chance(entry["p"]),
                 chance(entry["q"]),
-                f"{entry['replicates']}{_remarks(entry)}",
+                f"{entry['replicates']} of at most {most}{_remarks(entry)}",
             )
         )
     return table(head, rows, "numbers")
