@@ -12,7 +12,7 @@ import json
 import pathlib
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -184,6 +184,7 @@ def git(*words: str, root: pathlib.Path | None = None) -> str:
 def register(study: ModuleType) -> dict[str, Any]:
     """Return the commit that a group's files were last changed in, its date, and their hashes.
 
+    A change of docstrings and comments alone is none: they say what was found, and decide nothing.
     The date is in UTC, as a run's "began" is written; the hashes are git's.
 
     Raises:
@@ -198,10 +199,38 @@ def register(study: ModuleType) -> dict[str, Any]:
             "commit that is older than its runs: commit it first, or write --draft for numbers "
             "that enter no ledger."
         )
-    blobs = {name: git("rev-parse", f"HEAD:{name}", root=root) for name in names}
-    commit, seconds = git("log", "-1", "--format=%H %ct", "--", *names, root=root).split()
-    date = time.strftime(workdir.BEGAN, time.gmtime(int(seconds)))
+    commit = _since(names, root)
+    blobs = {name: git("rev-parse", f"{commit}:{name}", root=root) for name in names}
+    seconds = int(git("show", "--no-patch", "--format=%ct", commit, root=root))
+    date = time.strftime(workdir.BEGAN, time.gmtime(seconds))
     return {"commit": commit, "date": date, "files": blobs}
+
+
+def _since(names: Sequence[str], root: pathlib.Path) -> str:
+    """Return the first commit since which files differ from HEAD in docstrings and comments alone.
+
+    Such a change is made on the branch itself: merges are followed to their first parent.
+    """
+    changes = git("log", "--first-parent", "--format=%H", "--", *names, root=root).split()
+    code = {name: _code_alone(git("show", f"HEAD:{name}", root=root)) for name in names}
+    since = changes[0]
+    for commit in changes[1:]:
+        there = set(git("ls-tree", "--name-only", commit, "--", *names, root=root).splitlines())
+        if there != set(names) or any(
+            _code_alone(git("show", f"{commit}:{name}", root=root)) != code[name] for name in names
+        ):
+            break
+        since = commit
+    return since
+
+
+def _code_alone(source: str) -> str:
+    """Return source code without docstrings and comments."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return ast.dump(tree)
 
 
 def check_registration(record: Mapping[str, Any], path: pathlib.Path) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from experiments import claim
 from experiments.config import validate
 from experiments.ledger import records, registry, replicates, summary, table
+from experiments.runtime import workdir
 from experiments.usage import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -369,6 +371,29 @@ def test_every_record_was_registered_before_its_runs(path):
     if known.returncode:
         pytest.skip("not a checkout with its whole history")
     assert registry.check_registration(record, path) == ""
+
+
+def test_words_that_are_changed_later_leave_the_registration_where_it_was(tmp_path):
+    git(tmp_path, "init", "-q")
+    study = own(tmp_path)
+    file = pathlib.Path(study.__file__)
+
+    def commit(text):
+        file.write_text(text)
+        git(tmp_path, "add", file.name)
+        git(tmp_path, "commit", "-qm", "change")
+        return git(tmp_path, "rev-parse", "HEAD")
+
+    commit(OWN.replace("1.0", "2.0"))
+    first = commit(OWN)
+    commit(OWN.replace("Counts a.", "Counts a and finds it.").replace("Count.", "Count again."))
+    last = commit(OWN.replace("Counts a.", "Counts a.\n\nAt length.") + "# and why\n")
+    found = registry.register(study)
+    assert found["commit"] == first != last
+    assert found["files"] == {file.name: git(tmp_path, "rev-parse", f"{first}:{file.name}")}
+    assert found["date"] <= time.strftime(workdir.BEGAN, time.gmtime())
+    changed = commit(OWN.replace("0.5 *", "0.2 *"))
+    assert registry.register(study)["commit"] == changed
 
 
 def test_a_draft_enters_no_ledger(tmp_path, monkeypatch):
