@@ -6,7 +6,7 @@ recordings are shorter than 30), their true lengths. Each of six speakers is hel
 test set; 2,250 recordings of the others train and 250 validate. 48,000 weights in the recurrent
 layers whatever the depth; the last layer's last h read out; Adam, clipping at 1, batches of 48,
 2,000 updates (43 epochs). Norms have gamma 1, as published there, running averages keep 0.95. The
-rates were 0.001 to 0.01 until a record of claim 9 had all arms at their best at 0.001.
+rates were 0.001 to 0.01 until a record of claim 9 had single layers at their best at 0.001.
 """
 
 from experiments.config.defaults import FOLDS, default
