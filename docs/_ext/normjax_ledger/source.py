@@ -26,6 +26,7 @@ WORDS = {
     "test.population.accuracy": "test accuracy, population statistics",
     "test.population.loss": "test loss, population statistics",
     "test.running.accuracy": "test accuracy, running statistics",
+    "test.running.log_error": "logarithm of the test error, running statistics",
     "train.accuracy": "training accuracy",
     "train.loss": "training loss",
     "valid.accuracy": "validation accuracy",
