@@ -77,12 +77,14 @@ def start_accumulators(state: PyTree, how: How = "pooled") -> PyTree:
     def start(stats: PyTree) -> Accumulator:
         running = running_of(stats)
         zero = _running.zero_measurement(running)
+        # Each norm says for itself when it adds a batch; see `Accumulator.warmup`.
+        grows = jnp.zeros_like(running.weight) if isinstance(running, Debiased) else None
         if how == "pooled":
-            return Accumulator(running, zero)
+            return Accumulator(running, zero, grows)
         biased = _running.to_running(zero)
         # Arrays of its own for each field, so that a step may donate the state.
         unbiased, pairs = jax.tree.map(jnp.zeros_like, (biased, zero.count))
-        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs))
+        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs), grows)
 
     return map_statistics(state, start)
 
@@ -98,7 +100,8 @@ def finalize_statistics(
         correction: with `"pooled"`, 1 stores the variance times n / (n - 1); a norm's own
             `correction` is not used, so write the same here.
         decay: with `"pooled"`, update the running averages once, as with one large batch, with
-            this weight of the old value; `None` replaces them.
+            this weight of the old value; `None` replaces them. What the norm's `debias` is, the
+            state knows.
 
     Returns:
         The tree with a `Running` for each `Accumulator`. Statistics without any value are those
@@ -140,7 +143,14 @@ def finalize_statistics(
                 "way: write the same how in accumulate_statistics() and finalize_statistics()"
             )
         if decay is not None and how == "pooled":
-            return _running.ema(stats.running, measured, decay=decay, correction=correction)
+            grows = _running.warmup_flag(stats)
+            return _running.ema(
+                stats.running,
+                measured,
+                decay=decay,
+                correction=correction,
+                warmup=False if grows is None else grows,
+            )
         # `weights` tell, for mean and spread, where there is anything to replace the old value by.
         if isinstance(measured, BatchMeans):
             new = measured.unbiased if how == "unbiased" else measured.biased
@@ -174,13 +184,16 @@ def _refuse_ignored(tree: PyTree) -> None:
     """Refuse `batch_stats` in which a layer made statistics beside its accumulator."""
     if not isinstance(tree, Mapping):
         return
-    if not set(tree) > set(Accumulator._fields):
+    if not set(tree) >= {"running", "measured"}:
         for value in tree.values():
             _refuse_ignored(value)
         return
+    unknown = sorted(set(tree) - set(Accumulator._fields))
+    if not unknown:
+        return
     raise ValueError(
-        f"a layer has the statistics {sorted(set(tree) - set(Accumulator._fields))} beside those "
-        "that accumulate, so it is not of normjax.linen: make it a normjax.linen.Normalize(norm) "
+        f"a layer has the statistics {unknown} beside those that accumulate, so it is "
+        "not of normjax.linen: make it a normjax.linen.Normalize(norm) "
         "or normjax.linen.BatchNorm"
     )
 
