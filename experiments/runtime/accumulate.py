@@ -23,25 +23,37 @@ Tree = Any
 
 
 class Microbatches(NamedTuple):
-    """How many a step has, and what the norms' running averages keep of the old value."""
+    """How many a step has, and how it moves the norms' running averages."""
 
     parts: int
-    decay: float | None = None  # None: no norm has running averages
+    decay: float | None = None  # weight of the old value; None: no norm has running averages
+    correction: int = 0  # 1: the variance that is stored is the unbiased one
 
 
-def norm_decay(task: Task) -> float | None:
-    """Return the decay of the norms of a task; None if none has running averages.
+def microbatches(parts: int, task: Task) -> Microbatches:
+    """Return what a step of so many parts needs to know of the norms of a task.
 
     Raises:
-        UsageError: two norms have unlike ones.
+        UsageError: two norms have unlike decays or corrections.
     """
-    decays = sorted({norm.decay for norm in running_norms(task)})
-    if len(decays) > 1:
+    norms = list(running_norms(task))
+    if not norms:
+        return Microbatches(parts)
+    decay = _common("decay", [norm.decay for norm in norms])
+    # A norm that stores no spread has no correction, and takes any.
+    found = [norm.correction for norm in norms if hasattr(norm, "correction")]
+    return Microbatches(parts, decay, _common("correction", found) if found else 0)
+
+
+def _common(name: str, values: list[Any]) -> Any:
+    """Return the value that all norms have."""
+    unlike = sorted(set(values))
+    if len(unlike) > 1:
         raise UsageError(
-            f"config.optim.accumulate updates all running averages with one decay, and the model's "
-            f"norms have {', '.join(map(str, decays))}; write the same decay for each."
+            f"config.optim.accumulate updates all running averages with one {name}, and the "
+            f"model's norms have {', '.join(map(str, unlike))}; write the same {name} for each."
         )
-    return decays[0] if decays else None
+    return unlike[0]
 
 
 def gradient_of_sum(
@@ -89,5 +101,5 @@ def gradient_of_sum(
     first = one(start, 0)
     ((scores, grads), state), _ = jax.lax.scan(step, first, jnp.arange(1, count))
     if micro.decay is not None:
-        state = normjax.finalize_statistics(state, decay=micro.decay)
+        state = normjax.finalize_statistics(state, decay=micro.decay, correction=micro.correction)
     return scores, state, grads

@@ -19,7 +19,7 @@ from experiments import tasks
 from experiments.data import batches, splits
 from experiments.runtime import optim as optimization
 from experiments.runtime import parallel
-from experiments.runtime.accumulate import Microbatches, norm_decay
+from experiments.runtime.accumulate import microbatches
 from experiments.runtime.measures import TOP_FIVE
 from experiments.runtime.optim import optimizer
 
@@ -75,9 +75,7 @@ def update(
     now, keys = train_state, _keys(dict(optim))
     key = jax.random.fold_in(now["key"], now["step"])
     batch = tasks.Batch(splits.take(split, index), weight, key)
-    micro = None
-    if keys["accumulate"] > 1:
-        micro = Microbatches(keys["accumulate"], norm_decay(task))
+    micro = microbatches(keys["accumulate"], task) if keys["accumulate"] > 1 else None
     loss, scores, norm, grads = parallel.gradients(
         task, now["params"], now["norm"], batch, context, micro
     )

@@ -113,6 +113,8 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array | None:
 
 def broadcasts(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raise unless `value` is `None` or broadcasts to `shape` without widening it."""
+    if isinstance(value, list | tuple):
+        value = jnp.asarray(value)  # NumPy takes none that has a tracer in it
     own = np.shape(value) if value is not None else ()
     if len(own) > len(shape) or any(
         m not in (1, s) for m, s in zip(own[::-1], shape[::-1], strict=False)
@@ -126,10 +128,11 @@ def broadcasts(name: str, value: Any, shape: tuple[int, ...]) -> None:
 def lengths(name: str, value: Any, steps: int | None, batch: tuple[int, ...]) -> jax.Array:
     """Return the lengths of a batch of sequences as an array; raise if they do not fit.
 
-    Traced lengths have no values yet, so only their dtype and shape are checked.
+    Traced lengths, and lists with one among them, have no values yet, so only their dtype and shape
+    are checked.
     """
     # Read static lengths before `jnp.asarray`: inside `jit` it would make them a tracer.
-    known = None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    known = None if traced(value) else np.asarray(value)
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(
@@ -155,6 +158,11 @@ def max_steps(value: int, max_steps: int, beyond: str) -> None:
             f"a sequence of {value} steps is longer than max_steps={max_steps} and "
             'beyond="error": write beyond="last" to use the last statistics there'
         )
+
+
+def traced(value: Any) -> bool:
+    """Whether `value` has no values yet: a tracer, or a list with a tracer in it."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 # Axes and features.

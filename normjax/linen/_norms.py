@@ -17,7 +17,7 @@ from normjax._flax import _padding, _semantics
 from normjax.linen._lifted import StaticArguments
 from normjax.linen._wrap import COLLECTION, check_scanned
 from normjax.state import _names
-from normjax.statistics._types import Accumulator, Array, Running
+from normjax.statistics._types import Array, Running
 
 
 class BatchNorm(StaticArguments, nn.BatchNorm):
@@ -75,7 +75,7 @@ class BatchNorm(StaticArguments, nn.BatchNorm):
         if mask is not None:
             mask = _semantics.mask_of(mask, x.shape)
         accumulating = self.has_variable(COLLECTION, "measured")  # in `population_update`
-        names = Accumulator._fields if accumulating else Running._fields
+        names = ("running", "measured") if accumulating else Running._fields
         if not self.has_variable(COLLECTION, names[0]):
             check_scanned(self, names[0])
         shape = [x.shape[a] for a in features]

@@ -255,8 +255,9 @@ def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyT
             module.variable(COLLECTION, name, lambda v=value: v)
     elif state:
         # During `population_update` a norm's statistics have the names of an `Accumulator`.
-        accumulating = module.has_variable(COLLECTION, "measured")
-        names = Accumulator._fields if accumulating else tuple(state)
+        names = tuple(state)
+        if module.has_variable(COLLECTION, "measured"):
+            names = tuple(n for n in Accumulator._fields if module.has_variable(COLLECTION, n))
         state = {name: _read(module, name) for name in names}
     return rebuild(shapes[0], params), rebuild(shapes[1], state)
 

@@ -16,7 +16,6 @@ from normjax.statistics._types import Array, PyTree
 from normjax.weights._reparametrize import (
     ReparamLayer,
     ReparamState,
-    materialize,
     wrap_layer,
 )
 
@@ -50,7 +49,7 @@ class ReparamRecurrent(ReparamLayer, Layer):
         self, params: PyTree, state: ReparamState, x: Array, *, stats: Stats, **keywords: Any
     ) -> tuple[jax.Array, Any]:
         """Run as `apply` and return the outputs and the layer's info; no state moves."""
-        params, _ = materialize(params, state.weights, dict(self.rules), stats="running")
+        params, _ = self.materialized(params, state, stats)
         return self.layer.apply_with_info(params, state.inner, x, stats=stats, **keywords)
 
     def output(self, carry: PyTree) -> jax.Array:

@@ -109,21 +109,20 @@ def read_statistics(values: Mapping[str, Any]) -> PyTree | None:
         True
     """
     names = set(values)
-    if names == set(Accumulator._fields):
+    if {"running", "measured"} <= names <= set(Accumulator._fields):
         measured = values["measured"]
         running = read_statistics(values["running"])
         if running is None:
             return None
         if set(measured) == set(BatchMeans._fields):
             biased, unbiased = (read_statistics(measured[name]) for name in ("biased", "unbiased"))
-            return Accumulator(
-                running, BatchMeans(biased, unbiased, measured["batches"], measured["pairs"])
-            )
+            means = BatchMeans(biased, unbiased, measured["batches"], measured["pairs"])
+            return Accumulator(running, means, values.get("warmup"))
         kind = _merge.kind_of(running)
         assert kind is not None
         plain = set(measured) == set(kind.measured._fields)  # type: ignore[attr-defined]
         made = kind.measured if plain else compensated_type(kind.measured)
-        return Accumulator(running, made(**measured))
+        return Accumulator(running, made(**measured), values.get("warmup"))
     if any(isinstance(value, Mapping) for value in values.values()):
         return None
     for kind in _merge.kinds():

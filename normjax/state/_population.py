@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +77,14 @@ def start_accumulators(state: PyTree, how: How = "pooled") -> PyTree:
     def start(stats: PyTree) -> Accumulator:
         running = running_of(stats)
         zero = _running.zero_measurement(running)
+        # Each norm says for itself when it adds a batch; see `Accumulator.warmup`.
+        grows = jnp.zeros_like(running.weight) if isinstance(running, Debiased) else None
         if how == "pooled":
-            return Accumulator(running, zero)
+            return Accumulator(running, zero, grows)
         biased = _running.to_running(zero)
         # Arrays of its own for each field, so that a step may donate the state.
         unbiased, pairs = jax.tree.map(jnp.zeros_like, (biased, zero.count))
-        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs))
+        return Accumulator(running, BatchMeans(biased, unbiased, zero.count, pairs), grows)
 
     return map_statistics(state, start)
 
@@ -98,7 +100,8 @@ def finalize_statistics(
         correction: with `"pooled"`, 1 stores the variance times n / (n - 1); a norm's own
             `correction` is not used, so write the same here.
         decay: with `"pooled"`, update the running averages once, as with one large batch, with
-            this weight of the old value; `None` replaces them.
+            this weight of the old value; `None` replaces them. What the norm's `debias` is, the
+            state knows.
 
     Returns:
         The tree with a `Running` for each `Accumulator`. Statistics without any value are those
@@ -140,7 +143,14 @@ def finalize_statistics(
                 "way: write the same how in accumulate_statistics() and finalize_statistics()"
             )
         if decay is not None and how == "pooled":
-            return _running.ema(stats.running, measured, decay=decay, correction=correction)
+            grows = _running.warmup_flag(stats)
+            return _running.ema(
+                stats.running,
+                measured,
+                decay=decay,
+                correction=correction,
+                warmup=False if grows is None else grows,
+            )
         # `weights` tell, for mean and spread, where there is anything to replace the old value by.
         if isinstance(measured, BatchMeans):
             new = measured.unbiased if how == "unbiased" else measured.biased
@@ -174,13 +184,16 @@ def _refuse_ignored(tree: PyTree) -> None:
     """Refuse `batch_stats` in which a layer made statistics beside its accumulator."""
     if not isinstance(tree, Mapping):
         return
-    if not set(tree) > set(Accumulator._fields):
+    if not set(tree) >= {"running", "measured"}:
         for value in tree.values():
             _refuse_ignored(value)
         return
+    unknown = sorted(set(tree) - set(Accumulator._fields))
+    if not unknown:
+        return
     raise ValueError(
-        f"a layer has the statistics {sorted(set(tree) - set(Accumulator._fields))} beside those "
-        "that accumulate, so it is not of normjax.linen: make it a normjax.linen.Normalize(norm) "
+        f"a layer has the statistics {unknown} beside those that accumulate, so it is "
+        "not of normjax.linen: make it a normjax.linen.Normalize(norm) "
         "or normjax.linen.BatchNorm"
     )
 
@@ -215,8 +228,9 @@ def population_statistics(
         params: its parameters.
         state: its state; statistics for which no batch has a value stay as they are.
         batches: inputs of `apply`, one batch at a time; for norms and layers these are arrays, or
-            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`. Zoneout and
-            dropout draw where a dictionary has a `"key"`, and use their expectation elsewhere.
+            dictionaries of keywords of `apply`, such as `{"x": x, "lengths": n}`; those that are no
+            arrays, such as `"solver"`, may be any hashable values. Zoneout and dropout draw where a
+            dictionary has a `"key"`, and use their expectation elsewhere.
         how: `"pooled"`, `"unbiased"` or `"mean"`.
         upstream: how norms normalize during the pass, which decides the inputs of the norms after
             them: with `"batch"` by each batch's own statistics, as in training, with `"running"`
@@ -228,7 +242,8 @@ def population_statistics(
         The state with new statistics, to be used with `stats="running"`.
 
     Raises:
-        TypeError: `batches` is one array; or, for norms and layers, a batch is a tuple or list.
+        TypeError: `batches` is one array; a batch has what is neither an array nor hashable; or,
+            for norms and layers, is a tuple or list.
         ValueError: `how` or `upstream` is unknown, there is no batch, or the state has no
             statistics.
 
@@ -264,8 +279,9 @@ def population_statistics(
                 f'and got a {type(batch).__name__} for a batch: write ({{"x": x}} for x, y in '
                 'batches), and with padding ({"x": x, "lengths": n} for x, n in batches)'
             )
+        arrays, rest = _without_static(batch, keywords=hasattr(layer, "apply"))
         collected = _accumulate_batch(
-            layer, params, block_on_cpu_devices(collected), batch, upstream
+            layer, params, block_on_cpu_devices(collected), arrays, rest, upstream
         )
     return finalize_statistics(collected, how, correction=correction)
 
@@ -302,16 +318,61 @@ def block_on_cpu_devices(tree: PyTree) -> PyTree:
     return jax.tree.map(wait, tree)
 
 
+class _Static(NamedTuple):
+    """What a batch has beside arrays, as a hashable value.
+
+    Attributes:
+        values: by the number of its leaf, what is no array.
+        tree: structure of the batch.
+    """
+
+    values: tuple[tuple[int, Any], ...]
+    tree: Any
+
+    def join(self, arrays: Iterable[Any]) -> Any:
+        """Return the batch that has these arrays in the other places."""
+        known, rest = dict(self.values), iter(arrays)
+        leaves = [known[i] if i in known else next(rest) for i in range(self.tree.num_leaves)]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def _without_static(batch: Any, keywords: bool) -> tuple[list[Any], _Static]:
+    """Split a batch into its arrays, which `jit` takes, and all else, such as `solver="newton"`.
+
+    Of the keywords of `apply`, flags and integers, such as `noise=True` and `num_segments=3`, are
+    no arrays either. In the batches of a function they are, as ever.
+    """
+    found, tree = jax.tree_util.tree_flatten_with_path(batch)
+    arrays, static = [], []
+    for i, (path, leaf) in enumerate(found):
+        is_array = isinstance(leaf, complex | float | int) or hasattr(leaf, "dtype")
+        is_array |= hasattr(leaf, "__jax_array__")
+        if is_array and not (keywords and len(path) == 1 and isinstance(leaf, int)):
+            arrays.append(leaf)
+            continue
+        try:
+            hash(leaf)
+        except TypeError as error:
+            raise TypeError(
+                f"population_statistics() got a {type(leaf).__name__} at "
+                f"{jax.tree_util.keystr(path)} of a batch, which is neither an array nor hashable"
+            ) from error
+        static.append((i, leaf))
+    return arrays, _Static(tuple(static), tree)
+
+
 # Layers and norms are hashable values, so equal ones share the compiled function.
-@functools.partial(jax.jit, static_argnames=("layer", "stats"))
+@functools.partial(jax.jit, static_argnames=("layer", "rest", "stats"))
 def _accumulate_batch(
-    layer: Callable | Any, params: PyTree, state: PyTree, batch: Any, stats: str
+    layer: Callable | Any, params: PyTree, state: PyTree, arrays: Any, rest: _Static, stats: str
 ) -> PyTree:
     """Run a layer, or the `apply` function of a model, on one batch; return the next state."""
+    batch = rest.join(arrays)
     apply = getattr(layer, "apply", None)
     if apply is None:
         return layer(params, state, batch, stats=stats)[1]
     keywords = batch if isinstance(batch, dict) else {"x": batch}
-    if getattr(layer, "has_dropout", False) and "key" not in keywords:
+    without_key = keywords.get("key") is None and keywords.get("noise") is None
+    if getattr(layer, "has_dropout", False) and without_key:
         keywords = {**keywords, "noise": False}
     return apply(params, state, stats=stats, **keywords)[1]

@@ -48,7 +48,8 @@ def reset_statistics(state: PyTree, where: Callable[[Path], bool] | None = None)
             return node
         if isinstance(stats, Accumulator):
             running = _running.reset_running(stats.running)
-            initial: PyTree = Accumulator(running, jax.tree.map(jnp.zeros_like, stats.measured))
+            zeros = jax.tree.map(jnp.zeros_like, stats.measured)
+            initial: PyTree = stats._replace(running=running, measured=zeros)
         else:
             initial = _running.reset_running(stats)
         return _like(node, initial)

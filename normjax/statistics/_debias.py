@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from normjax._internal._exportable import exportable_node
 from normjax.statistics._compensated import Compensated, compensated_type, error_names
-from normjax.statistics._types import PyTree, Running, RunningCov, RunningMean
+from normjax.statistics._types import Array, PyTree, Running, RunningCov, RunningMean
 
 WEIGHT = "weight"
 
@@ -116,22 +116,25 @@ def debias(running: PyTree) -> Any:
     return debiased_type(biased)(*running, *errors, jnp.zeros_like(_ones_like_counts(running)))
 
 
-def data_weights(weight: jax.Array, w: Any, warmup: bool = False) -> tuple[jax.Array, jax.Array]:
+def data_weights(
+    weight: jax.Array, w: Any, warmup: bool | Array = False
+) -> tuple[jax.Array, jax.Array]:
     """Return the next weight of the data, and how much the new batch is of it.
 
     Args:
         weight: the weight of the data so far.
         w: 1 - decay.
-        warmup: whether the n-th batch is at least 9 / (n + 8) of it.
+        warmup: whether the n-th batch is at least 9 / (n + 8) of it; an array says where.
     """
     w = jnp.asarray(w).astype(weight.dtype)
     total = w + (1 - w) * weight  # exactly w at first, whose share is then exactly 1
     share = jnp.where(total > 0, w / jnp.where(total > 0, total, 1), 0)
-    if not warmup:
+    if isinstance(warmup, bool) and not warmup:
         return total, share
     # Kept from 0 and 1, where a logarithm has no value. The upper bound makes n at most 16 / w,
     # where w has long been more than 9 / (n + 8); at w = 0 nothing moves.
     eps = jnp.finfo(w.dtype).eps
     inside = [jnp.clip(v, eps, 1 - eps) for v in (total, w)]
     n = jnp.log1p(-inside[0]) / jnp.log1p(-inside[1])
-    return total, jnp.where(w > 0, jnp.maximum(share, 9 / (n + 8)), share)
+    grows = (w > 0) & jnp.asarray(warmup).astype(bool)
+    return total, jnp.where(grows, jnp.maximum(share, 9 / (n + 8)), share)

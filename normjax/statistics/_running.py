@@ -30,7 +30,7 @@ def ema(
     *,
     decay: float | np.number | Num[Array, ""],
     correction: int = 0,
-    warmup: bool = False,
+    warmup: bool | Num[Array, "*counts"] = False,
 ) -> State:
     r"""Update running statistics by an exponential average, skipping empty and nonfinite batches.
 
@@ -52,7 +52,8 @@ def ema(
         decay: weight of the old value, in [0, 1]; may be traced.
         correction: 0 stores the biased variance (Flax), 1 the unbiased one (paper, PyTorch).
         warmup: whether the decay grows with the number of batches, of which a debiased state
-            alone keeps account.
+            alone keeps account; there also an array of the shape of the counts, positive where it
+            does.
 
     Returns:
         The next state, of the same dtype; unchanged where `m.count` is 0 or a statistic is not
@@ -87,7 +88,7 @@ def ema(
     weight: Any = 1 - float(decay) if number else 1 - jnp.asarray(decay)
     if isinstance(running, Debiased):
         return _debiased_ema(running, m, new, weight, correction, warmup)
-    if warmup:
+    if not isinstance(warmup, bool) or warmup:
         raise ValueError(
             "warmup=True counts the batches by the weight of a debiased state, and this one is "
             f'{type(running).__name__}: start from that of a norm with debias="warmup"'
@@ -109,7 +110,7 @@ def ema(
 
 
 def _debiased_ema(
-    running: Any, m: Any, new: Any, weight: Any, correction: int, warmup: bool
+    running: Any, m: Any, new: Any, weight: Any, correction: int, warmup: bool | Array
 ) -> Any:
     """Average as `ema`, the data alone: the start has no part in it."""
     before = lax.stop_gradient(jnp.asarray(running.weight))
@@ -251,10 +252,20 @@ def accumulate(
         _check_fits(state.running, to_running(measured))
         measured = _drop_nonfinite(lax.stop_gradient(measured))
         add = _add_batch if isinstance(state.measured, BatchMeans) else merge
-        return Accumulator(state.running, add(state.measured, measured))
+        grows = warmup_flag(state)
+        if grows is not None and debias == "warmup":
+            grows = jnp.maximum(grows, 1)
+        return Accumulator(state.running, add(state.measured, measured), grows)
     # A state of Flax's layout, from a checkpoint, stays one and counts nothing.
     warmup = debias == "warmup" and isinstance(state, Debiased)
     return ema(state, measured, decay=decay, correction=correction, warmup=warmup)
+
+
+def warmup_flag(state: Accumulator) -> jax.Array | None:
+    """Return the field `warmup`, 0 where it is left out beside debiased statistics."""
+    if state.warmup is None and isinstance(state.running, Debiased):
+        return jnp.zeros_like(state.running.weight)
+    return None if state.warmup is None else lax.stop_gradient(jnp.asarray(state.warmup))
 
 
 def select(state: PyTree, measured: Any, stats: str) -> Any:

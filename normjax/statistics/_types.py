@@ -125,10 +125,14 @@ class Accumulator(NamedTuple):
     Attributes:
         running: the running statistics that `stats="running"` normalizes with.
         measured: the statistics of all batches so far.
+        warmup: beside debiased statistics, 1 once a norm with `debias="warmup"` has added a batch,
+            else 0, of the shape of the counts; `None` beside others. The running statistics do not
+            say which of the two averages they are of, and `finalize_statistics` has to know.
     """
 
     running: PyTree
     measured: PyTree
+    warmup: Inexact[Array, "*features"] | None = None
 
 
 def is_accumulator(state: PyTree) -> bool:

@@ -72,14 +72,21 @@ class ReparamLayer:
         Returns:
             What the layer returns, with the state `ReparamState`.
         """
+        params, weights = self.materialized(params, state, stats)
+        out, inner = self.layer.apply(params, state.inner, *args, stats=stats, **keywords)
+        return out, ReparamState(inner, weights)
+
+    def materialized(
+        self, params: PyTree, state: ReparamState, stats: Stats
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        """Return the layer's params as a call of this mode has them, and the weights' next states.
+
+        Every method that runs the layer makes its weights here, so that all run one model.
+        """
         inner, weights = state
         # A pass that gathers statistics measures one model: its weights must not move meanwhile.
         gathers = any(map(is_accumulator, jax.tree.leaves(inner, is_leaf=is_accumulator)))
-        params, weights = materialize(
-            params, weights, dict(self.rules), stats="running" if gathers else stats
-        )
-        out, inner = self.layer.apply(params, inner, *args, stats=stats, **keywords)
-        return out, ReparamState(inner, weights)
+        return materialize(params, weights, dict(self.rules), stats="running" if gathers else stats)
 
     @property
     def stateful(self) -> bool:

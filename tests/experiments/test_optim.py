@@ -9,14 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import normjax
 from configs.mlp_cnn import _protocol
 from experiments import tasks
 from experiments.config import validate
 from experiments.runtime import accumulate, optim, parallel, step
 from experiments.tasks import Batch, cross_entropy
+from experiments.tasks.sequence import SequenceClassifier
 from experiments.usage import UsageError
+from normjax import recurrent
+from tests._support.few import few
 
-from .test_image_task import make_split, make_task
+from .test_image_task import close, make_split, make_task
+from .test_models import make_data
 
 BN = {"name": "batch_norm", "decay": 0.8}
 PARAMS = {"w": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}}
@@ -147,24 +152,60 @@ def test_the_average_of_parameters_is_the_formula_and_is_what_is_scored():
 
 
 def gradients(task, params, norm, batch, parts):
-    micro = accumulate.Microbatches(parts, accumulate.norm_decay(task)) if parts > 1 else None
+    micro = accumulate.microbatches(parts, task) if parts > 1 else None
     run = jax.jit(lambda p, n, b: parallel.gradients(task, p, n, b, parallel.SINGLE, micro))
     return run(params, norm, batch)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["whole", "padded"])
-def test_microbatches_move_statistics_as_the_whole_batch(weighted):
+@pytest.mark.parametrize(
+    "options",
+    few(
+        {
+            "plain": {},
+            "debias": {"debias": True},
+            "warmup": {"debias": "warmup"},
+            "correction": {"correction": 1},
+            "all": {"debias": "warmup", "correction": 1, "compensated": True},
+        },
+        "plain",
+        "all",
+    ),
+)
+def test_microbatches_move_statistics_as_the_whole_batch(weighted, options):
     """The first norm's inputs are the same: its averages too. Later ones see other inputs."""
-    task, split = make_task("mlp", norm_dense=BN), make_split(12)
+    task, split = make_task("mlp", norm_dense=BN | options), make_split(12)
     params, norm = task.init(jax.random.key(0))
     weight = jnp.array([1.0] * 10 + [0.0] * 2) if weighted else None
-    batch = Batch(split, weight, jax.random.key(1))
-    whole, parts = (gradients(task, params, norm, batch, n) for n in (1, 3))
-    np.testing.assert_allclose(parts[2]["0"]["norm"].var, whole[2]["0"]["norm"].var, rtol=1e-5)
-    np.testing.assert_allclose(
-        parts[2]["0"]["norm"].mean, whole[2]["0"]["norm"].mean, rtol=1e-5, atol=1e-7
-    )
+    whole = parts = (None, None, norm)
+    for step_ in range(3):
+        rows = jax.tree.map(lambda x: jnp.roll(x, step_, 0) // (1 + step_), split)  # noqa: B023
+        batch = Batch(rows, weight, jax.random.key(1))
+        whole = gradients(task, params, whole[2], batch, 1)
+        parts = gradients(task, params, parts[2], batch, 3)
+    close(parts[2]["0"]["norm"], whole[2]["0"]["norm"], 1e-5, 1e-7)
     assert parts[1].count == (10 if weighted else 12)
+    assert jax.tree.structure(parts[2]) == jax.tree.structure(norm)
+
+
+@pytest.mark.parametrize(
+    "debias", few({"warmup": "warmup", "True": True, "False": False}, "warmup")
+)
+def test_microbatches_move_the_statistics_of_each_time_step(debias):
+    """Those that see what the whole batch gives: of the inputs, and of the first hidden state."""
+    bn = recurrent.per_step(normjax.batch_norm(decay=0.8, debias=debias), max_steps=7)
+    task = SequenceClassifier(recurrent.lstm(4, norm_x=bn, norm_h=bn), classes=4, features=3)
+    split = make_data("sequence", 12).train
+    params, norm = task.init(jax.random.key(0))
+    whole = parts = (None, None, norm)
+    for i in range(3):
+        rows = split._replace(x=split.x * (i + 1))
+        batch = Batch(rows, None, jax.random.key(1))
+        whole = gradients(task, params, whole[2], batch, 1)
+        parts = gradients(task, params, parts[2], batch, 3)
+    close(parts[2]["norm_x"], whole[2]["norm_x"], 1e-5, 1e-7)
+    first = [jax.tree.map(lambda s: s[0], run[2]["norm_h"]) for run in (parts, whole)]
+    close(*first, 1e-5, 1e-7)
     assert jax.tree.structure(parts[2]) == jax.tree.structure(norm)
 
 
@@ -192,11 +233,18 @@ def test_microbatches_of_batch_norm_have_the_mean_of_their_gradients():
 
 
 def test_norms_of_unlike_decay_are_refused_with_microbatches():
+    """Or of unlike correction; one that stores no spread has none."""
     task = make_task("lenet", norm_conv=BN, norm_dense={"name": "batch_norm", "decay": 0.7})
     with pytest.raises(UsageError, match=r"norms have 0\.7, 0\.8; write the same decay"):
-        accumulate.norm_decay(task)
-    assert accumulate.norm_decay(make_task("lenet", norm_conv=BN)) == 0.8
-    assert accumulate.norm_decay(make_task("mlp")) is None
+        accumulate.microbatches(2, task)
+    task = make_task("lenet", norm_conv=BN, norm_dense={**BN, "correction": 1})
+    with pytest.raises(UsageError, match=r"norms have 0, 1; write the same correction"):
+        accumulate.microbatches(2, task)
+    mean_only = {"name": "mean_only_batch_norm", "decay": 0.8}
+    task = make_task("lenet", norm_conv={**BN, "correction": 1}, norm_dense=mean_only)
+    assert accumulate.microbatches(2, task) == (2, 0.8, 1)
+    assert accumulate.microbatches(2, make_task("lenet", norm_dense=mean_only)) == (2, 0.8, 0)
+    assert accumulate.microbatches(2, make_task("mlp")) == (2, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ def test_a_step_on_four_devices_is_that_on_one(kind, mode, written, monkeypatch)
 def test_the_batch_of_a_step_must_divide_into_microbatches(written):  # noqa: F811
     task, split = make_task("image", module=written(LINEN), norm=BN)
     params, norm = task.init(jax.random.key(0))
-    micro = accumulate.Microbatches(4, accumulate.norm_decay(task))
-    assert micro.decay == 0.9
+    micro = accumulate.microbatches(4, task)
+    assert micro == (4, 0.9, 0)
     args = (
         task,
         params,

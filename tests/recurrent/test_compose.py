@@ -10,6 +10,7 @@ import pytest
 
 import normjax as nj
 from normjax import recurrent
+from normjax.state import _population as population
 from tests._support import reference
 from tests._support.few import few
 from tests._support.properties import scattered
@@ -310,6 +311,59 @@ def test_population_statistics_draw_where_a_batch_brings_a_key():
         "norm_h"
     ]
     assert np.abs(noisy.var - still.var).max() > 1e-4
+
+
+def test_population_statistics_take_the_keywords_of_apply():
+    """Those that are no arrays too: flags, names and a solver; and `None`, as if left out."""
+    layer, x, key = NOISY["with statistics"], _x(jnp.float32), jax.random.key(1)
+    params, state = layer.init(jax.random.key(0), F)
+
+    def take(batch, layer=layer, **more):
+        return nj.population_statistics(layer, params, state, [batch], **more)
+
+    def same(got, want):
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+    still, noisy = take({"x": x}), take({"x": x, "key": key})
+    same(take({"x": x, "key": key, "noise": True}), noisy)
+    for keywords in (
+        {"key": key, "noise": False},
+        {"key": None},
+        {"noise": None},
+        {"carry": None, "axis_name": None, "hyper": None, "mask": None},
+        {"hyper": {"decay": 0.5}, "solver": "scan"},
+    ):
+        same(take({"x": x, **keywords}), still)
+    with pytest.raises(ValueError, match="noise=True: write apply"):
+        take({"x": x, "noise": True})
+    with pytest.raises(TypeError, match=r"got a set at \['solver'\] of a batch"):
+        take({"x": x, "solver": {1}})
+
+    # A solver as a value, where the first norm alone has statistics.
+    layer = recurrent.gru(H, norm_x=recurrent.sequence_wise(nj.batch_norm()))
+    params, state = layer.init(jax.random.key(0), F)
+    take({"x": x}, layer, upstream="running")
+    before = population._accumulate_batch._cache_size()
+    for solver in ("scan", "newton", recurrent.newton(), recurrent.newton()):
+        got = take({"x": x, "solver": solver}, layer, upstream="running")
+        same(got, take({"x": x}, layer, upstream="running"))
+    assert population._accumulate_batch._cache_size() == before + 3  # equal ones share theirs
+
+
+def test_population_statistics_of_a_function_take_names_beside_arrays():
+    """A string is handed on as it is; numbers and flags stay arrays, which compile once."""
+    norm = nj.batch_norm()
+    params, state = norm.init((1, F))
+
+    def model(params, state, batch, *, stats):
+        assert isinstance(batch["name"], str) and isinstance(batch["shift"], jax.core.Tracer)
+        assert isinstance(batch["flag"], jax.core.Tracer)
+        return norm.apply(params, state, batch["x"] + batch["shift"], stats=stats)
+
+    x = _x(jnp.float32)[:, 0]
+    batch = {"x": x, "name": "digits", "shift": 2, "flag": True}
+    got = nj.population_statistics(model, params, state, [batch, {**batch, "shift": 4}])
+    np.testing.assert_allclose(got.mean, x.mean(0) + 3, rtol=1e-5)
 
 
 ONE = recurrent.lstm(H)

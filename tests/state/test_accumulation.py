@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from flax.core import FrozenDict, freeze
 
 import normjax as nj
 from normjax import linen, nnx, recurrent
+from normjax.state import _names
 from tests._support.few import few
 
 pytestmark = pytest.mark.standard_numerics
@@ -151,6 +155,174 @@ def test_nnx():
     for name, values in numpy_statistics(start).items():
         shaped = {key: np.reshape(value, got[name][key].shape) for key, value in values.items()}
         close(got[name], shaped)
+
+
+every_debias = pytest.mark.parametrize(
+    "debias", few({"warmup": "warmup", "debias": True, "plain": False}, "warmup")
+)
+STEPS = [X * scale - shift for scale, shift in ((1, 1), (3, 0), (0.5, 2), (2, -1))]
+
+
+def layer_of(debias):
+    bn = recurrent.per_step(nj.batch_norm(decay=0.8, debias=debias), max_steps=5)
+    return recurrent.lstm(4, norm_x=bn, norm_h=bn)
+
+
+def exact(got, want):
+    """The statistics of a layer that see what the whole batch gives: not of later hidden states."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    close(got["norm_x"], want["norm_x"])
+    close(*(jax.tree.map(lambda leaf: leaf[0], tree["norm_h"]) for tree in (got, want)))
+
+
+@every_debias
+def test_several_steps_are_those_of_whole_batches(debias):
+    """The state says whether its norm counts the updates: `finalize_statistics` is not told."""
+    norm = nj.batch_norm(decay=0.8, debias=debias, compensated=True)
+    layer = layer_of(debias)
+    params = {"norm": norm.init((1, 3))[0], "layer": layer.init(jax.random.key(0), 3)[0]}
+    state = {"norm": norm.init((1, 3))[1], "layer": layer.init(jax.random.key(0), 3)[1]}
+
+    @jax.jit
+    def run(state, x, n):
+        _, norm_state = norm.apply(params["norm"], state["norm"], x, stats="batch")
+        _, layer_state = layer.apply(params["layer"], state["layer"], x, stats="batch", lengths=n)
+        return {"norm": norm_state, "layer": layer_state}
+
+    whole = micro = state
+    for x in STEPS:
+        whole = run(whole, x, LENGTHS)
+        micro = nj.accumulate_statistics(micro)
+        for part in SPLITS:
+            micro = run(micro, x[part], LENGTHS[part])
+        micro = nj.finalize_statistics(micro, decay=0.8)
+    assert jax.tree.structure(micro) == jax.tree.structure(state)
+    close(micro["norm"], whole["norm"])
+    exact(micro["layer"], whole["layer"])
+    if debias == "warmup":  # and it matters: without the count of updates it is another average
+        with_decay = nj.batch_norm(decay=0.8, debias=True)
+        other = state["norm"]
+        for x in STEPS:
+            _, other = with_decay.apply(params["norm"], other, x, stats="batch")
+        assert np.abs(other.mean - whole["norm"].mean).max() > 0.05
+
+
+@every_debias
+def test_several_steps_of_flax_models_are_those_of_whole_batches(debias):
+    layer, norm = layer_of(debias), nj.batch_norm(decay=0.8, debias=debias)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, n):
+            y = linen.Recurrent(layer, name="steps")(x, stats="batch", lengths=n)
+            return y, linen.Normalize(norm, name="norm")(x, stats="batch")
+
+    net = Net()
+    variables = net.init(jax.random.key(0), X, LENGTHS)
+    run = jax.jit(
+        lambda stats, x, n: net.apply(
+            {**variables, "batch_stats": stats}, x, n, mutable=["batch_stats"]
+        )[1]["batch_stats"]
+    )
+    ours, ours_whole = (
+        fnn.Dict(
+            steps=nnx.Recurrent(layer, 3, rngs=fnn.Rngs(0)),
+            norm=nnx.Normalize(norm, 3, rngs=fnn.Rngs(0)),
+        )
+        for _ in range(2)
+    )
+    ours.train(), ours_whole.train()
+    graph = fnn.graphdef(ours)
+    step = fnn.jit(lambda net, x, n: (net.steps(x, lengths=n), net.norm(x)))
+    whole = micro = variables["batch_stats"]
+    for x in STEPS:
+        whole = run(whole, x, LENGTHS)
+        step(ours_whole, x, LENGTHS)
+        micro = nj.accumulate_statistics(micro)
+        nnx.accumulate_statistics(ours)
+        for part in SPLITS:
+            micro = run(micro, x[part], LENGTHS[part])
+            step(ours, x[part], LENGTHS[part])
+        micro = nj.finalize_statistics(micro, decay=0.8)
+        nnx.finalize_statistics(ours, decay=0.8)
+    assert jax.tree.structure(micro) == jax.tree.structure(variables["batch_stats"])
+    assert fnn.graphdef(ours) == graph
+    in_nnx = [fnn.to_pure_dict(fnn.state(net, fnn.BatchStat)) for net in (ours, ours_whole)]
+    for got, want in ((micro, whole), in_nnx):
+        close(got["norm"], want["norm"])
+        close(got["steps"]["norm_x"], want["steps"]["norm_x"])
+
+
+def test_cells_in_a_loop_of_linen_say_it_too():
+    """Their accumulators have an axis of steps, as all their statistics."""
+
+    class Cell(nn.RNNCellBase):
+        @nn.compact
+        def __call__(self, carry, x):
+            x = linen.Normalize(nj.batch_norm(decay=0.8, debias="warmup"))(x, stats="batch")
+            return carry + x, x
+
+        @nn.nowrap
+        def initialize_carry(self, rng, input_shape):
+            return jnp.zeros(input_shape)
+
+        @property
+        def num_feature_axes(self):
+            return 1
+
+    net = linen.RNN(Cell(), max_steps=5)
+    variables = net.init(jax.random.key(0), X)
+    run = jax.jit(
+        lambda stats, x: net.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"])[
+            1
+        ]["batch_stats"]
+    )
+    whole = micro = variables["batch_stats"]
+    for x in STEPS[:2]:
+        whole = run(whole, x)
+        micro = nj.accumulate_statistics(micro)
+        for part in SPLITS:
+            micro = run(micro, x[part])
+        micro = nj.finalize_statistics(micro, decay=0.8)
+    assert jax.tree.structure(micro) == jax.tree.structure(whole)
+    close(micro, whole)
+
+
+def test_an_accumulator_that_was_saved_goes_on_as_it_was():
+    """By names, as a checkpoint holds it, pickled, reset, made by hand and in a loop."""
+    norm = nj.batch_norm(decay=0.8, debias="warmup")
+    params, state = norm.init((1, 3))
+    _, state = norm.apply(params, state, STEPS[0][:, 0], stats="batch")
+    _, want = norm.apply(params, state, STEPS[1][:, 0], stats="batch")
+    start = nj.accumulate_statistics(state)
+    _, half = norm.apply(params, start, STEPS[1][:9, 0], stats="batch")
+    assert jax.tree.structure(half) == jax.tree.structure(start)
+    np.testing.assert_array_equal([start.warmup, half.warmup], [[0] * 3, [1] * 3])
+    _, by_hand = norm.apply(params, start._replace(warmup=None), STEPS[1][:9, 0], stats="batch")
+    bytes_ = flax.serialization.msgpack_serialize(_names.to_dict(half))
+    named = flax.serialization.msgpack_restore(bytes_)
+    assert set(named) == {"running", "measured", "warmup"}
+    for saved in (
+        half,
+        by_hand,
+        named,
+        _names.read_statistics(named),
+        pickle.loads(pickle.dumps(half)),
+    ):
+        _, all_ = norm.apply(params, saved, STEPS[1][9:, 0], stats="batch")
+        close(nj.finalize_statistics(all_, decay=0.8), want)
+    again = nj.reset_statistics(half)
+    assert jax.tree.structure(again) == jax.tree.structure(half)
+    looped, _ = jax.lax.scan(
+        lambda s, x: (norm.apply(params, s, x, stats="batch")[1], None),
+        start,
+        STEPS[1][:, 0].reshape(4, 6, 3),
+    )
+    close(nj.finalize_statistics(looped, decay=0.8), want)
+    # Statistics that count nothing have none, and their tree is what it was.
+    _, plain = nj.batch_norm().init((1, 3))
+    assert nj.accumulate_statistics(plain).warmup is None
+    assert set(_names.to_dict(nj.accumulate_statistics(plain))) == {"running", "measured"}
 
 
 def test_what_would_accumulate_nothing_is_refused():

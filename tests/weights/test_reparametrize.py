@@ -140,6 +140,33 @@ def test_reparam_with_norms_inside_and_population_statistics():
     jax.tree.map(np.testing.assert_array_equal, kept, exact)
 
 
+@pytest.mark.parametrize("stats", ["batch", "running"])
+def test_info_is_of_the_model_that_apply_runs(stats):
+    """With the power iteration of this call, and without it where statistics are gathered."""
+    layer = nj.reparam(recurrent.rnn(4), {"w_h": nj.spectral_norm()})
+    net = recurrent.stack([layer, layer])
+    params, state = net.init(jax.random.key(0), 2)
+    for part in params.values():  # weights that one iteration from the old vectors does not reach
+        part["w_h"] = part["w_h"]._replace(v=rand(4, 4, 4))
+    x = rand(1, 3, 6, 2)
+    (want, _), moved = net.apply(params, state, x, stats=stats)
+    got, info = net.apply_with_info(params, state, x, stats=stats)
+    np.testing.assert_array_equal(got, want)
+    norms = np.linalg.norm(f64(want), axis=-1).mean(0)
+    np.testing.assert_allclose(info["layer_1"].hidden_norm, norms, rtol=1e-5)
+    # The other mode is another model.
+    other = {"batch": "running", "running": "batch"}[stats]
+    assert np.abs(net.apply(params, state, x, stats=other)[0][0] - want).max() > 0.05
+    gathering = nj.reparam(recurrent.bn_lstm(4, 6), {"w_h": nj.spectral_norm()})
+    params, state = gathering.init(jax.random.key(0), 2)
+    params["w_h"] = params["w_h"]._replace(v=rand(4, 4, 16))
+    state = state._replace(inner=nj.accumulate_statistics(state.inner))
+    (want, _), moved = gathering.apply(params, state, x, stats=stats)
+    jax.tree.map(np.testing.assert_array_equal, moved.weights, state.weights)
+    got, _ = gathering.apply_with_info(params, state, x, stats=stats)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
 def test_two_methods_on_one_weight():
     inner = nj.reparam(recurrent.rnn(4), {"w_h": nj.spectral_norm()})
     layer = nj.reparam(inner, {"w_h/v": nj.weight_standardization()})
