@@ -209,10 +209,13 @@ class _StepStatistics:
         self.beyond = beyond
         self.steps = steps
         self.stored: dict[str, PyTree] = {}
+        self.given: dict[str, PyTree] = {}
 
     def read(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
         """Statistics `[max_steps, ...]` as `[steps, ...]`, the last ones repeated past the end."""
-        self.stored = dict(variables)
+        # A scan would refuse Flax's metadata, such as names of axes, or add an axis to it.
+        self.given = dict(variables)
+        self.stored = variables = nn.meta.unbox(self.given)
         for leaf in jax.tree.leaves(self.stored):
             stored_steps = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
             if self.max_steps not in (None, stored_steps):
@@ -230,7 +233,7 @@ class _StepStatistics:
         new, stored = separate(variables)[0], separate(self.stored)[0]
         structure: Any = jax.tree.structure(stored)
         if jax.tree.structure(new) == structure:
-            return renew(self.stored, jax.tree.map(_write_steps, stored, new))
+            return renew(self.given, jax.tree.map(_write_steps, stored, new))
         return _per_step.resize(new, self.max_steps or self.steps)  # init made them
 
 

@@ -277,6 +277,7 @@ def _variables(
         state = {name: _read(module, name) for name in names}
         if module.has_variable(COLLECTION, FILLED):
             state[FILLED] = module.get_variable(COLLECTION, FILLED)
+        state = nn.meta.unbox(state)  # Flax's metadata, such as names of axes
     own, filled = separate(state)
     state = read = rebuild(shapes[1], own)
     if mode == "running" and filled is not None:
@@ -312,7 +313,10 @@ def _store(module: nn.Module, state: PyTree, before: PyTree, mode: Stats) -> Non
 
 
 def renew(old: Any, new: Any) -> Any:
-    """Return `new` with the names of `old` that it lacks."""
+    """Return `new` with the metadata of `old`, and with the names that it lacks."""
+    boxed = nn.meta.AxisMetadata
+    if isinstance(old, boxed) and not isinstance(new, boxed):
+        return old.replace_boxed(new)
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return {**old, **{name: renew(old.get(name), value) for name, value in new.items()}}
     return new
