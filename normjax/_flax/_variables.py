@@ -12,6 +12,11 @@ from normjax.state import _names
 from normjax.statistics._types import PyTree, is_accumulator
 
 Path = tuple[str, ...]
+# What a norm keeps beside its statistics while a loop of ours traces the cell around it: those
+# that mode `"running"` reads. At a step without data they are those of the last step with some,
+# and the statistics themselves still show that there are none. As a variable of the same
+# collection they pass through every transformation that the statistics pass through.
+FILLED = "filled"
 
 
 def named_leaves(tree: PyTree) -> dict[Path, Any]:
@@ -60,6 +65,50 @@ def rebuild(template: PyTree, values: Mapping[str, Any]) -> PyTree:
 def accumulates(state: PyTree) -> bool:
     """Whether a state, or part of it, is that of `population_update`, which moves in both modes."""
     return any(map(is_accumulator, jax.tree.leaves(state, is_leaf=is_accumulator)))
+
+
+def with_running(state: PyTree, filled: PyTree) -> PyTree:
+    """Return a state with other running statistics; what accumulates stays.
+
+    Args:
+        state: state of a norm or layer.
+        filled: the same, with running statistics in place of each `Accumulator`.
+    """
+    return jax.tree.map(
+        lambda node, new: node._replace(running=new) if is_accumulator(node) else new,
+        state,
+        filled,
+        is_leaf=is_accumulator,
+    )
+
+
+def keep_running(state: PyTree, before: PyTree) -> PyTree:
+    """Return a state that accumulates with the running statistics that it had before."""
+    return jax.tree.map(
+        lambda node, old: node._replace(running=old.running) if is_accumulator(node) else node,
+        state,
+        before,
+        is_leaf=is_accumulator,
+    )
+
+
+def separate(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return variables without their `FILLED`, and with it in place of the statistics.
+
+    The second is `None` where no norm has any.
+    """
+    own: dict[str, Any] = {}
+    read: dict[str, Any] = {}
+    found = FILLED in values
+    for name, value in values.items():
+        if name != FILLED:
+            own[name] = read[name] = value
+            if isinstance(value, Mapping):
+                own[name], inner = separate(value)
+                read[name] = own[name] if inner is None else inner
+                found = found or inner is not None
+    read = dict(values[FILLED]) if FILLED in values else read
+    return own, read if found else None
 
 
 def draws_noise(layer: Any, mode: Stats, noise: bool | None, has_key: bool, write: str) -> bool:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding, _semantics
+from normjax._flax._variables import FILLED, keep_running, with_running
 from normjax.linen._lifted import StaticArguments
 from normjax.linen._wrap import COLLECTION, check_scanned
 from normjax.state import _names
@@ -87,10 +88,14 @@ class BatchNorm(StaticArguments, nn.BatchNorm):
         }
         values = {name: variable.value for name, variable in variables.items()}
         state: Any = _names.read_statistics(values) if accumulating else Running(**values)
+        read = state
+        if running and self.has_variable(COLLECTION, FILLED):
+            filled: Any = self.get_variable(COLLECTION, FILLED)
+            read = with_running(state, Running(**filled))
         scale, bias = _affine(self, x, features)
-        y, state = _semantics.batch_norm(
+        y, new = _semantics.batch_norm(
             x,
-            state,
+            read,
             features,
             scale,
             bias,
@@ -106,7 +111,9 @@ class BatchNorm(StaticArguments, nn.BatchNorm):
             allow_single=self.allow_single or self.is_initializing(),
         )
         if accumulating or not (running or self.is_initializing()):
-            values = _names.to_dict(state) if accumulating else state._asdict()
+            if accumulating:
+                new = keep_running(new, state)
+            values = _names.to_dict(new) if accumulating else new._asdict()
             for name, variable in variables.items():
                 variable.value = values[name]
         return y

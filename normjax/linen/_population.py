@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from normjax._internal import _checks
@@ -69,8 +70,9 @@ def population_update(
             f"population_update() found no statistics in variables[{collection!r}]: pass the "
             "variables that init returned for a model with norms that keep some"
         )
-    # Flax's apply returns plain dictionaries, also where it was given a FrozenDict.
-    accumulators = _population.accumulate_statistics(plain(initial), how)
+    # Flax's apply returns plain dictionaries, also where it was given a FrozenDict. An accumulator
+    # has other variables than the statistics, for which Flax's metadata, names of axes, is not.
+    accumulators = _population.accumulate_statistics(plain(nn.meta.unbox(initial)), how)
     structure: Any = jax.tree.structure(accumulators)
 
     @jax.jit

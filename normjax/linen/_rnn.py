@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from flax.core import DenyList
 
 from normjax._flax import _padding, _semantics, _sequences
+from normjax._flax._variables import FILLED, separate
 from normjax._internal import _checks
 from normjax.linen._lifted import StaticArguments
-from normjax.linen._wrap import COLLECTION
+from normjax.linen._wrap import COLLECTION, renew
 from normjax.recurrent import _per_step
-from normjax.statistics._types import Array, PyTree
+from normjax.state import _names
+from normjax.statistics._types import Array, PyTree, is_accumulator
 
 
 class RNN(StaticArguments, nn.RNN):
@@ -31,8 +33,10 @@ class RNN(StaticArguments, nn.RNN):
     of Flax's RNN, from the same parameters.
 
     Init makes the statistics, training moves them with `mutable=["batch_stats"]`, evaluation
-    needs no `mutable`. The norms inside the cell get their mode as usual: from their fields, or
-    from attributes of the cell.
+    needs no `mutable`, and normalizes a step that has no data with the statistics of the last
+    step before it that has some. (Flax's own `BatchNorm` does so only without `mutable`.) The
+    norms inside the cell get their mode as usual: from their fields, or from attributes of the
+    cell.
 
     Attributes:
         max_steps: number of steps with statistics of their own; by default the length of the
@@ -205,10 +209,13 @@ class _StepStatistics:
         self.beyond = beyond
         self.steps = steps
         self.stored: dict[str, PyTree] = {}
+        self.given: dict[str, PyTree] = {}
 
     def read(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
         """Statistics `[max_steps, ...]` as `[steps, ...]`, the last ones repeated past the end."""
-        self.stored = dict(variables)
+        # A scan would refuse Flax's metadata, such as names of axes, or add an axis to it.
+        self.given = dict(variables)
+        self.stored = variables = nn.meta.unbox(self.given)
         for leaf in jax.tree.leaves(self.stored):
             stored_steps = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
             if self.max_steps not in (None, stored_steps):
@@ -217,16 +224,35 @@ class _StepStatistics:
                     f"{self.max_steps}: write max_steps={stored_steps}"
                 )
             _checks.max_steps(self.steps, stored_steps, self.beyond)
-        if self.evaluating:
-            variables = _per_step.fill_steps(variables)
-        return _per_step.resize(variables, self.steps)
+        # Where nothing can be written every norm is in mode "running", Flax's own among them.
+        fill = _per_step.fill_steps if self.evaluating else _beside
+        return _per_step.resize(fill(variables), self.steps)
 
     def write(self, variables: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
         """Statistics `[steps, ...]` as `[max_steps, ...]`; a step that did not run is unchanged."""
-        structure: Any = jax.tree.structure(self.stored)
-        if jax.tree.structure(dict(variables)) == structure:
-            return jax.tree.map(_write_steps, self.stored, dict(variables))
-        return _per_step.resize(variables, self.max_steps or self.steps)  # init made them
+        new, stored = separate(variables)[0], separate(self.stored)[0]
+        structure: Any = jax.tree.structure(stored)
+        if jax.tree.structure(new) == structure:
+            return renew(self.given, jax.tree.map(_write_steps, stored, new))
+        return _per_step.resize(new, self.max_steps or self.steps)  # init made them
+
+
+def _beside(variables: Mapping[str, PyTree]) -> PyTree:
+    """Put what mode `"running"` reads beside each norm's statistics, which training moves."""
+    own, read = separate(variables)  # `read` is that of a loop around this one
+    filled = _per_step.fill_steps(own if read is None else read)
+
+    def add(node: PyTree, filled: PyTree) -> PyTree:
+        if not isinstance(node, Mapping):
+            return node
+        stats = _names.read_statistics(node)
+        if stats is None:
+            return {name: add(value, filled[name]) for name, value in node.items()}
+        # Those of a loop around this one are running statistics already.
+        running = filled["running"] if is_accumulator(stats) and "running" in filled else filled
+        return {**node, FILLED: running}
+
+    return add(own, filled)
 
 
 def _write_steps(stored: Array, new: Array) -> jax.Array:

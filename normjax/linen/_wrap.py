@@ -6,7 +6,7 @@ They declare variables and pass them to the pure functions; nothing is computed 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from normjax._flax import _padding
-from normjax._flax._variables import accumulates, draws_noise, named_leaves, nest, rebuild
+from normjax._flax._variables import (
+    FILLED,
+    accumulates,
+    draws_noise,
+    keep_running,
+    named_leaves,
+    nest,
+    rebuild,
+    separate,
+    with_running,
+)
 from normjax._internal import _checks, _single
 from normjax.base import Hyper, Norm, Stats
 from normjax.linen._lifted import StaticArguments
@@ -88,13 +98,13 @@ class Normalize(StaticArguments, nn.Module):
                 `mutable=["batch_stats"]`.
         """
         mode = _mode(self, stats, self.norm.stateful)
-        params, state = _variables(
-            self, lambda key: self.norm.start(x.shape, self.param_dtype, key)
+        params, state, read = _variables(
+            self, lambda key: self.norm.start(x.shape, self.param_dtype, key), mode
         )
         with _start(self):
-            y, state = self.norm.apply(
+            y, new = self.norm.apply(
                 params,
-                state,
+                read,
                 x,
                 stats=mode,
                 mask=_padding.mask(mask, x.shape, "Normalize"),
@@ -104,7 +114,7 @@ class Normalize(StaticArguments, nn.Module):
                 segment_ids=segment_ids,
                 num_segments=num_segments,
             )
-        _store(self, state, mode)
+        _store(self, new, state, mode)
         return y
 
 
@@ -192,13 +202,13 @@ class Recurrent(StaticArguments, nn.Module):
             noise = False
         write = 'write apply(..., rngs={"noise": key})'
         noise = draws_noise(self.layer, mode, noise, has_key, write)
-        params, state = _variables(
-            self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype)
+        params, state, read = _variables(
+            self, lambda key: self.layer.init(key, x.shape[-1], self.param_dtype), mode
         )
         with _start(self):
-            (y, carry), state = self.layer.apply(
+            (y, carry), new = self.layer.apply(
                 params,
-                state,
+                read,
                 x,
                 stats=mode,
                 lengths=lengths,
@@ -211,7 +221,7 @@ class Recurrent(StaticArguments, nn.Module):
                 hyper=hyper,
                 solver=solver,
             )
-        _store(self, state, mode)
+        _store(self, new, state, mode)
         return (carry, y) if return_carry else y
 
     @nn.nowrap
@@ -241,8 +251,15 @@ def _mode(module: Any, stats: Stats | None, needed: bool) -> Stats:
     return mode or "running"
 
 
-def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyTree, PyTree]:
-    """Declare one parameter and one variable for each top-level name, and read them back."""
+def _variables(
+    module: nn.Module, init: Callable[[jax.Array], Any], mode: Stats
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Declare one parameter and one variable for each top-level name, and read them back.
+
+    Returns:
+        `(params, state, read)`: the state that the variables hold, and the one to be read in
+        `mode`, which differs only inside a loop of ours; see `FILLED`.
+    """
     shapes = jax.eval_shape(init, jax.random.key(0))
     initializing = module.is_initializing()
     made = init(module.make_rng("params")) if initializing else shapes
@@ -259,7 +276,14 @@ def _variables(module: nn.Module, init: Callable[[jax.Array], Any]) -> tuple[PyT
         if module.has_variable(COLLECTION, "measured"):
             names = tuple(n for n in Accumulator._fields if module.has_variable(COLLECTION, n))
         state = {name: _read(module, name) for name in names}
-    return rebuild(shapes[0], params), rebuild(shapes[1], state)
+        if module.has_variable(COLLECTION, FILLED):
+            state[FILLED] = module.get_variable(COLLECTION, FILLED)
+        state = nn.meta.unbox(state)  # Flax's metadata, such as names of axes
+    own, filled = separate(state)
+    state = read = rebuild(shapes[1], own)
+    if mode == "running" and filled is not None:
+        read = with_running(state, rebuild(shapes[1], filled))
+    return rebuild(shapes[0], params), state, read
 
 
 def _read(module: nn.Module, name: str) -> Any:
@@ -272,10 +296,12 @@ def _read(module: nn.Module, name: str) -> Any:
     return module.get_variable(COLLECTION, name)
 
 
-def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
+def _store(module: nn.Module, state: PyTree, before: PyTree, mode: Stats) -> None:
     """Write the next state to the variables, where the call moves it."""
     if module.is_initializing() or not (mode == "batch" or accumulates(state)):
         return
+    if mode == "running":  # only what accumulates moves
+        state = keep_running(state, before)
     values = nest(named_leaves(state))
     if values and not module.is_mutable_collection(COLLECTION):
         raise ValueError(
@@ -283,7 +309,18 @@ def _store(module: nn.Module, state: PyTree, mode: Stats) -> None:
             f'mutable=["{COLLECTION}"]), and drop what it returns to keep them frozen'
         )
     for name, value in values.items():
-        module.put_variable(COLLECTION, name, value)
+        old: Any = module.get_variable(COLLECTION, name)
+        module.put_variable(COLLECTION, name, renew(old, value))
+
+
+def renew(old: Any, new: Any) -> Any:
+    """Return `new` with the metadata of `old`, and with the names that it lacks."""
+    boxed = nn.meta.AxisMetadata
+    if isinstance(old, boxed) and not isinstance(new, boxed):
+        return old.replace_boxed(new)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{name: renew(old.get(name), value) for name, value in new.items()}}
+    return new
 
 
 def _arrays(tree: PyTree) -> PyTree:

@@ -19,8 +19,9 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as standard_promotion
 
 from normjax._flax import _padding, _semantics
+from normjax._flax._variables import keep_running
 from normjax._internal import _checks
-from normjax.nnx._wrap import normalizes_with, statistics, write
+from normjax.nnx._wrap import normalizes_with, statistics, to_read, write
 from normjax.statistics._types import Accumulator, Array
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -142,7 +143,8 @@ class BatchNorm(nnx.BatchNorm):
                 "No `use_running_average` argument was provided to BatchNorm: write layer.train() "
                 "or layer.eval(), or give it at the call"
             )
-        state = statistics(self)
+        before = statistics(self)
+        state = to_read(self, before) if running else before
         accumulating = isinstance(state, Accumulator)  # in `population_update`
         stored = state.running if accumulating else state
         inputs, _, _, scale, bias = _promoted(
@@ -151,7 +153,7 @@ class BatchNorm(nnx.BatchNorm):
         features = _semantics.axes_of(inputs.ndim, self.axis)
         if mask is not None:
             mask = _semantics.mask_of(mask, inputs.shape)
-        y, state = _semantics.batch_norm(
+        y, new = _semantics.batch_norm(
             inputs,
             state,
             features,
@@ -168,7 +170,7 @@ class BatchNorm(nnx.BatchNorm):
             allow_single=self.allow_single,
         )
         if accumulating or not running:
-            write(self, state)
+            write(self, keep_running(new, before))
         return y
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -13,8 +14,12 @@ from flax import nnx
 from jax import lax
 
 from normjax._flax import _padding, _sequences
+from normjax._flax._variables import FILLED
 from normjax._internal import _checks
 from normjax._internal._exportable import exportable
+from normjax.nnx._population import OURS
+from normjax.nnx._wrap import FilledState, statistics
+from normjax.recurrent import _per_step
 from normjax.statistics._types import Array, PyTree
 
 
@@ -60,7 +65,9 @@ class PerStepCell(nnx.RNNCellBase):
     Every `nnx.BatchStat` of the cell gets a leading axis of `max_steps`; parameters are shared
     over time. The step travels in the carry, so a sequence may be run in pieces, and may be
     shorter or longer than `max_steps`: past it the last statistics normalize, and training
-    leaves them alone. `train()` and `eval()` set the mode as usual.
+    leaves them alone. `train()` and `eval()` set the mode as usual. In evaluation our norms
+    normalize a step that has no data with the statistics of the last step before it that has some;
+    Flax's own `BatchNorm` does so with mean 0 and variance 1.
 
     Flax's RNN does not pass `seq_lengths` to its cell, and has neither `resets` nor a `mask`:
     `normjax.nnx.RNN` takes all three. Inside Flax's, to exclude padding from the statistics of our
@@ -154,8 +161,8 @@ class PerStepCell(nnx.RNNCellBase):
             old = old if reset is None else _sequences.where(reset, told.fresh, old)
         outer = _told.set(None)  # an RNN inside the cell has steps of its own
         try:
-            _set_values(variables, before)
-            with _padding.step(valid):
+            with _filled(self.cell, index), _padding.step(valid):
+                _set_values(variables, before)
                 inner, y = self.cell(old, inputs)
             after = [v.get_value() for v in variables]
         finally:
@@ -397,6 +404,28 @@ def _known_steps(carry: StepCarry) -> int:
     """Steps of the pieces before, where their number is not traced."""
     traced = isinstance(carry.step, jax.core.Tracer)
     return 0 if traced else int(np.max(carry.step, initial=0))
+
+
+@contextlib.contextmanager
+def _filled(cell: Any, step: Array) -> Iterator[None]:
+    """Give each norm of ours what mode `"running"` reads at a step, beside its statistics."""
+    before = []
+    for _, node in nnx.iter_graph(cell):
+        if isinstance(node, OURS):
+            outer = getattr(node, FILLED, None)  # that of a cell around this one
+            state = statistics(node) if outer is None else outer.get_value()
+            if jax.tree.leaves(state):
+                before.append((node, outer, _per_step.filled_step(state, step)))
+    try:
+        for node, _, state in before:
+            setattr(node, FILLED, FilledState(state))
+        yield
+    finally:
+        for node, outer, _ in before:
+            if outer is not None:
+                setattr(node, FILLED, outer)
+            elif hasattr(node, FILLED):
+                delattr(node, FILLED)
 
 
 def _statistics(cell: Any) -> list[nnx.BatchStat]:

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._flax import _padding
-from normjax._flax._variables import Path, draws_noise, named_leaves, nest
+from normjax._flax._variables import (
+    FILLED,
+    Path,
+    draws_noise,
+    keep_running,
+    named_leaves,
+    nest,
+    with_running,
+)
 from normjax._internal import _checks
 from normjax.base import Hyper, Norm, Stats
 from normjax.recurrent._checks import check_layer
@@ -22,6 +30,10 @@ from normjax.statistics._types import Array, AxisName, PyTree, Running
 
 class ModuleState(nnx.BatchStat):
     """A module's whole state while it accumulates: a pytree with `Accumulator` nodes."""
+
+
+class FilledState(nnx.BatchStat):
+    """What mode `"running"` reads, while a `PerStepCell` runs the module's step."""
 
 
 class Normalize(nnx.Module):
@@ -98,9 +110,9 @@ class Normalize(nnx.Module):
         mode = normalizes_with(self) or _mode(self, stats, self.norm.stateful)
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
-        y, state = self.norm.apply(
+        y, new = self.norm.apply(
             params,
-            state,
+            to_read(self, state) if mode == "running" else state,
             x,
             stats=mode,
             mask=_padding.mask(mask, x.shape, "Normalize"),
@@ -109,7 +121,7 @@ class Normalize(nnx.Module):
             segment_ids=segment_ids,
             num_segments=num_segments,
         )
-        _store(self, state, mode)
+        _store(self, new, state, mode)
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
@@ -218,9 +230,9 @@ class Recurrent(nnx.Module):
         )
         params_shape, state_shape = _shapes(self)
         params, state = _read(self, params_shape), statistics(self, state_shape)
-        (y, last), state = self.layer.apply(
+        (y, last), new = self.layer.apply(
             params,
-            state,
+            to_read(self, state) if mode == "running" else state,
             x,
             stats=mode,
             lengths=lengths,
@@ -235,7 +247,7 @@ class Recurrent(nnx.Module):
             hyper=hyper,
             solver=solver,
         )
-        _store(self, state, mode)
+        _store(self, new, state, mode)
         return (last, y) if return_carry else y
 
     def output(self, carry: PyTree) -> jax.Array:
@@ -298,8 +310,16 @@ def write(module: Any, state: PyTree) -> None:
         _variable(module, path)[...] = value
 
 
-def _store(module: Any, state: PyTree, mode: Stats) -> None:
-    if mode == "batch" or hasattr(module, "accumulator"):
+def to_read(module: Any, state: PyTree) -> PyTree:
+    """Return the state that mode `"running"` reads, which differs in a `PerStepCell`."""
+    filled = getattr(module, FILLED, None)
+    return with_running(state, filled.get_value()) if isinstance(filled, FilledState) else state
+
+
+def _store(module: Any, state: PyTree, before: PyTree, mode: Stats) -> None:
+    if hasattr(module, "accumulator"):
+        write(module, keep_running(state, before))
+    elif mode == "batch":
         write(module, state)
 
 

@@ -44,21 +44,43 @@ def fill_steps(state: PyTree) -> PyTree:
 
     def fill(stats: PyTree) -> PyTree:
         running = running_of(stats)
-        if isinstance(running, Debiased):
-            pairs: Any = [(running.weight, jnp.zeros_like(running.weight))]
-        else:
-            pairs = zip(running, _running.reset_running(running), strict=True)
-        changed = [
-            jnp.any(jnp.reshape(leaf != initial, (leaf.shape[0], -1)), axis=1)
-            for leaf, initial in pairs
-        ]
-        own = jnp.arange(len(changed[0]))
-        last = lax.cummax(jnp.where(jnp.any(jnp.stack(changed), axis=0), own, -1))
-        source = jnp.where(last < 0, own, last)
+        source = _steps_with_data(running)
         filled = jax.tree.map(lambda leaf: jnp.asarray(leaf)[source], running)
         return stats._replace(running=filled) if isinstance(stats, Accumulator) else filled
 
     return map_statistics(state, fill)
+
+
+def filled_step(state: PyTree, step: Array) -> PyTree:
+    """Return one step of `fill_steps`, without what an `Accumulator` has measured.
+
+    Args:
+        state: states of ours with a leading axis of steps.
+        step: its number.
+    """
+
+    def pick(node: PyTree) -> PyTree:
+        running = running_of(node)
+        at = _steps_with_data(running)[step] if _running.is_stats(running) else step
+        return jax.tree.map(
+            lambda leaf: lax.dynamic_index_in_dim(leaf, at, keepdims=False), running
+        )
+
+    return jax.tree.map(pick, state, is_leaf=_running.is_stats)
+
+
+def _steps_with_data(running: PyTree) -> jax.Array:
+    """`[steps]`, for each step the last one up to it that has data; if none has, the step."""
+    if isinstance(running, Debiased):
+        pairs: Any = [(running.weight, jnp.zeros_like(running.weight))]
+    else:
+        pairs = zip(running, _running.reset_running(running), strict=True)
+    changed = [
+        jnp.any(leaf != initial, axis=tuple(range(1, jnp.ndim(leaf)))) for leaf, initial in pairs
+    ]
+    own = jnp.arange(len(changed[0]))
+    last = lax.cummax(jnp.where(jnp.any(jnp.stack(changed), axis=0), own, -1))
+    return jnp.where(last < 0, own, last)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -416,5 +416,61 @@ def test_steps_that_no_sequence_reached_take_the_last_known_statistics(kind):
         np.testing.assert_array_equal(stats["var"][4:], 1),
     )
     known = {name: leaf.at[4:].set(leaf[3]) for name, leaf in stats.items()}
-    want = evaluate.apply({**variables, "batch_stats": {"cell": {"bn": known}}}, x)
+    known = {**variables, "batch_stats": {"cell": {"bn": known}}}
+    want = evaluate.apply(known, x)
     same(evaluate.apply(variables, x), want)
+    # A collection that may be written to changes nothing in evaluation.
+    y, unchanged = evaluate.apply(variables, x, mutable=["batch_stats"])
+    close(y, want), same(unchanged["batch_stats"], variables["batch_stats"])
+    # Training goes on from the start at these steps.
+    first, then = (
+        train.apply(v, x, mutable=["batch_stats"])[1]["batch_stats"]["cell"]["bn"]
+        for v in (train.init(jax.random.key(0), x), variables)
+    )
+    close({name: leaf[4:] for name, leaf in then.items()}, {n: v[4:] for n, v in first.items()})
+    population = [
+        linen.population_update(lambda v, x: evaluate.apply(v, x, mutable=["batch_stats"]), v, [x])
+        for v in (variables, known)
+    ]
+    close(*population)
+
+
+class Ensemble(nn.RNNCellBase):
+    """A cell with a recurrent layer, and with two norms side by side in a lifted `vmap`."""
+
+    stats: str = "running"
+
+    @nn.compact
+    def __call__(self, carry, x):
+        axes = {"params": 0, "batch_stats": 0}
+        norms = nn.vmap(
+            linen.Normalize,
+            in_axes=-1,
+            out_axes=-1,
+            variable_axes=axes,
+            split_rngs={"params": True},
+        )
+        x = norms(nj.batch_norm(decay=0.0), stats=self.stats)(jnp.stack([x, -2 * x], -1))
+        layer = recurrent.bn_gru(2, max_steps=2)
+        return carry, linen.Recurrent(layer, stats=self.stats)(x.swapaxes(1, 2))
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros(input_shape[:-1])
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+def test_steps_without_data_of_norms_in_a_transformation_and_in_a_layer():
+    x = draw()
+    train, evaluate = (linen.RNN(Ensemble(stats), max_steps=T) for stats in ("batch", "running"))
+    variables = train.init(jax.random.key(0), x)
+    _, new = train.apply(variables, x[:, :4], mutable=["batch_stats"])
+    variables = {**variables, **new}
+    want = evaluate.apply(variables, x)
+    y, unchanged = evaluate.apply(variables, x, mutable=["batch_stats"])
+    close(y, want), same(unchanged, {"batch_stats": variables["batch_stats"]})
+    fewer = {**variables, "batch_stats": jax.tree.map(lambda v: v[:4], variables["batch_stats"])}
+    close(linen.RNN(Ensemble(), max_steps=4).apply(fewer, x), want)

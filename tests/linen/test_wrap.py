@@ -166,3 +166,44 @@ def test_presets_forget_the_start():
     np.testing.assert_allclose(var[2], 0.99**10, atol=1e-2)
     for line in ("near chance", "`linen.population_update`", '`debias="warmup"`'):
         assert line in linen.Recurrent.__doc__
+
+
+@pytest.mark.parametrize("kind", ["normalize", "recurrent", "rnn"])
+def test_metadata_of_variables_is_kept_and_changes_no_number(kind):
+    module = {
+        "normalize": lambda: linen.Normalize(nj.batch_norm(), stats="batch"),
+        "recurrent": lambda: linen.Recurrent(recurrent.bn_gru(4, max_steps=5), stats="batch"),
+        "rnn": lambda: linen.RNN(Boxes(4)),
+    }[kind]()
+
+    def run(variables, x):
+        return module.apply(variables, x, mutable=["batch_stats"])
+
+    variables = nn.meta.unbox(module.init(jax.random.key(0), X))
+    boxed = jax.tree.map(lambda v: nn.Partitioned(v, (None,) * (v.ndim - 1) + ("a",)), variables)
+    y, new = run(variables, X)
+    got, kept = run(boxed, X)
+    np.testing.assert_array_equal(got, y)
+    assert jax.tree.structure(kept["batch_stats"]) == jax.tree.structure(boxed["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(kept), new)
+    want, population = (linen.population_update(run, v, [X, 2 * X]) for v in (variables, boxed))
+    assert jax.tree.structure(population) == jax.tree.structure(boxed["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(population), want)
+    if kind == "rnn":
+        evaluate = linen.RNN(Boxes(4, stats="running"))
+        want = evaluate.apply({**variables, **new}, X)
+        np.testing.assert_array_equal(evaluate.apply({**boxed, **kept}, X), want)
+        y, _ = evaluate.apply({**boxed, **kept}, X, mutable=["batch_stats"])
+        np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-6)
+
+
+class Boxes(nn.GRUCell):
+    """A cell whose parameters have boxes from their initializers."""
+
+    stats: str = "batch"
+
+    @nn.compact
+    def __call__(self, carry, x):
+        x = linen.Normalize(nj.batch_norm(), stats=self.stats)(x)
+        kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "a"))
+        return nn.GRUCell(self.features, kernel_init=kernel)(carry, x)

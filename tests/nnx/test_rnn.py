@@ -328,6 +328,32 @@ def test_an_error_in_the_cell_leaves_the_statistics_whole():
     same(kept(rnn.cell.cell), before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lift"),
+    [("normalize", lambda f: f), ("drop-in", lambda f: f), ("normalize", fnn.jit)],
+)
+def test_steps_that_no_sequence_reached_take_the_last_known_statistics(kind, lift):
+    x, rnn = draw(), nnx.RNN(BNCell(kind, lift), max_steps=T)
+    bn = rnn.cell.cell.bn
+    rnn.train()
+    fresh = fnn.clone(rnn)
+    rnn(x[:, :4]), fresh(x)
+    same(bn.mean[4:], 0 * bn.mean[4:]), same(bn.var[4:], 0 * bn.var[4:] + 1)
+    then = fnn.clone(rnn)  # training goes on from the start at these steps
+    then(x)
+    close(*({n: v[4:] for n, v in kept(net.cell.cell).items()} for net in (then, fresh)))
+    rnn.eval()
+    known, graph, before = fnn.clone(rnn), fnn.graphdef(rnn), kept(rnn.cell.cell)
+    for name, value in before.items():
+        getattr(known.cell.cell.bn, name)[...] = jnp.array(value).at[4:].set(value[3])
+    close(rnn(x), known(x))
+    same(kept(rnn.cell.cell), before)
+    assert fnn.graphdef(rnn) == graph
+    for net in (rnn, known):
+        nnx.population_update(net, [x], upstream="running")
+    close(*(kept(net.cell.cell) for net in (rnn, known)))
+
+
 # Population -------------------------------------------------------------------------------------
 
 
