@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +15,19 @@ from normjax.statistics._types import Array
 def inverse_root(a: Array, floor: float) -> jax.Array:
     r"""Return the symmetric inverse square root of Hermitian matrices with eigenvalues >= `floor`.
 
-    $$W = A^{-1/2} = U \Lambda^{-1/2} U^*, \qquad
-      dW\,W + W\,dW = -W^2\,dA\,W^2$$
+    $$W = A^{-1/2} = U R^{-1} U^*, \qquad R = \Lambda^{1/2}, \qquad
+      (U^*\,dW\,U)_{ij} = -\frac{(U^*\,dA\,U)_{ij}}{r_i\,r_j\,(r_i + r_j)}$$
 
-    The derivative solves this Sylvester equation, which follows from $W^2 A = I$. In the
-    eigenbasis the solution divides by sums of positive numbers, while the derivative of
-    eigenvectors divides by differences of eigenvalues. So it is finite at equal eigenvalues, as
-    are all higher derivatives.
+    The derivative divides by sums of positive numbers, while that of eigenvectors divides by
+    differences of eigenvalues. So it is finite at equal eigenvalues, as are all higher ones.
+
+    It stays in the eigenbasis between the two changes of basis. Its entries differ by the factor
+    (largest / smallest eigenvalue)^1.5; a product with W^2 in the basis of A would spread the
+    rounding of the largest entries over all others, in float32 beyond their size.
+
+    One case is left: the gradient of a gradient, by reverse mode twice, in a direction in which
+    a batch has no variance. The cotangent of A itself, then of size floor^-1.5, is rounded. Forward
+    over reverse, `jax.jvp(jax.grad(f), ...)`, does not form it.
 
     Args:
         a: `[..., n, n]`.
@@ -31,45 +38,74 @@ def inverse_root(a: Array, floor: float) -> jax.Array:
     """
     a = jnp.asarray(a)
     a = (a + _adjoint(a)) / 2
-    # The basis is a constant here: the derivative rule below accounts for its changes.
+    # The basis is a constant here: the derivative rules below account for its changes.
     values, basis = jnp.linalg.eigh(lax.stop_gradient(a))
-    roots = lax.rsqrt(jnp.maximum(values, floor))
-    return _inverse_root(a, basis, roots)
+    return _inverse_root(a, basis, jnp.sqrt(jnp.maximum(values, floor)))
 
 
 @jax.custom_jvp
 def _inverse_root(a: jax.Array, basis: jax.Array, roots: jax.Array) -> jax.Array:
+    """Return W, from the eigenvectors of A and the roots of its eigenvalues."""
     del a
-    return _dot(basis * roots.astype(basis.dtype)[..., None, :], _adjoint(basis))
+    return _dot(basis / roots.astype(basis.dtype)[..., None, :], _adjoint(basis))
 
 
 @_inverse_root.defjvp
 def _inverse_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Differentiate: dW solves dW W + W dW = -W^2 dA W^2."""
-    a, basis, roots = primals
-    w = _inverse_root(a, basis, roots)
-    square = _dot(w, w)
-    return w, _sylvester(w, -_dot(square, _dot(tangents[0], square)), basis, roots)
+    """Differentiate W^-2 = A: with X = -U^* dW U, R (X R + R X) R = U^* dA U."""
+    _, basis, roots = primals
+    r = _root_in_basis(*primals)
+    rows, columns = _pairs(basis, roots)
+    inner = _solve(
+        lambda x: _dot(r, _dot(_dot(x, r) + _dot(r, x), r)),
+        _dot(_adjoint(basis), _dot(tangents[0], basis)),
+        # One factor after the other: the product of all three is beyond float32 from 1e13 on.
+        lambda b: b / rows / columns / (rows + columns),
+    )
+    return _inverse_root(*primals), -_dot(basis, _dot(inner, _adjoint(basis)))
 
 
-def _sylvester(w: jax.Array, c: jax.Array, basis: jax.Array, roots: jax.Array) -> jax.Array:
-    """Solve Y W + W Y = C, with the eigenvectors and eigenvalues of W.
+@jax.custom_jvp
+def _root_in_basis(a: jax.Array, basis: jax.Array, roots: jax.Array) -> jax.Array:
+    """Return R = U^* A^(1/2) U as a function of A for a constant U: diagonal, its tangent not."""
+    del a
+    eye = jnp.broadcast_to(jnp.eye(roots.shape[-1], dtype=basis.dtype), basis.shape)
+    return eye * roots.astype(basis.dtype)[..., None, :]
 
-    This is a linear solve and not another `custom_jvp`: transposing a `custom_jvp` inlines its
-    body, in which W does not occur, and Hessians would silently miss the derivative in W.
+
+@_root_in_basis.defjvp
+def _root_in_basis_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Differentiate R^2 = U^* A U: dR R + R dR = U^* dA U."""
+    _, basis, roots = primals
+    r = _root_in_basis(*primals)
+    rows, columns = _pairs(basis, roots)
+    return r, _solve(
+        lambda x: _dot(x, r) + _dot(r, x),
+        _dot(_adjoint(basis), _dot(tangents[0], basis)),
+        lambda b: b / (rows + columns),
+    )
+
+
+def _pairs(basis: jax.Array, roots: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return r_i and r_j for the entries ij of a matrix, in the dtype of the basis."""
+    roots = roots.astype(basis.dtype)
+    return roots[..., :, None], roots[..., None, :]
+
+
+def _solve(
+    equation: Callable[[jax.Array], jax.Array],
+    b: jax.Array,
+    divide: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Solve `equation(x) = b`, linear in x, by `divide(b)`, its inverse where R is diagonal.
+
+    Higher derivatives are those of the equation, in which R is a function of A. Written as
+    `divide(b)` alone, or by another `custom_jvp`, whose body is inlined when it is transposed,
+    the solution would not depend on A and Hessians would silently miss that.
     """
-    # In the eigenbasis of W: (U^* Y U)_ij = (U^* C U)_ij / (roots_i + roots_j).
-    sums = (roots[..., :, None] + roots[..., None, :]).astype(c.dtype)
-
-    def solve(u: jax.Array, b: jax.Array) -> jax.Array:
-        inner = _dot(_adjoint(u), _dot(b, u)) / sums
-        return _dot(u, _dot(inner, _adjoint(u)))
-
+    # A diagonal map is its own transpose; the derivative of the equation is transposed by JAX.
     return lax.custom_linear_solve(
-        lambda y: _dot(y, w) + _dot(w, y),
-        c,
-        solve=lambda _, b: solve(basis, b),
-        transpose_solve=lambda _, b: solve(basis.conj(), b),
+        equation, b, solve=lambda _, b: divide(b), transpose_solve=lambda _, b: divide(b)
     )
 
 

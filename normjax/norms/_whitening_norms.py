@@ -204,7 +204,10 @@ def decorrelated_batch_norm(
 
     The inverse root is the symmetric one (ZCA), which does not permute the features from batch
     to batch. Its gradient is finite even at equal eigenvalues, where the gradient through
-    eigenvectors is not.
+    eigenvectors is not. In float32 the gradient is good to about 1e-7 v / eps^0.5 where the batch
+    has no more vectors than features, and to 1e-7 v / eps where features are linearly dependent,
+    with v the largest variance. Where either holds, take second derivatives forward over reverse:
+    reverse mode twice is then wrong in float32.
 
     The state is the running mean and the running *covariance*, not an average of whitening
     matrices. Covariances of disjoint batches merge exactly, so devices, microbatches and

@@ -248,8 +248,15 @@ def test_derivatives_of_the_inverse_root(name, x64):
         jax.jvp(lambda a: jax.jvp(f, (a,), (v,))[1], (a,), (w,))[1],  # forward over forward
     ):
         close(got, second, 1e-3, 1e-4 * abs(second))
-    third = jax.jvp(lambda a: jax.jvp(grad, (a,), (w,))[1], (a,), (v,))[1]
-    assert np.isfinite(third).all()
+
+    def hessian_product(a):
+        return jax.jvp(grad, (a,), (w,))[1]
+
+    third = jax.jvp(hessian_product, (a,), (v,))[1]
+    want = (hessian_product(a + step * v) - hessian_product(a - step * v)) / (2 * step)
+    close(third, want, 1e-4, 1e-5 * np.abs(want).max())
+    back = jax.grad(lambda a: jnp.sum(hessian_product(a) * v))(a)  # reverse in place of forward
+    close(jnp.sum(back * v), jnp.sum(third * v), 1e-9, 1e-9 * np.abs(want).max())
 
 
 def test_complex_derivative(x64):
@@ -267,6 +274,13 @@ def test_complex_derivative(x64):
     want = (f(m + step * v) - f(m - step * v)) / (2 * step)
     close(jax.jvp(f, (m,), (v,))[1], want, 1e-6, 1e-7)
     close(jnp.sum((jax.grad(f)(m) * v).real), want, 1e-6, 1e-7)
+
+    def slope(m):
+        return jnp.sum((jax.grad(f)(m) * v).real)
+
+    want = (slope(m + step * v) - slope(m - step * v)) / (2 * step)
+    close(jax.jvp(slope, (m,), (v,))[1], want, 1e-5, 1e-7)
+    close(jnp.sum((jax.grad(slope)(m) * v).real), want, 1e-5, 1e-7)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +319,136 @@ def test_rank_deficient_batches_in_float32():
     assert np.isfinite(y).all() and np.isfinite(new.cov).all()
     grad = jax.grad(lambda x: jnp.sum(norm.apply(params, state, x, stats="batch")[0] ** 2))(x)
     assert np.isfinite(grad).all()
+
+
+def in_double(f, *args):
+    """Return `f` of the same numbers, computed in float64."""
+    with jax.enable_x64(True):
+        out = jax.jit(f)(*(jnp.asarray(np.asarray(a, np.float32), jnp.float64) for a in args))
+        return jax.tree.map(np.asarray, out)
+
+
+def error(got, want):
+    """Return the distance as a fraction of the size of `want`."""
+    got = np.asarray(got, np.float64)
+    assert got.shape == want.shape
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def batch_output(norm):
+    """Return y as a function of x, in the precision of x."""
+
+    def y(x):
+        params, state = norm.init((1, x.shape[-1]), x.dtype)
+        return norm.apply(params, state, x, stats="batch")[0]
+
+    return y
+
+
+def zca_output(x):
+    return nj.whiten(x, nj.zca_whitening(nj.second_moments(x), EPS))
+
+
+GRADIENT_CASES = {
+    "3 samples": ((3, 8), nj.decorrelated_batch_norm()),
+    "as many as features": ((8, 8), nj.decorrelated_batch_norm()),
+    "32 of 64": ((32, 64), nj.decorrelated_batch_norm()),
+    "groups": ((3, 8), nj.decorrelated_batch_norm(group_size=4)),
+    "positions apart": ((3, 2, 4), nj.decorrelated_batch_norm(axes=0)),
+    "zca": ((3, 8), None),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENT_CASES)
+def test_gradients_in_float32_of_few_samples(name):
+    """The root is 1 / sqrt(eps) where the data has no variance, and rounding must stay there."""
+    shape, norm = GRADIENT_CASES[name]
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, *shape)).astype(np.float32)
+
+    def y(x):
+        if norm is None:
+            return zca_output(x)
+        params, state = norm.init((1, *shape[1:]), x.dtype)
+        return norm.apply(params, state, x, stats="batch")[0]
+
+    def grad(x, weights):
+        return jax.grad(lambda x: jnp.sum(weights * y(x)))(x)
+
+    # The covariance is rounded by 1e-7 of itself, and the root multiplies that by 1 / sqrt(eps).
+    assert error(jax.jit(grad)(x, weights), in_double(grad, x, weights)) < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["collinear", "one channel twice", "a constant channel"])
+def test_gradients_in_float32_of_dependent_features(kind):
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, 128, 8))
+    if kind == "collinear":
+        x = x[:, :6] @ rng.normal(size=(6, 8))
+    elif kind == "one channel twice":
+        x[:, 7] = x[:, 6]
+    else:
+        x[:, 3] = 1.5
+    x, weights = x.astype(np.float32), weights.astype(np.float32)
+    y = batch_output(nj.decorrelated_batch_norm())
+
+    def grads(x, weights):
+        # Along x the output hardly moves, as in training; across it by 1 / sqrt(eps).
+        along = jax.jvp(y, (x,), (x * x[:, :1],))[1]
+        return along, jax.grad(lambda x: jnp.sum(weights * y(x)))(x)
+
+    along, grad = jax.jit(grads)(x, weights)
+    want_along, want_grad = in_double(grads, x, weights)
+    # Eigenvalues are rounded by 1e-7 of the largest, which is a few percent of eps.
+    assert error(grad, want_grad) < 0.1
+    assert error(along, want_along) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 8)])
+def test_second_derivatives_in_float32_of_few_samples(shape):
+    rng = np.random.default_rng(0)
+    x, weights, v = rng.normal(size=(3, *shape)).astype(np.float32)
+    inside = (rng.normal(size=(shape[0],) * 2) @ (x - x.mean(0))).astype(np.float32)
+    y = batch_output(nj.decorrelated_batch_norm())
+
+    def products(x, weights, v, inside):
+        grad = jax.grad(lambda x: jnp.sum(weights * y(x) + 0.1 * y(x) ** 3))
+        return {
+            "output, forward": jax.jvp(y, (x,), (v,))[1],
+            "forward over reverse": jax.jvp(grad, (x,), (v,))[1],
+            # Along directions in which the batch varies; see `inverse_root` for the others.
+            "reverse over reverse": jax.grad(lambda x: jnp.sum(grad(x) * inside))(x),
+        }
+
+    got = jax.jit(products)(x, weights, v, inside)
+    want = in_double(products, x, weights, v, inside)
+    for name in want:
+        assert error(got[name], want[name]) < 5e-3, name
+
+
+def test_gradients_of_few_samples_over_devices_and_in_half_precision():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    norm = nj.decorrelated_batch_norm()
+    y = batch_output(norm)
+
+    def grad(x, weights):
+        return jax.grad(lambda x: jnp.sum(weights * y(x).astype(weights.dtype)))(x)
+
+    want = in_double(grad, x, weights)
+    params, state = norm.init((1, 8))
+
+    def split(x):
+        one = lambda x: norm.apply(params, state, x, stats="batch", axis_name="d")[0]  # noqa: E731
+        return jax.vmap(one, axis_name="d")(x.reshape(2, 2, 8)).reshape(4, 8)
+
+    got = jax.jit(jax.grad(lambda x: jnp.sum(weights * split(x))))(x)
+    assert error(got, want) < 2e-3
+    both = jax.vmap(grad)(jnp.stack([x, 2 * x]), jnp.stack([weights, weights]))
+    assert error(both[0], want) < 2e-3
+    half = x.astype(jnp.bfloat16)
+    want = in_double(grad, half, weights)
+    assert error(grad(half, weights), want) < 1e-2
 
 
 @pytest.mark.parametrize(
