@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx import spmd
 from jax import lax
 
 from normjax._flax import _padding, _sequences
@@ -118,6 +119,8 @@ class PerStepCell(nnx.RNNCellBase):
                     lambda leaf: jnp.repeat(leaf[None], max_steps, axis=0), variable.get_value()
                 )
             )
+            # Names of mesh axes in Flax's metadata move with the axes that they are of.
+            spmd.add_axis(variable, 0, {nnx.PARTITION_NAME: None})
 
     def __call__(self, carry: Any, inputs: Array) -> tuple[StepCarry, Any]:
         """Run one step.

@@ -354,6 +354,22 @@ def test_steps_that_no_sequence_reached_take_the_last_known_statistics(kind, lif
     close(*(kept(net.cell.cell) for net in (rnn, known)))
 
 
+def test_sharding_metadata_of_a_statistic_moves_with_its_features():
+    cell, x = BNCell(), draw()
+    auto = (jax.sharding.AxisType.Auto,)
+    with jax.set_mesh(jax.make_mesh((1,), ("a",), axis_types=auto)):
+        cell.bn.mean = fnn.BatchStat(jnp.zeros(H), out_sharding=("a",))
+        rnn = nnx.RNN(cell, max_steps=T)
+        rnn.train()
+        rnn(x)
+    spec = fnn.get_partition_spec(fnn.state(cell.bn))
+    assert tuple(spec["mean"].get_value()) == (None, "a")
+    plain = nnx.RNN(BNCell(), max_steps=T)
+    plain.train()
+    plain(x)
+    close(kept(cell), kept(plain.cell.cell))
+
+
 # Population -------------------------------------------------------------------------------------
 
 
