@@ -90,7 +90,10 @@ def test_padding_enters_no_sum_and_no_statistic(model):
     grad = jax.jit(jax.grad(loss, has_aux=True))
     padded = grad(params, rotten, weight)
     whole = grad(params, splits.take(split, slice(0, 4)), None)
-    close(padded, whole)
+    # The gradient of a bias in front of a batch norm is 0 but for rounding, which differs with the
+    # order of its 196 terms: 2e-6 on one processor, where the kernel's gradient is 2.6.
+    close(padded[0], whole[0], atol=5e-6)
+    close(padded[1], whole[1])
     assert padded[1][0].count == 4
     if jax.tree.leaves(norm):
         assert not np.allclose(padded[1][1]["0"]["norm"].mean, norm["0"]["norm"].mean)
