@@ -27,7 +27,7 @@ controls, rates and commands; `results/ledger.json` and `ledger.csv` hold the sa
 * **Verdict**: at each size, by its place on the axis that the group's bold line names.
 * **Effect**: in the metric's units, positive in the claimed direction, with its 95 % interval, at
   the largest size that was run. With \\*, an arm did best at the lowest or the highest rate tried.
-* **Source**: the published number that comes nearest to it; the page says in what it differs.
+* **Source**: the published number that comes nearest to it; the page says what it is of.
 * **supported**: the interval is above 0 and the effect is at least delta, the smallest that
   matters (stated by each claim before its runs, with the reason). **reversed**: the interval is
   below 0. **negligible**: the 90 % interval is inside ± delta. **inconclusive**: none of these.
